@@ -1,0 +1,38 @@
+"""hrpo: hybrid latent reasoning by reinforcement learning (arXiv:2505.18454)."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hrpo.advantages import group_advantages as group_advantages
+    from hrpo.gate import HybridGate as HybridGate
+    from hrpo.gate import latent_embedding as latent_embedding
+    from hrpo.loss import hrpo_loss as hrpo_loss
+    from hrpo.model import HybridCausalLM as HybridCausalLM
+    from hrpo.model import Lora as Lora
+    from hrpo.replay import replay as replay
+    from hrpo.rollout import Rollout as Rollout
+    from hrpo.rollout import generate as generate
+
+_HOME = {
+    "HybridCausalLM": "model",
+    "HybridGate": "gate",
+    "Lora": "model",
+    "Rollout": "rollout",
+    "generate": "rollout",
+    "group_advantages": "advantages",
+    "hrpo_loss": "loss",
+    "latent_embedding": "gate",
+    "replay": "replay",
+}
+__all__ = list(_HOME)  # noqa: PLE0605 (kept in one place)
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch only when something that needs it is asked for."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'hrpo' has no attribute {name!r}")
+    module = importlib.import_module(f"hrpo.{_HOME[name]}")
+    # a function named like its module (replay): the module import has set the attribute, the function replaces it
+    globals()[name] = getattr(module, name)
+    return globals()[name]

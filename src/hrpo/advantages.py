@@ -1,0 +1,39 @@
+"""Group-relative advantages (GRPO, arXiv:2402.03300; HRPO, section 3.2)."""
+
+from torch import Tensor
+
+from hrpo.config import AdvantageScale
+
+
+def group_advantages(rewards: Tensor, group_size: int, scale: AdvantageScale = "std") -> Tensor:
+    """Compare each completion with the others of its prompt.
+
+    A = (r - mean) / (std + 1e-4) within the group, std unbiased. A group whose rewards are all equal gets zeros.
+
+    Args:
+        rewards: (N,) one reward a completion, the group's completions side by side.
+        group_size: completions per prompt, at least 2.
+        scale: "std" divides by the group's standard deviation; "unscaled" does not (Dr. GRPO, arXiv:2503.20783).
+
+    Returns:
+        (N,) advantages.
+
+    Raises:
+        ValueError: `group_size` is below 2 or does not divide N.
+
+    """
+    if group_size < 2 or rewards.numel() % group_size:
+        raise ValueError(
+            f"group_size must be at least 2 and divide {rewards.numel()} rewards, got {group_size}"
+        )
+    groups = rewards.view(-1, group_size)  # (B, G)
+    centred = groups - groups.mean(dim=1, keepdim=True)
+    if scale == "std":
+        centred = centred / (groups.std(dim=1, keepdim=True) + 1e-4)
+    return centred.flatten()
+
+
+def signal_share(rewards: Tensor, group_size: int) -> float:
+    """Share of groups whose rewards differ; only these carry a policy gradient."""
+    groups = rewards.view(-1, group_size)
+    return (groups != groups[:, :1]).any(dim=1).float().mean().item()

@@ -1,0 +1,183 @@
+"""Every setting, one dataclass a stage. Defaults are the paper's where it has one; docs/method.md lists them."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Dtype = Literal["float32", "bfloat16", "float64"]
+LatentMode = Literal["hybrid", "discrete"]
+Policy = Literal["model", "tempered", "sampler"]
+Reduction = Literal["sequence", "token"]
+AdvantageScale = Literal["std", "unscaled"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The language model.
+
+    Args:
+        name: a folder, a name that `hrpo model` lists, or a name on the Hub.
+        dtype: bfloat16 keeps frozen weights in bfloat16, or runs trainable float32 ones under autocast.
+        lora_rank: rank of the adapters on the linear layers of the blocks; 0 trains all weights.
+        lora_alpha: the adapters' output is scaled by lora_alpha / lora_rank.
+        lora_targets: layers that get adapters, separated by commas; "all-linear" takes all but the head.
+        trust_remote_code: run code that comes with the model.
+    """
+
+    name: str = "tiny"
+    dtype: Dtype = "float32"
+    lora_rank: int = 32
+    lora_alpha: int = 64
+    lora_targets: str = "all-linear"
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class LatentConfig:
+    """What is fed while the model thinks.
+
+    Args:
+        mode: "hybrid" mixes each sampled token with a latent (HRPO); "discrete" feeds tokens alone (GRPO).
+        r_min: lower end of the gate's initial a; the paper uses .95, .98 or .99.
+        r_max: upper end.
+    """
+
+    mode: LatentMode = "hybrid"
+    r_min: float = 0.99
+    r_max: float = 0.999
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """The problems.
+
+    Args:
+        name: arithmetic or gsm8k.
+        path: the training file, in its publisher's format (gsm8k).
+        test_path: the test file; for gsm8k "test.jsonl" beside the training file where this is left out.
+        shots: worked examples that every prompt begins with.
+        max_solution_chars: train only on problems whose written solution is at most this long; 0 takes all.
+        min_terms: fewest terms of a problem (arithmetic).
+        max_terms: most terms of a problem (arithmetic).
+    """
+
+    name: str = "arithmetic"
+    path: str = ""
+    test_path: str = ""
+    shots: int = 0
+    max_solution_chars: int = 0
+    min_terms: int = 3
+    max_terms: int = 5
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """How completions are sampled.
+
+    Args:
+        prompts: prompts per update, B.
+        group_size: completions per prompt, G; the paper uses 4 or 8.
+        max_new_tokens: length limit of a completion, T.
+        temperature: of the sampler, tau.
+        top_k: candidates kept at each step; 0 keeps the whole vocabulary. The paper's text has none, its code 50.
+        delimiter: text that ends thinking.
+    """
+
+    prompts: int = 8
+    group_size: int = 8
+    max_new_tokens: int = 512
+    temperature: float = 0.5
+    top_k: int = 50
+    delimiter: str = "####"
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The objective.
+
+    Args:
+        beta: weight of the KL term; 0 needs no reference.
+        policy: the distribution whose log-probability is optimised: "model" (temperature 1, as released),
+            "tempered" (the sampler's temperature, as TRL) or "sampler" (its temperature and candidates).
+        reduction: mean over each completion's tokens first ("sequence") or over all tokens at once ("token").
+        advantage_scale: divide advantages by the group's standard deviation ("std") or leave them ("unscaled").
+        mask_truncated: leave completions that were cut off at the length limit out of the loss.
+    """
+
+    beta: float = 0.005
+    policy: Policy = "model"
+    reduction: Reduction = "sequence"
+    advantage_scale: AdvantageScale = "std"
+    mask_truncated: bool = False
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with a cosine schedule.
+
+    Args:
+        lr: learning rate of the adapters, or of all weights in full fine-tuning.
+        gate_lr: learning rate of the gates' linear layers.
+        lambda_lr: learning rate of Lambda.
+        beta1: decay of the first moment.
+        beta2: decay of the second moment.
+        weight_decay: on everything that is trained, gate and Lambda too.
+        max_grad_norm: gradients are clipped to this norm, over all parameters.
+        warmup: share of the updates over which the learning rates rise from 0.
+    """
+
+    lr: float = 5e-6
+    gate_lr: float = 1e-4
+    lambda_lr: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.99
+    weight_decay: float = 0.1
+    max_grad_norm: float = 0.1
+    warmup: float = 0.1
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Held-out evaluation before and after training.
+
+    Args:
+        problems: test problems; 0 switches the evaluation off.
+        batch: problems decoded at a time.
+    """
+
+    problems: int = 500
+    batch: int = 64
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One run.
+
+    Args:
+        name: of the run; it lives in FOLDER/NAME.
+        folder: where runs are kept.
+        updates: optimizer steps, one rollout each.
+        seed: of data order, sampling and initial gate.
+        token_budget: padded tokens of a micro-batch; lower it when memory runs out.
+        save_every: updates between checkpoints; the last is always kept.
+        model: the language model.
+        latent: what is fed while the model thinks.
+        task: the problems.
+        rollout: how completions are sampled.
+        loss: the objective.
+        optimizer: AdamW with a cosine schedule.
+        eval: held-out evaluation before and after.
+    """
+
+    name: str = "run"
+    folder: str = "runs"
+    updates: int = 100
+    seed: int = 0
+    token_budget: int = 4096
+    save_every: int = 50
+    model: ModelConfig = field(default_factory=ModelConfig)
+    latent: LatentConfig = field(default_factory=LatentConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)

@@ -1,0 +1,325 @@
+"""A causal language model and its gate: load, run, save."""
+
+import contextlib
+import copy
+import dataclasses
+import inspect
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from hrpo.catalog import KNOWN, resolve
+from hrpo.config import Dtype, LatentMode
+from hrpo.errors import InputError
+from hrpo.files import new_folder
+from hrpo.gate import HybridGate
+
+SETTINGS_FILE, GATE_FILE = "hybrid.json", "gate.safetensors"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters on the linear layers of the blocks.
+
+    Args:
+        r: rank.
+        alpha: the adapter's output is scaled by alpha / r.
+        targets: names of the layers; "all-linear" takes every linear layer but the head, as the release does.
+
+    """
+
+    r: int = 32
+    alpha: int = 64
+    targets: str | list[str] = "all-linear"
+
+
+@dataclass(frozen=True)
+class HybridSettings:
+    """What a checkpoint remembers, `hybrid.json`: how its model was made and how it decodes.
+
+    Args:
+        base_model: what the language model was trained from.
+        latent_mode: "hybrid" feeds mixed inputs while thinking; "discrete" feeds plain tokens.
+        temperature: of the sampler, tau.
+        top_k: candidates kept, 0 for all.
+        max_new_tokens: length limit of a completion.
+        delimiter: text that ends thinking.
+        task: the settings of the task it was trained on.
+        step: updates done.
+
+    """
+
+    base_model: str
+    latent_mode: LatentMode = "hybrid"
+    temperature: float = 0.5
+    top_k: int = 50
+    max_new_tokens: int = 512
+    delimiter: str = "####"
+    task: dict[str, Any] = field(default_factory=dict)
+    step: int = 0
+
+
+class HybridCausalLM(nn.Module):
+    """An unmodified causal language model `lm` (bare or PEFT-wrapped) beside a `gate`.
+
+    It stays in evaluation mode: dropout would make the replay differ from the rollout.
+
+    Args:
+        lm: the language model.
+        gate: of the width of the model's input embedding.
+        settings: what `save_pretrained` remembers.
+        tokenizer: None for models driven with token ids alone.
+        autocast: run the language model under autocast to this dtype; its weights stay as they are.
+
+    """
+
+    def __init__(
+        self,
+        lm: nn.Module,
+        gate: HybridGate,
+        settings: HybridSettings,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.lm, self.gate = lm, gate
+        self.settings, self.tokenizer, self.autocast = settings, tokenizer, autocast
+        self._reference: list[nn.Module] = []  # in a list: no part of parameters() and state_dict()
+        self._accepts = inspect.signature(self.bare_lm.forward).parameters
+        width = self.embedding.weight.shape[1]
+        if gate.hidden_size != width:
+            raise InputError(
+                f"the gate is {gate.hidden_size} wide, but the model's input embedding is {width} wide"
+            )
+        if self.lm_dtype == torch.float64:
+            gate.double()
+        self.eval()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_name: str | Path,
+        *,
+        lora: Lora | None = None,
+        dtype: Dtype = "float32",
+        device: str | torch.device = "cpu",
+        r_min: float = 0.99,
+        r_max: float = 0.999,
+        latent_mode: LatentMode = "hybrid",
+        trust_remote_code: bool = False,
+    ) -> "HybridCausalLM":
+        """Load a plain model, which gets a fresh gate, or a saved hybrid one, which gets its own back.
+
+        Args:
+            path_or_name: a folder, a name from `hrpo model`, or a name on the Hub.
+            lora: add adapters (plain models only); None trains the model's own weights.
+            dtype: "bfloat16" holds frozen weights in bfloat16 when there are adapters, and otherwise runs float32
+                weights under autocast. What is trained, and the gate, stays float32.
+            device: where to put it.
+            r_min: of a fresh gate.
+            r_max: of a fresh gate.
+            latent_mode: of a plain model; a saved one keeps its own.
+            trust_remote_code: run code that comes with the model.
+
+        Raises:
+            InputError: nothing usable is there.
+
+        """
+        folder = Path(resolve(str(path_or_name)))
+        saved = (folder / SETTINGS_FILE).is_file()
+        if saved:
+            settings = _read_settings(folder / SETTINGS_FILE)
+            has_adapter = (folder / "adapter_config.json").is_file()
+            if lora is not None:
+                raise InputError(f"{folder}: a saved hybrid model keeps its own weights; leave lora out")
+        else:
+            named = str(path_or_name) in KNOWN or not folder.is_dir()
+            settings = HybridSettings(str(path_or_name) if named else str(folder.resolve()), latent_mode)
+            has_adapter = lora is not None
+        half = dtype == "bfloat16"
+        weights_dtype = (
+            torch.bfloat16 if half and has_adapter else getattr(torch, "float32" if half else dtype)
+        )
+        base = resolve(settings.base_model) if saved and has_adapter else str(folder)
+        lm = _load_lm(base, weights_dtype, trust_remote_code)
+        if saved and has_adapter:
+            lm = PeftModel.from_pretrained(lm, str(folder), is_trainable=True)
+        elif lora is not None:
+            targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+            config = LoraConfig(
+                task_type="CAUSAL_LM", r=lora.r, lora_alpha=lora.alpha, target_modules=targets
+            )
+            lm = get_peft_model(lm, config)
+        bare = lm.get_base_model() if isinstance(lm, PeftModel) else lm
+        gate = HybridGate(bare.get_input_embeddings().weight.shape[1], r_min, r_max)
+        if saved:
+            gate = _read_gate(folder / GATE_FILE)
+        tokenizer = _load_tokenizer(folder if saved else Path(base), trust_remote_code)
+        autocast = torch.bfloat16 if half and not has_adapter else None
+        return cls(lm, gate, settings, tokenizer, autocast).to(device)
+
+    @property
+    def bare_lm(self) -> Any:
+        """The transformers model itself, without PEFT's wrapper (its layers still hold the adapters)."""
+        return self.lm.get_base_model() if isinstance(self.lm, PeftModel) else self.lm
+
+    @property
+    def embedding(self) -> Any:
+        """The module that embeds tokens, scale included."""
+        return self.bare_lm.get_input_embeddings()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the embedding lies."""
+        return cast(torch.device, self.embedding.weight.device)
+
+    @property
+    def lm_dtype(self) -> torch.dtype:
+        """Of the language model's weights."""
+        return cast(torch.dtype, self.embedding.weight.dtype)
+
+    @property
+    def eos_token_ids(self) -> list[int]:
+        """Token ids that end a completion, from the generation config; empty where it names none."""
+        eos = self.bare_lm.generation_config.eos_token_id
+        return [] if eos is None else list(eos) if isinstance(eos, Sequence) else [eos]
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Return the model's own input embedding e: (...,) -> (..., D)."""
+        return cast(Tensor, self.embedding(token_ids))
+
+    def embedding_table(self) -> Tensor:
+        """W_e, the input embedding of every token (V, D), scale included; no gradient."""
+        with torch.no_grad():
+            if type(self.embedding) is nn.Embedding:
+                return cast(Tensor, self.embedding.weight.detach())
+            return self.embed(torch.arange(self.embedding.weight.shape[0], device=self.device))
+
+    def keep_reference(self) -> None:
+        """Keep a frozen copy of the language model as the reference (full fine-tuning with beta above 0).
+
+        With adapters nothing is copied: the reference is the same weights with the adapters off.
+        """
+        if not isinstance(self.lm, PeftModel):
+            self._reference[:] = [copy.deepcopy(self.lm).requires_grad_(False)]
+
+    def load_reference(self) -> None:
+        """Load the reference anew from the base model (a fine-tuned checkpoint is no longer its own reference)."""
+        if not isinstance(self.lm, PeftModel):
+            base = _load_lm(resolve(self.settings.base_model), self.lm_dtype, trust_remote_code=False)
+            self._reference[:] = [base.to(self.device).requires_grad_(False)]
+
+    def forward(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor,
+        cache: Any = None,
+        *,
+        last_only: bool = False,
+        reference: bool = False,
+    ) -> tuple[Tensor, Any]:
+        """Run the language model on embedded inputs.
+
+        Args:
+            inputs_embeds: (N, S, D).
+            attention_mask: (N, cached + S), 0 on padding; positions are counted over it.
+            cache: what an earlier call on the positions before returned; extended in place.
+            last_only: logits of the last position only.
+            reference: use the reference: the kept copy, or the weights with their adapters off.
+
+        Returns:
+            Logits (N, S or 1, V) and the cache.
+
+        """
+        length = inputs_embeds.shape[1]
+        options: dict[str, Any] = {}
+        if "position_ids" in self._accepts:
+            options["position_ids"] = (attention_mask.cumsum(1) - 1).clamp(min=0)[:, -length:]
+        if last_only and "logits_to_keep" in self._accepts:
+            options["logits_to_keep"] = 1
+        with contextlib.ExitStack() as stack:
+            if self.autocast is not None:
+                stack.enter_context(torch.autocast(inputs_embeds.device.type, self.autocast))
+            lm = self.lm
+            if reference and self._reference:
+                lm = self._reference[0]
+            elif reference and isinstance(lm, PeftModel):
+                stack.enter_context(lm.disable_adapter())
+            out = lm(
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                past_key_values=cache,
+                use_cache=True,
+                **options,
+            )
+        logits = out.logits[:, -1:] if last_only else out.logits
+        return logits, out.past_key_values
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the model or its adapter, gate.safetensors, hybrid.json and the tokenizer; whole or not at all."""
+        with new_folder(Path(folder)) as draft:
+            if isinstance(self.lm, PeftModel):
+                self.lm.save_pretrained(str(draft), save_embedding_layers=False)
+            else:
+                self.bare_lm.save_pretrained(str(draft))
+            gate = {name: tensor.contiguous() for name, tensor in self.gate.state_dict().items()}
+            save_file(gate, draft / GATE_FILE, {"r_min": str(self.gate.r_min), "r_max": str(self.gate.r_max)})
+            (draft / SETTINGS_FILE).write_text(json.dumps(dataclasses.asdict(self.settings), indent=2) + "\n")
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(str(draft))
+
+
+def _load_lm(path: str, dtype: torch.dtype, trust_remote_code: bool) -> Any:
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"model.name: cannot load {path}: {_first_line(error)}") from error
+
+
+def _load_tokenizer(path: Path | str, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:
+    """Load the tokenizer; None for a folder that has none."""
+    if Path(path).is_dir() and not any((Path(path) / name).is_file() for name in TOKENIZER_FILES):
+        return None
+    tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=trust_remote_code)
+    return cast(PreTrainedTokenizerBase, tokenizer)
+
+
+def _read_settings(path: Path) -> HybridSettings:
+    try:
+        return HybridSettings(**json.loads(path.read_text()))
+    except (json.JSONDecodeError, TypeError) as error:
+        raise InputError(f"{path}: not the settings of a hybrid model: {_first_line(error)}") from error
+
+
+def _read_gate(path: Path) -> HybridGate:
+    if not path.is_file():
+        raise InputError(f"{path}: missing; a folder with {SETTINGS_FILE} needs its gate beside it")
+    try:
+        with safe_open(path, "pt") as file:
+            bounds = {
+                name: float(value)
+                for name, value in (file.metadata() or {}).items()
+                if name in ("r_min", "r_max")
+            }
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        gate = HybridGate(tensors["Lambda"].shape[0], **bounds).to(tensors["Lambda"].dtype)
+        gate.load_state_dict(tensors)
+    except (SafetensorError, KeyError, RuntimeError) as error:
+        raise InputError(f"{path}: not a gate: {_first_line(error)}") from error
+    return gate
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]

@@ -1,0 +1,56 @@
+"""What a task is: questions, gold answers, and how they become a prompt."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from hrpo.tasks.judge import Verdict, judge
+
+Kind = Literal["number", "math", "choice", "qa"]
+Message = dict[str, str]
+
+# The paper's system prompt (appendix; the release uses the same words).
+SYSTEM_PROMPT = (
+    "A conversation between User and Assistant. The user asks a question, and the assistant solves it. "
+    "The assistant first thinks about the reasoning process in the mind and then provides the user with the answer. "
+    "The final answer is provided after the #### tag, i.e., {reasoning process} #### {answer}."
+)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One problem. `gold` is a list of accepted answers for tasks of the kind "qa"; `solution` is written out."""
+
+    question: str
+    gold: str | list[str]
+    solution: str = ""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A family of problems with one way to ask and one way to judge.
+
+    `train` and `test` are disjoint; either may be a lazy sequence. `shots` are worked examples that every prompt
+    begins with, as earlier turns of the conversation.
+    """
+
+    name: str
+    kind: Kind
+    train: Sequence[Example]
+    test: Sequence[Example]
+    system: str = SYSTEM_PROMPT
+    shots: Sequence[Example] = field(default=())
+
+    def messages(self, question: str) -> list[Message]:
+        """Return the conversation that asks `question`, ready for a chat template."""
+        turns: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
+        for shot in self.shots:
+            turns += [
+                {"role": "user", "content": shot.question},
+                {"role": "assistant", "content": shot.solution},
+            ]
+        return [*turns, {"role": "user", "content": question}]
+
+    def judge(self, completion: str, example: Example) -> Verdict:
+        """Strict and lenient verdict on a completion."""
+        return judge(self.kind, completion, example.gold)
