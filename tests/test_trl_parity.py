@@ -174,15 +174,13 @@ def trl_step(folder: Path, prompts: list[list[int]], completions: list[list[int]
     return Step(advantages, micro_batches, gradients)
 
 
-@pytest.mark.filterwarnings(
-    "ignore:You are using 'rollout_func'", "ignore:.*gradient_checkpointing:FutureWarning"
-)
+@pytest.mark.filterwarnings("ignore:You are using 'rollout_func'", "ignore:.*gradient_checkpointing:FutureWarning")
 @pytest.mark.parametrize(
     ("loss_type", "reduction", "scale_rewards", "scale", "accumulate"),
     [
         ("grpo", "sequence", "group", "std", 1),
         ("grpo", "sequence", "group", "std", 4),
-        ("dapo", "token", "none", "none", 4),
+        ("dapo", "token", "unscaled", "none", 4),
     ],
 )
 def test_advantages_loss_and_gradients_equal_trl(
@@ -215,9 +213,7 @@ def test_advantages_loss_and_gradients_equal_trl(
     assert len(theirs.micro_batches) == accumulate
     assert loss.item() == pytest.approx(sum(value for _, value in theirs.micro_batches), abs=1e-5)
     for rows, value in theirs.micro_batches:
-        part, _ = hrpo_loss(
-            lp[rows], ref[rows], advantages[rows], mask[rows], beta=BETA, weights=weights[rows]
-        )
+        part, _ = hrpo_loss(lp[rows], ref[rows], advantages[rows], mask[rows], beta=BETA, weights=weights[rows])
         assert part.item() == pytest.approx(value, abs=1e-5)
 
     loss.backward()

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from hrpo.rollout import Rollout as Rollout
     from hrpo.rollout import generate as generate
 
+__version__ = "0.1.0"
+
 _HOME = {
     "HybridCausalLM": "model",
     "HybridGate": "gate",
@@ -25,7 +27,7 @@ _HOME = {
     "latent_embedding": "gate",
     "replay": "replay",
 }
-__all__ = list(_HOME)  # noqa: PLE0605 (kept in one place)
+__all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:

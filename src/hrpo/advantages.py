@@ -23,9 +23,7 @@ def group_advantages(rewards: Tensor, group_size: int, scale: AdvantageScale = "
 
     """
     if group_size < 2 or rewards.numel() % group_size:
-        raise ValueError(
-            f"group_size must be at least 2 and divide {rewards.numel()} rewards, got {group_size}"
-        )
+        raise ValueError(f"group_size must be at least 2 and divide {rewards.numel()} rewards, got {group_size}")
     groups = rewards.view(-1, group_size)  # (B, G)
     centred = groups - groups.mean(dim=1, keepdim=True)
     if scale == "std":

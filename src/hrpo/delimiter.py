@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 class DelimiterAutomaton:
-    """Knuth-Morris-Pratt over tokens: `table[state, token]` is the state after the token.
+    r"""Knuth-Morris-Pratt over tokens: `table[state, token]` is the state after the token.
 
     State s < length means that the last s symbols of the completion begin the delimiter; `length` is final: the
     delimiter has appeared. A token may hold several symbols, so delimiters that are split over tokens or merged
-    with neighbours ("\\n####", "###" + "#") are found all the same.
+    with neighbours ("\n####", "###" + "#") are found all the same.
 
     Args:
         pieces: for each token id, the symbols it adds to the completion: a string, or a sequence of one token id.
@@ -66,17 +66,13 @@ def _transitions(delimiter: Sequence[Hashable]) -> Any:
             return length
         seen = [*delimiter[:state], symbol]
         return next(
-            size
-            for size in range(state + 1, -1, -1)
-            if size == 0 or seen[len(seen) - size :] == list(delimiter[:size])
+            size for size in range(state + 1, -1, -1) if size == 0 or seen[len(seen) - size :] == list(delimiter[:size])
         )
 
     return step
 
 
-def delimiter_automaton(
-    delimiter: str | Sequence[int], tokenizer: Any, vocab_size: int
-) -> DelimiterAutomaton:
+def delimiter_automaton(delimiter: str | Sequence[int], tokenizer: Any, vocab_size: int) -> DelimiterAutomaton:
     """Return the automaton of a delimiter, made once for each tokenizer.
 
     Args:

@@ -20,7 +20,8 @@ def latent_embedding(probs: Tensor, embedding_matrix: Tensor) -> Tensor:
         (..., D) in the dtype of `probs`.
 
     """
-    return (probs @ embedding_matrix.to(probs.dtype)) / probs.norm(dim=-1, keepdim=True)
+    norm: Tensor = probs.norm(dim=-1, keepdim=True)
+    return probs @ embedding_matrix.to(probs.dtype) / norm
 
 
 class HybridGate(nn.Module):

@@ -54,7 +54,9 @@ class HybridSettings:
         top_k: candidates kept, 0 for all.
         max_new_tokens: length limit of a completion.
         delimiter: text that ends thinking.
+        preamble: the messages that every conversation begins with: system prompt and worked examples.
         task: the settings of the task it was trained on.
+        seed: of the run, and of the task's generated problems.
         step: updates done.
 
     """
@@ -65,7 +67,9 @@ class HybridSettings:
     top_k: int = 50
     max_new_tokens: int = 512
     delimiter: str = "####"
+    preamble: list[dict[str, str]] = field(default_factory=list)
     task: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
     step: int = 0
 
 
@@ -95,12 +99,10 @@ class HybridCausalLM(nn.Module):
         self.lm, self.gate = lm, gate
         self.settings, self.tokenizer, self.autocast = settings, tokenizer, autocast
         self._reference: list[nn.Module] = []  # in a list: no part of parameters() and state_dict()
-        self._accepts = inspect.signature(self.bare_lm.forward).parameters
+        self._accepts = inspect.signature(type(self.bare_lm).forward).parameters
         width = self.embedding.weight.shape[1]
         if gate.hidden_size != width:
-            raise InputError(
-                f"the gate is {gate.hidden_size} wide, but the model's input embedding is {width} wide"
-            )
+            raise InputError(f"the gate is {gate.hidden_size} wide, but the model's input embedding is {width} wide")
         if self.lm_dtype == torch.float64:
             gate.double()
         self.eval()
@@ -147,20 +149,16 @@ class HybridCausalLM(nn.Module):
             settings = HybridSettings(str(path_or_name) if named else str(folder.resolve()), latent_mode)
             has_adapter = lora is not None
         half = dtype == "bfloat16"
-        weights_dtype = (
-            torch.bfloat16 if half and has_adapter else getattr(torch, "float32" if half else dtype)
-        )
+        weights_dtype = torch.bfloat16 if half and has_adapter else getattr(torch, "float32" if half else dtype)
         base = resolve(settings.base_model) if saved and has_adapter else str(folder)
-        lm = _load_lm(base, weights_dtype, trust_remote_code)
+        lm: Any = _load_lm(base, weights_dtype, trust_remote_code)
         if saved and has_adapter:
             lm = PeftModel.from_pretrained(lm, str(folder), is_trainable=True)
         elif lora is not None:
             targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
-            config = LoraConfig(
-                task_type="CAUSAL_LM", r=lora.r, lora_alpha=lora.alpha, target_modules=targets
-            )
+            config = LoraConfig(task_type="CAUSAL_LM", r=lora.r, lora_alpha=lora.alpha, target_modules=targets)
             lm = get_peft_model(lm, config)
-        bare = lm.get_base_model() if isinstance(lm, PeftModel) else lm
+        bare: Any = lm.get_base_model() if isinstance(lm, PeftModel) else lm
         gate = HybridGate(bare.get_input_embeddings().weight.shape[1], r_min, r_max)
         if saved:
             gate = _read_gate(folder / GATE_FILE)
@@ -194,15 +192,17 @@ class HybridCausalLM(nn.Module):
         eos = self.bare_lm.generation_config.eos_token_id
         return [] if eos is None else list(eos) if isinstance(eos, Sequence) else [eos]
 
-    def embed(self, token_ids: Tensor) -> Tensor:
-        """Return the model's own input embedding e: (...,) -> (..., D)."""
-        return cast(Tensor, self.embedding(token_ids))
+    def embed(self, token_ids: Tensor, *, reference: bool = False) -> Tensor:
+        """Return the model's own, or the kept reference's, input embedding e: (...,) -> (..., D)."""
+        kept = reference and self._reference
+        module: Any = self._reference[0].get_input_embeddings() if kept else self.embedding  # type: ignore[operator]
+        return cast(Tensor, module(token_ids))
 
     def embedding_table(self) -> Tensor:
         """W_e, the input embedding of every token (V, D), scale included; no gradient."""
         with torch.no_grad():
             if type(self.embedding) is nn.Embedding:
-                return cast(Tensor, self.embedding.weight.detach())
+                return self.embedding.weight.detach()
             return self.embed(torch.arange(self.embedding.weight.shape[0], device=self.device))
 
     def keep_reference(self) -> None:
@@ -250,7 +250,7 @@ class HybridCausalLM(nn.Module):
         with contextlib.ExitStack() as stack:
             if self.autocast is not None:
                 stack.enter_context(torch.autocast(inputs_embeds.device.type, self.autocast))
-            lm = self.lm
+            lm: Any = self.lm
             if reference and self._reference:
                 lm = self._reference[0]
             elif reference and isinstance(lm, PeftModel):
@@ -268,15 +268,19 @@ class HybridCausalLM(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model or its adapter, gate.safetensors, hybrid.json and the tokenizer; whole or not at all."""
         with new_folder(Path(folder)) as draft:
-            if isinstance(self.lm, PeftModel):
-                self.lm.save_pretrained(str(draft), save_embedding_layers=False)
-            else:
-                self.bare_lm.save_pretrained(str(draft))
-            gate = {name: tensor.contiguous() for name, tensor in self.gate.state_dict().items()}
-            save_file(gate, draft / GATE_FILE, {"r_min": str(self.gate.r_min), "r_max": str(self.gate.r_max)})
-            (draft / SETTINGS_FILE).write_text(json.dumps(dataclasses.asdict(self.settings), indent=2) + "\n")
-            if self.tokenizer is not None:
-                self.tokenizer.save_pretrained(str(draft))
+            self.write_files(draft)
+
+    def write_files(self, folder: Path) -> None:
+        """Write the same files into a folder that exists."""
+        if isinstance(self.lm, PeftModel):
+            self.lm.save_pretrained(str(folder), save_embedding_layers=False)
+        else:
+            self.bare_lm.save_pretrained(str(folder))
+        gate = {name: tensor.contiguous() for name, tensor in self.gate.state_dict().items()}
+        save_file(gate, folder / GATE_FILE, {"r_min": str(self.gate.r_min), "r_max": str(self.gate.r_max)})
+        (folder / SETTINGS_FILE).write_text(json.dumps(dataclasses.asdict(self.settings), indent=2) + "\n")
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(str(folder))
 
 
 def _load_lm(path: str, dtype: torch.dtype, trust_remote_code: bool) -> Any:
@@ -309,9 +313,7 @@ def _read_gate(path: Path) -> HybridGate:
     try:
         with safe_open(path, "pt") as file:
             bounds = {
-                name: float(value)
-                for name, value in (file.metadata() or {}).items()
-                if name in ("r_min", "r_max")
+                name: float(value) for name, value in (file.metadata() or {}).items() if name in ("r_min", "r_max")
             }
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         gate = HybridGate(tensors["Lambda"].shape[0], **bounds).to(tensors["Lambda"].dtype)

@@ -1,7 +1,5 @@
 """Log-probabilities of a `Rollout` under the policy and under the reference (paper, section 3.2)."""
 
-import contextlib
-
 import torch
 from torch import Tensor
 
@@ -40,24 +38,20 @@ def replay(
     if not with_reference:
         return logprobs, None
     with torch.no_grad():
-        return logprobs, _logprobs(model, rollout, tokens.detach(), policy, reference=True)
+        tokens = model.embed(rollout.completion_ids, reference=True)
+        return logprobs, _logprobs(model, rollout, tokens, policy, reference=True)
 
 
-def _logprobs(
-    model: HybridCausalLM, rollout: Rollout, inputs: Tensor, policy: Policy, *, reference: bool
-) -> Tensor:
+def _logprobs(model: HybridCausalLM, rollout: Rollout, inputs: Tensor, policy: Policy, *, reference: bool) -> Tensor:
     G, T = rollout.group_size, inputs.shape[1]
-    prompts = model.embed(rollout.prompt_ids)  # (B, P, D)
-    with torch.no_grad() if reference else contextlib.nullcontext():
-        first, cache = model(prompts, rollout.prompt_mask, last_only=True, reference=reference)  # (B, 1, V)
-        parts = [_token_logprobs(first.repeat_interleave(G, dim=0), rollout, slice(0, 1), policy)]
-        if T > 1:  # the last token is never fed
-            cache.batch_repeat_interleave(G)
-            mask = torch.cat(
-                [rollout.prompt_mask.repeat_interleave(G, dim=0), rollout.completion_mask[:, :-1]], 1
-            )
-            logits, _ = model(inputs[:, :-1], mask, cache, reference=reference)  # (N, T - 1, V)
-            parts.append(_token_logprobs(logits, rollout, slice(1, T), policy))
+    prompts = model.embed(rollout.prompt_ids, reference=reference)  # (B, P, D)
+    first, cache = model(prompts, rollout.prompt_mask, last_only=True, reference=reference)  # (B, 1, V)
+    parts = [_token_logprobs(first.repeat_interleave(G, dim=0), rollout, slice(0, 1), policy)]
+    if T > 1:  # the last token is never fed
+        cache.batch_repeat_interleave(G)
+        mask = torch.cat([rollout.prompt_mask.repeat_interleave(G, dim=0), rollout.completion_mask[:, :-1]], dim=1)
+        logits, _ = model(inputs[:, :-1], mask, cache, reference=reference)  # (N, T - 1, V)
+        parts.append(_token_logprobs(logits, rollout, slice(1, T), policy))
     return torch.cat(parts, dim=1) * rollout.completion_mask
 
 

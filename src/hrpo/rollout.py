@@ -74,13 +74,13 @@ class Rollout:
         """Return rows `first` to `last` (exclusive), trimmed to their longest prompt and completion."""
         G = self.group_size
         if first % G == 0 and last % G == 0:
-            prompts, group_size = slice(first // G, last // G), G
+            prompts, group_size = torch.arange(first // G, last // G), G
         else:  # parts of a group: each row brings its own prompt
-            prompts, group_size = torch.arange(first, last, device=self.prompt_ids.device) // G, 1
+            prompts, group_size = torch.arange(first, last) // G, 1
         prompt_mask = self.prompt_mask[prompts]
         P = int(prompt_mask.sum(dim=1).max())
         T = int(self.lengths[first:last].max())
-        rows = {
+        rows: dict[str, Any] = {
             name: value[first:last, :T]
             for name, value in vars(self).items()
             if isinstance(value, Tensor) and not name.startswith("prompt_")
@@ -132,7 +132,7 @@ def mix_candidates(ids: Tensor, probs: Tensor, embedding_table: Tensor, chunk: i
     for at in range(0, flat_ids.shape[0], chunk):
         rows = slice(at, at + chunk)
         out[rows] = torch.bmm(weights[rows], embedding_table[flat_ids[rows]].to(probs.dtype)).squeeze(1)
-    return out.unflatten(0, ids.shape[:-1])
+    return out.view(*ids.shape[:-1], -1)
 
 
 def sample_key(*parts: int | str) -> int:
@@ -196,9 +196,7 @@ def generate(
     if not prompt_ids or not all(len(row) for row in prompt_ids):
         raise ValueError("prompt_ids: every prompt needs at least one token")
     if temperature <= 0:
-        raise ValueError(
-            f"temperature: must be above 0, got {temperature}; use greedy=True for the likeliest token"
-        )
+        raise ValueError(f"temperature: must be above 0, got {temperature}; use greedy=True for the likeliest token")
     if group_size < 1 or top_k < 0:
         raise ValueError(f"group_size must be at least 1 and top_k at least 0, got {group_size} and {top_k}")
     if forced_ids is not None:
@@ -213,11 +211,10 @@ def generate(
     eos_ids = torch.tensor(eos, device=device, dtype=torch.long)
     if sample_keys is None:
         sample_keys = [sample_key(seed, b, g) for b in range(len(prompt_ids)) for g in range(G)]
-    uniforms = torch.from_numpy(np.stack([np.random.default_rng(key).random(T) for key in sample_keys])).to(
-        device
-    )
+    draws = np.stack([np.random.default_rng(key).random(T) for key in sample_keys])  # (N, T)
     table = model.embedding_table()
     real = torch.float64 if model.lm_dtype == torch.float64 else torch.float32
+    uniforms = torch.from_numpy(draws).to(real).to(device)
 
     ids, prompt_mask = left_pad(prompt_ids, pad, device)  # (B, P)
     P = ids.shape[1]
@@ -286,7 +283,7 @@ def generate(
         inputs = model.embed(token)  # (n, D)
         if hybrid:
             mixed = automaton.thinking(state) & live
-            if K:
+            if dense is None:
                 latents = mix_candidates(candidates, probs, table)
             else:
                 latents = latent_embedding(chosen_from, table)
@@ -318,5 +315,5 @@ def generate(
 def _inverse_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:
     """Return the index at which the running sum of `probs` (n, K) passes `uniforms` (n,): (n, 1)."""
     cdf = probs.cumsum(dim=1)
-    threshold = uniforms.to(cdf.dtype).unsqueeze(1) * cdf[:, -1:]
+    threshold = uniforms.unsqueeze(1) * cdf[:, -1:]
     return torch.searchsorted(cdf, threshold, right=True).clamp(max=probs.shape[1] - 1)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, overload
 
+from hrpo.config import TaskConfig
 from hrpo.errors import InputError
-from hrpo.tasks.task import Example, Task
+from hrpo.tasks.task import Example, Task, make_preamble
 
 Split = Literal["train", "test"]
 _OPERATIONS = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
@@ -81,15 +82,13 @@ class Problems(Sequence[Example]):
         return worked(draw(rng, rng.randint(*self.terms), self.split))
 
 
-def load(seed: int = 0, min_terms: int = 3, max_terms: int = 5) -> Task:
+def load(config: TaskConfig, seed: int) -> Task:
     """Return the task; problems of the two splits never coincide, whatever the seed."""
-    if not 2 <= min_terms <= max_terms:
-        raise InputError(f"task.min_terms: must be from 2 to task.max_terms ({max_terms}), got {min_terms}")
-    terms = (min_terms, max_terms)
-    return Task(
-        name="arithmetic",
-        kind="number",
-        train=Problems("train", seed, 1_000_000, terms),
-        test=Problems("test", seed, 10_000, terms),
-        system="",
-    )
+    if not 2 <= config.min_terms <= config.max_terms:
+        raise InputError(
+            f"task.min_terms: must be from 2 to task.max_terms ({config.max_terms}), got {config.min_terms}"
+        )
+    terms = (config.min_terms, config.max_terms)
+    train = Problems("train", seed, 1_000_000, terms)
+    shots = [train[-1 - i] for i in range(config.shots)]
+    return Task("arithmetic", "number", train, Problems("test", seed, 10_000, terms), make_preamble("", shots))

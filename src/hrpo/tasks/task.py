@@ -1,7 +1,7 @@
 """What a task is: questions, gold answers, and how they become a prompt."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from hrpo.tasks.judge import Verdict, judge
@@ -30,27 +30,34 @@ class Example:
 class Task:
     """A family of problems with one way to ask and one way to judge.
 
-    `train` and `test` are disjoint; either may be a lazy sequence. `shots` are worked examples that every prompt
-    begins with, as earlier turns of the conversation.
+    `train` and `test` are disjoint; either may be a lazy sequence, and `train` is empty where no training file was
+    named. `preamble` is what every conversation begins with: the system prompt and worked examples.
     """
 
     name: str
     kind: Kind
     train: Sequence[Example]
     test: Sequence[Example]
-    system: str = SYSTEM_PROMPT
-    shots: Sequence[Example] = field(default=())
+    preamble: Sequence[Message] = ()
 
     def messages(self, question: str) -> list[Message]:
         """Return the conversation that asks `question`, ready for a chat template."""
-        turns: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
-        for shot in self.shots:
-            turns += [
-                {"role": "user", "content": shot.question},
-                {"role": "assistant", "content": shot.solution},
-            ]
-        return [*turns, {"role": "user", "content": question}]
+        return ask(self.preamble, question)
 
     def judge(self, completion: str, example: Example) -> Verdict:
         """Strict and lenient verdict on a completion."""
         return judge(self.kind, completion, example.gold)
+
+
+def make_preamble(system: str, shots: Sequence[Example]) -> list[Message]:
+    """Return a system prompt (none where it is empty) and worked examples as earlier turns of a conversation."""
+    turns: list[Message] = [{"role": "system", "content": system}] if system else []
+    for shot in shots:
+        turns.append({"role": "user", "content": shot.question})
+        turns.append({"role": "assistant", "content": shot.solution})
+    return turns
+
+
+def ask(preamble: Sequence[Message], question: str) -> list[Message]:
+    """Return the conversation in which the model is to answer `question`."""
+    return [*preamble, {"role": "user", "content": question}]

@@ -1,0 +1,29 @@
+PYTHON ?= python3.11
+BIN := .venv/bin
+# The CPU build of torch where the index offers one; a CUDA build otherwise.
+PINS := -c requirements.lock
+
+.PHONY: install train test check slow
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml requirements.lock
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet $(PINS) torch
+	$(BIN)/pip install --quiet $(PINS) -e ".[smollm2,test,lint]"
+	touch $@
+
+train: install
+	$(BIN)/hrpo train --config recipes/quickstart.yaml $(ARGS)
+
+test: install
+	$(BIN)/pytest -q
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q
+
+slow: install
+	$(BIN)/pytest -q -m slow

@@ -1,0 +1,150 @@
+"""The command line: parse, call, print."""
+
+import dataclasses
+import difflib
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser, Namespace
+
+from hrpo import __version__
+from hrpo.catalog import KNOWN
+from hrpo.config import TrainConfig
+from hrpo.errors import InputError
+
+
+class Parser(ArgumentParser):
+    """Answers bad input with one line that names the field, and the closest name for an unknown one."""
+
+    def error(self, message: str, *_: Any, **__: Any) -> NoReturn:
+        """Exit with 2."""
+        self.exit(2, f"{self.prog}: error: {self._one_line(message)}\n")
+
+    def _one_line(self, message: str) -> str:
+        unknown = re.search(r"unrecognized arguments: (?:--)?([\w.-]+)|not accept(?: option)? '([\w.]+)'", message)
+        if unknown is None:
+            text = re.sub(r"\s+", " ", message).strip()
+            text = re.sub(r'^Parser key "([\w.]+)": ?', r"\1: ", text)
+            return re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", text).replace("<class 'int'>", "whole number")
+        name = unknown.group(1) or unknown.group(2)
+        options = [option.removeprefix("--") for option in self._option_string_actions if option.startswith("--")]
+        close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+        return f"unknown option {name}" + (f"; did you mean {close[0]}?" if close else "; see --help")
+
+
+def _train_parser(parser: Parser) -> None:
+    parser.usage = "hrpo train --config FILE [--section.field VALUE ...] [--resume]"
+    parser.add_argument("--config", action="config", help="a YAML file of settings; what follows it overrides it")
+    parser.add_argument("--resume", action="store_true", help="go on from the run's newest checkpoint")
+    parser.add_class_arguments(TrainConfig)
+
+
+def _train(args: Namespace) -> None:
+    from hrpo.progress import console, print_table
+    from hrpo.report import read_lines, result_rows
+    from hrpo.trainer import train
+
+    values = args.as_dict()
+    config = TrainConfig(**{field.name: values[field.name] for field in dataclasses.fields(TrainConfig)})
+    folder = Path(config.folder) / config.name
+    evaluation = train(config, resume=args.resume)
+    title = f"{config.eval.problems} held-out problems of {config.task.name}, latent mode {config.latent.mode}"
+    print_table(title, ["", "before", "after"], result_rows(evaluation, read_lines(folder / "metrics.jsonl")))
+    console.print(f"report: {folder / 'report.md'}")
+
+
+def _eval_parser(parser: Parser) -> None:
+    parser.add_argument("--checkpoint", required=True, help="a checkpoint, or a run folder for its newest one")
+    parser.add_argument("--test_path", default="", help="the test file, where it lies elsewhere than in training")
+    parser.add_argument("--problems", type=int, default=500, help="test problems, from the first; 0 takes all")
+    parser.add_argument("--batch", type=int, default=64, help="problems decoded at a time")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampled completions")
+    parser.add_argument("--out", default="", help="write the numbers and every answer to this JSON file")
+
+
+def _eval(args: Namespace) -> None:
+    from hrpo.inference import evaluate_checkpoint
+    from hrpo.progress import print_table
+    from hrpo.report import summary_rows
+
+    result = evaluate_checkpoint(
+        args.checkpoint,
+        test_path=args.test_path,
+        problems=args.problems,
+        batch=args.batch,
+        seed=args.seed,
+        out=args.out,
+    )
+    print_table(args.checkpoint, ["", "greedy", "sampled"], summary_rows(result))
+
+
+def _generate_parser(parser: Parser) -> None:
+    parser.usage = "hrpo generate --checkpoint DIR [options] PROMPT [PROMPT ...]"
+    parser.add_argument("--checkpoint", required=True, help="a checkpoint, a run folder, or a plain model")
+    parser.add_argument("prompts", nargs="+", help="questions, asked as in training")
+    parser.add_argument("--sample", action="store_true", help="sample instead of taking the likeliest token")
+    parser.add_argument("--seed", type=int, default=0, help="of the samples")
+    parser.add_argument("--trace", action="store_true", help="a line per token: gate and strongest latent candidates")
+
+
+def _generate(args: Namespace) -> None:
+    from hrpo.inference import complete
+
+    for text in complete(args.checkpoint, args.prompts, sample=args.sample, seed=args.seed, trace=args.trace):
+        print(text)
+
+
+def _model_parser(parser: Parser) -> None:
+    parser.add_argument("name", nargs="?", default="", help="the model to fetch; without a name they are listed")
+
+
+def _model(args: Namespace) -> None:
+    from hrpo.catalog import fetch
+
+    if args.name:
+        print(fetch(args.name, say=lambda line: print(line, file=sys.stderr)))
+        return
+    for name, known in KNOWN.items():
+        print(f"{name:15} {known.description} ({known.licence}; {known.source})")
+
+
+COMMANDS: dict[str, tuple[Callable[[Parser], None], Callable[[Namespace], None], str]] = {
+    "train": (_train_parser, _train, "train a model with HRPO or GRPO"),
+    "eval": (_eval_parser, _eval, "evaluate a checkpoint on its task's test problems"),
+    "generate": (_generate_parser, _generate, "ask a checkpoint something, and look at its latents"),
+    "model": (_model_parser, _model, "list the models known by name, or fetch one"),
+}
+USAGE = "usage: hrpo {" + " | ".join(COMMANDS) + "} [options]"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a command; bad input exits with 2 and one line."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(USAGE, "", *(f"  {name:10} {summary}" for name, (_, _, summary) in COMMANDS.items()), sep="\n")
+        print("\n`hrpo COMMAND --help` lists a command's options.")
+        sys.exit(0 if words else 2)
+    if words[0] == "--version":
+        print(f"hrpo {__version__}")
+        return
+    if words[0] not in COMMANDS:
+        close = difflib.get_close_matches(words[0], COMMANDS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"it is one of {', '.join(COMMANDS)}"
+        sys.exit(_complain(f"unknown command {words[0]}; {hint}"))
+    add_arguments, run, summary = COMMANDS[words[0]]
+    parser = Parser(prog=f"hrpo {words[0]}", description=summary)
+    add_arguments(parser)
+    try:
+        run(parser.instantiate(parser.parse_args(words[1:])))
+    except InputError as error:
+        sys.exit(_complain(str(error)))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _complain(message: str) -> int:
+    print(f"hrpo: error: {message}", file=sys.stderr)
+    return 2

@@ -1,0 +1,116 @@
+"""Accuracy of a model on a task's test problems, with intervals."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hrpo.model import HybridCausalLM
+from hrpo.prompts import decode, encode
+from hrpo.rollout import generate, sample_key
+from hrpo.tasks import Example, Task
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One completion of a test problem. `hidden_ratio` is the mean over its mixed positions, 0 without any."""
+
+    question: str
+    gold: str | list[str]
+    completion: str
+    strict: bool
+    lenient: bool
+    length: int
+    truncated: bool
+    hidden_ratio: float
+
+
+def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % interval of a proportion (Wilson 1927)."""
+    share = right / total
+    centre = (share + z**2 / (2 * total)) / (1 + z**2 / total)
+    half = z / (1 + z**2 / total) * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
+    return centre - half, centre + half
+
+
+def answer_problems(
+    model: HybridCausalLM,
+    task: Task,
+    problems: Sequence[Example],
+    *,
+    greedy: bool,
+    seed: int = 0,
+    batch: int = 64,
+    on_batch: Callable[[int], None] | None = None,
+) -> list[Answer]:
+    """Complete each problem once, with the decoding settings that the model remembers, and judge it.
+
+    Args:
+        model: it decodes in its own latent mode.
+        task: how to ask and how to judge.
+        problems: what to ask.
+        greedy: the likeliest token at each step, or one sample.
+        seed: with the problem's place it gives the sample its key.
+        batch: problems at a time; it changes nothing but memory and time.
+        on_batch: called after each batch with the number of problems in it.
+
+    """
+    settings, answers = model.settings, list[Answer]()
+    for first in range(0, len(problems), batch):
+        part = problems[first : first + batch]
+        rollout = generate(
+            model,
+            encode(model.tokenizer, [task.messages(example.question) for example in part]),
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            delimiter=settings.delimiter,
+            greedy=greedy,
+            sample_keys=[sample_key("eval", seed, first + i) for i in range(len(part))],
+        )
+        ratio = (1 - rollout.gate_mean**2).sqrt()  # 0 where no mixed input was fed
+        ratios = (ratio.sum(1) / rollout.hybrid_mask.sum(1).clamp(min=1)).tolist()
+        cut, lengths = rollout.truncated(model.eos_token_ids).tolist(), rollout.lengths.tolist()
+        for i, text in enumerate(decode(model.tokenizer, rollout)):
+            verdict = task.judge(text, part[i])
+            answers.append(
+                Answer(
+                    question=part[i].question,
+                    gold=part[i].gold,
+                    completion=text,
+                    strict=verdict.strict,
+                    lenient=verdict.lenient,
+                    length=lengths[i],
+                    truncated=cut[i],
+                    hidden_ratio=ratios[i],
+                )
+            )
+        if on_batch is not None:
+            on_batch(len(part))
+    return answers
+
+
+def summarize(answers: Sequence[Answer]) -> dict[str, Any]:
+    """Return accuracy (strict and lenient) with 95 % intervals, and mean length (tokens), hidden ratio and shares."""
+    n = len(answers)
+
+    def mean(values: Sequence[float]) -> float:
+        return sum(values) / n
+
+    strict, lenient = sum(a.strict for a in answers), sum(a.lenient for a in answers)
+    return {
+        "problems": n,
+        "accuracy": strict / n,
+        "accuracy_interval": wilson(strict, n),
+        "lenient_accuracy": lenient / n,
+        "lenient_accuracy_interval": wilson(lenient, n),
+        "format_rate": mean([a.completion.count("####") == 1 for a in answers]),
+        "length": mean([a.length for a in answers]),
+        "truncation_rate": mean([a.truncated for a in answers]),
+        "hidden_ratio": mean([a.hidden_ratio for a in answers]),
+    }
+
+
+def as_rows(answers: Sequence[Answer]) -> list[dict[str, Any]]:
+    """Return the answers as plain dictionaries."""
+    return [asdict(answer) for answer in answers]

@@ -1,0 +1,127 @@
+"""Ask a checkpoint something, and show what went into each of its inputs."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from hrpo.config import TaskConfig
+from hrpo.errors import InputError
+from hrpo.evaluate import answer_problems, as_rows, summarize
+from hrpo.files import write_text
+from hrpo.model import SETTINGS_FILE, HybridCausalLM
+from hrpo.progress import bar
+from hrpo.prompts import decode, encode
+from hrpo.rollout import Rollout, generate
+from hrpo.tasks import load_task
+from hrpo.tasks.task import ask
+from hrpo.trainer import newest_checkpoint
+
+TRACED_CANDIDATES = 5
+
+
+def load_for_inference(name: str) -> HybridCausalLM:
+    """Load a checkpoint, a run folder's newest one, or a plain model.
+
+    A saved model decodes in the mode it was trained in; a plain one has no trained gate, so it decodes discretely.
+    """
+    folder = newest_checkpoint(Path(name)) or Path(name)
+    if (folder / SETTINGS_FILE).is_file():
+        model = HybridCausalLM.from_pretrained(folder)
+    else:
+        model = HybridCausalLM.from_pretrained(name, latent_mode="discrete")
+    return model.to(Accelerator().device)
+
+
+def complete(
+    checkpoint: str, questions: Sequence[str], *, sample: bool = False, seed: int = 0, trace: bool = False
+) -> Iterator[str]:
+    """Yield the completion of each question, and with `trace` a line per token before it."""
+    model = load_for_inference(checkpoint)
+    settings = model.settings
+    rollout = generate(
+        model,
+        encode(model.tokenizer, [ask(settings.preamble, question) for question in questions]),
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        delimiter=settings.delimiter,
+        greedy=not sample,
+        seed=seed,
+    )
+    for row, text in enumerate(decode(model.tokenizer, rollout)):
+        if trace:
+            yield from trace_lines(model, rollout, row)
+        yield text
+
+
+def evaluate_checkpoint(
+    checkpoint: str, *, test_path: str = "", problems: int = 500, batch: int = 64, seed: int = 0, out: str = ""
+) -> dict[str, Any]:
+    """Evaluate a checkpoint greedily and sampled on its own task, asked and decoded as in training.
+
+    Args:
+        checkpoint: a saved hybrid model, or a run folder for its newest one.
+        test_path: the test file, where it lies elsewhere than in training.
+        problems: how many test problems, from the first; 0 takes all.
+        batch: problems decoded at a time.
+        seed: of the sampled completions.
+        out: write the numbers and every answer to this JSON file.
+
+    Raises:
+        InputError: no task is known for this model, or its test file is missing.
+
+    """
+    model = load_for_inference(checkpoint)
+    settings = model.settings
+    if not settings.task:
+        raise InputError(f"--checkpoint: {checkpoint} is a plain model that remembers no task; evaluate a checkpoint")
+    saved = TaskConfig(**settings.task)
+    if test_path or saved.test_path:
+        saved = dataclasses.replace(saved, path="", shots=0, test_path=test_path or saved.test_path)
+    task = dataclasses.replace(load_task(saved, settings.seed), preamble=settings.preamble)
+    chosen = task.test[: problems or len(task.test)]
+    result: dict[str, Any] = {"checkpoint": checkpoint, "settings": dataclasses.asdict(settings), "seed": seed}
+    answers = {}
+    for how in ("greedy", "sampled"):
+        with bar(how, len(chosen)) as progress:
+            answers[how] = answer_problems(
+                model,
+                task,
+                chosen,
+                greedy=how == "greedy",
+                seed=seed,
+                batch=batch,
+                on_batch=lambda count, progress=progress: progress.advance(count, every=10),  # type: ignore[misc]
+            )
+        result[how] = summarize(answers[how])
+    if out:
+        rows = {how: as_rows(part) for how, part in answers.items()}
+        write_text(Path(out), json.dumps({**result, "answers": rows}, indent=1) + "\n")
+    return result
+
+
+def trace_lines(model: HybridCausalLM, rollout: Rollout, row: int) -> Iterator[str]:
+    """Yield a line per token of one completion: probability, mean a, hidden ratio, strongest latent candidates."""
+
+    def show(token: int) -> str:
+        return repr(model.tokenizer.decode([token]))  # type: ignore[union-attr]
+
+    yield f"{'token':14} {'p':>6} {'a':>6} {'hidden':>6}  latent candidates"
+    for t in range(int(rollout.lengths[row])):
+        token, a = int(rollout.completion_ids[row, t]), rollout.gate_mean[row, t]
+        p = rollout.sample_logprobs[row, t].exp()
+        line = f"{show(token):14} {p:6.3f} "
+        if rollout.hybrid_mask[row, t]:
+            ids, probs = rollout.support_ids[row, t], rollout.support_probs[row, t]
+            candidates = "  ".join(
+                f"{show(int(i))} {q:.3f}" for i, q in zip(ids[:TRACED_CANDIDATES], probs, strict=False) if q >= 0.0005
+            )
+            line += f"{a:6.3f} {torch.sqrt(1 - a**2):6.3f}  {candidates}"
+        else:
+            line += f"{'-':>6} {'-':>6}  fed as it is"
+        yield line

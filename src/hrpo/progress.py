@@ -1,0 +1,62 @@
+"""What a run shows while it goes: a live line on a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def bar(label: str, total: int, done: int = 0) -> Iterator["Bar"]:
+    """Show how far something is; the block calls `advance` on what it gets."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
+        yield Bar(progress, label, total, done)
+
+
+class Bar:
+    """One line of progress."""
+
+    def __init__(self, progress: Progress, label: str, total: int, done: int) -> None:
+        self.progress, self.label, self.total, self.done = progress, label, total, done
+        self.task = progress.add_task(label, total=total, completed=done, note="")
+        self.start, self.first, self.printed = time.monotonic(), done, 0.0
+
+    def advance(self, count: int = 1, note: str = "", *, every: float = 0.0) -> None:
+        """Go on by `count`; off a terminal print a line, at most one in `every` seconds and always the last."""
+        self.done += count
+        self.progress.update(self.task, completed=self.done, note=note)
+        now = time.monotonic()
+        if not console.is_terminal and (self.done == self.total or now - self.printed >= every):
+            self.printed = now
+            left = (now - self.start) / (self.done - self.first) * (self.total - self.done)
+            console.print(f"{self.label} {self.done}/{self.total} {note} left {_clock(left)}")
+
+
+def metrics_note(metrics: Mapping[str, float]) -> str:
+    """One line about an update."""
+    return (
+        f"reward {metrics['reward']:.3f} signal {metrics['signal']:.0%} length {metrics['length']:.1f} "
+        f"kl {metrics.get('kl', 0.0):.4f} hidden {metrics['hidden_ratio']:.3f} "
+        f"{metrics['tokens_per_second']:.0f} tokens/s"
+    )
+
+
+def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
+    """Print a table; the first column is left-aligned."""
+    table = Table(title=title, title_justify="left")
+    for at, name in enumerate(header):
+        table.add_column(name, justify="left" if at == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"

@@ -1,0 +1,115 @@
+"""report.md of a run: what came out, the curves as a picture, some completions."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from hrpo import files
+
+CURVES = {
+    "reward": "mean reward",
+    "signal": "share of groups with a signal",
+    "format_rate": "completions with one delimiter",
+    "length": "completion length (tokens)",
+    "hidden_ratio": "hidden ratio",
+    "kl": "KL to the initial model (k3)",
+    "grad_norm": "gradient norm before clipping",
+    "tokens_per_second": "completion tokens per second",
+}
+SAMPLES = 8
+
+
+def write_report(folder: Path) -> None:
+    """Write report.md and curves.png from the files of a run folder."""
+    metrics = read_lines(folder / "metrics.jsonl")
+    evaluation = json.loads((folder / "evaluation.json").read_text()) if (folder / "evaluation.json").is_file() else {}
+    plot_curves(metrics, folder / "curves.png")
+    parts = [f"# {folder.name}\n", result_markdown(evaluation, metrics), "\n## Curves\n\n![curves](curves.png)\n"]
+    parts += ["\n## Last completions\n", *(_sample(row) for row in read_lines(folder / "samples.jsonl")[-SAMPLES:])]
+    parts += ["\n## Settings\n\n```yaml\n", (folder / "config.yaml").read_text(), "```\n"]
+    files.write_text(folder / "report.md", "".join(parts))
+
+
+def result_rows(evaluation: dict[str, Any], metrics: list[dict[str, Any]]) -> list[list[str]]:
+    """Return the rows of the final table: what, before, after."""
+    before, after = evaluation.get("before", {}), evaluation.get("after", {})
+    rows = []
+    for how in ("greedy", "sampled"):
+        for label, key in (("accuracy", "accuracy"), ("lenient accuracy", "lenient_accuracy")):
+            cells = [_percent(part[how], key) if how in part else "-" for part in (before, after)]
+            rows.append([f"{how} {label} [95 %]", *cells])
+    for label, key, form in (
+        ("sampled length (tokens)", "length", "{:.1f}"),
+        ("completions with one delimiter", "format_rate", "{:.1%}"),
+        ("hidden ratio", "hidden_ratio", "{:.4f}"),
+    ):
+        rows.append([label, *(form.format(p["sampled"][key]) if "sampled" in p else "-" for p in (before, after))])
+    first, last = metrics[0], metrics[-1]
+    rows.append(["training reward, first and last update", f"{first['reward']:.3f}", f"{last['reward']:.3f}"])
+    rows.append(["groups with a signal, first and last update", f"{first['signal']:.0%}", f"{last['signal']:.0%}"])
+    return rows
+
+
+def summary_rows(result: dict[str, Any]) -> list[list[str]]:
+    """Return the rows of an evaluation's table: what, greedy, sampled."""
+    columns = [result["greedy"], result["sampled"]]
+    rows = [["problems", *(str(column["problems"]) for column in columns)]]
+    for label, key in (("accuracy [95 %]", "accuracy"), ("lenient accuracy [95 %]", "lenient_accuracy")):
+        rows.append([label, *(_percent(column, key) for column in columns)])
+    for label, key, form in (
+        ("length (tokens)", "length", "{:.1f}"),
+        ("cut off at the limit", "truncation_rate", "{:.1%}"),
+        ("one delimiter", "format_rate", "{:.1%}"),
+        ("hidden ratio", "hidden_ratio", "{:.4f}"),
+    ):
+        rows.append([label, *(form.format(column[key]) for column in columns)])
+    return rows
+
+
+def result_markdown(evaluation: dict[str, Any], metrics: list[dict[str, Any]]) -> str:
+    """Return the final table in Markdown, with what it was measured on."""
+    problems = evaluation.get("after", {}).get("greedy", {}).get("problems", 0)
+    seconds = sum(row["rollout_seconds"] + row["update_seconds"] for row in metrics)
+    lines = ["", "| | before | after |", "|---|---|---|"]
+    lines += ["| " + " | ".join(row) + " |" for row in result_rows(evaluation, metrics)]
+    lines += ["", f"{problems} held-out problems; {len(metrics)} updates in {seconds:.0f} s.", ""]
+    return "\n".join(lines)
+
+
+def plot_curves(metrics: list[dict[str, Any]], path: Path) -> None:
+    """Draw one panel a metric over the updates, and its mean over ten of them."""
+    names = [name for name in CURVES if name in metrics[0]]
+    rows = -(-len(names) // 2)
+    with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
+        figure = Figure(figsize=(9, 2.2 * rows), layout="constrained")
+        for panel, name in zip(figure.subplots(rows, 2, squeeze=False).flat, names, strict=False):
+            steps, values = [row["step"] for row in metrics], [row[name] for row in metrics]
+            smooth = [sum(values[max(0, i - 9) : i + 1]) / min(i + 1, 10) for i in range(len(values))]
+            panel.plot(steps, values, color="#0072B2", alpha=0.3, linewidth=1)
+            panel.plot(steps, smooth, color="#0072B2", linewidth=1.8)
+            panel.set_title(CURVES[name], fontsize=9, loc="left")
+            panel.set_xlabel("update")
+            panel.grid(alpha=0.2)
+        for panel in figure.axes[len(names) :]:
+            panel.remove()
+        draft = path.with_suffix(".tmp.png")
+        figure.savefig(draft, dpi=120)
+        draft.replace(path)
+
+
+def _percent(summary: dict[str, Any], key: str) -> str:
+    low, high = summary[f"{key}_interval"]
+    return f"{summary[key]:.1%} [{low:.1%}, {high:.1%}]"
+
+
+def _sample(row: dict[str, Any]) -> str:
+    text = row["completion"].replace("```", "'''")
+    return f"\nUpdate {row['step']}, reward {row['reward']:g}, gold `{row['gold']}`:\n\n```text\n{text}\n```\n"
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a JSONL file; none where it does not exist."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []

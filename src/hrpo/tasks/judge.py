@@ -1,0 +1,268 @@
+r"""Is a completion right? Four rules, one per kind of answer.
+
+`judge` reads the text after the last delimiter (the whole text where there is none):
+
+- "number": the last number in it equals the gold one, exactly, as fractions.
+- "math": math-verify calls it equal to the gold one, or both are the same LaTeX string up to layout.
+- "choice": the last option letter in it, or the label that it opens with, is the gold letter.
+- "qa": it equals one of the gold answers after SQuAD's normalisation.
+
+No rule runs code found in a completion, raises on one, or takes more than about two seconds over one.
+"""
+
+import json
+import os
+import re
+import signal
+import string
+import subprocess
+import sys
+import threading
+from collections import deque
+from fractions import Fraction
+from typing import NamedTuple
+
+
+class Verdict(NamedTuple):
+    """`lenient`: the answer is right. `strict`: and the delimiter appears exactly once."""
+
+    strict: bool
+    lenient: bool
+
+
+def judge(kind: str, completion: str, gold: str | list[str], delimiter: str = "####") -> Verdict:
+    """Compare a completion's answer with the gold answer.
+
+    Delimiters are counted without overlap: "#####" holds one "####", "########" two.
+
+    Args:
+        kind: "number", "math", "choice" or "qa".
+        completion: the text that the model wrote.
+        gold: the right answer; for "qa" one or a list of them, any of which will do.
+        delimiter: what separates the reasoning from the answer.
+
+    Returns:
+        The verdict. The training reward is `strict`, accuracy is reported for both.
+
+    Raises:
+        ValueError: `kind` is none of the four, or there are several golds and `kind` is not "qa".
+
+    """
+    if kind not in RULES:
+        raise ValueError(f"kind must be one of {', '.join(RULES)}, got {kind!r}")
+    golds = [gold] if isinstance(gold, str) else gold
+    if kind != "qa" and len(golds) != 1:
+        raise ValueError(f"kind {kind!r} takes one gold answer, got {len(golds)}")
+    answer = completion.rpartition(delimiter)[2].strip()
+    lenient = answer != "" and any(RULES[kind](answer, gold.strip()) for gold in golds)
+    return Verdict(strict=lenient and completion.count(delimiter) == 1, lenient=lenient)
+
+
+# ---- number -----------------------------------------------------------------------------------------------
+
+# A hyphen right after a digit, a letter or a closing bracket subtracts ("5-3") or joins ("5-7"); elsewhere, and
+# touching its number, it is a sign. Commas separate thousands only before groups of three ("1,2,3" is three
+# numbers). Digits glued to a letter or a caret belong to a name or a unit ("H2O", "m2", "cm^2").
+_UNSIGNED = (
+    r"(?:(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|(?<![A-Za-z0-9])\.[0-9]+)"
+    r"(?:[eE][+-]?[0-9]{1,3}(?![A-Za-z0-9]))?"
+)
+_NUMBER = re.compile(
+    r"(?P<minus>(?<![A-Za-z0-9_)\]}%])[-−](?:\\?[$£€¥])?)?"
+    r"(?<![A-Za-z0-9_^])(?<!\^\{)(?<![0-9][.])"
+    rf"(?P<over>{_UNSIGNED})(?: ?/ ?(?P<under>-?{_UNSIGNED}))?"
+)
+_NUMBER_CHARS = 400  # nobody means a longer one, and Python's int() refuses 4,300 digits
+
+
+def last_number(text: str) -> Fraction | None:
+    """Return the last number in a text ("a/b" counts as one), None where there is none that can be used."""
+    text = text.replace("\\!", "").replace("{,}", ",")  # LaTeX spellings of the comma in 1,234
+    last = deque(_NUMBER.finditer(text), maxlen=1)
+    if not last or len(last[0][0]) > _NUMBER_CHARS:
+        return None
+    match = last[0]
+    over, under = (Fraction((match[part] or "1").replace(",", "")) for part in ("over", "under"))
+    if under == 0:
+        return None
+    return (-over if match["minus"] else over) / under
+
+
+def _same_number(answer: str, gold: str) -> bool:
+    value = last_number(answer)
+    return value is not None and value == last_number(gold)
+
+
+# ---- choice -----------------------------------------------------------------------------------------------
+
+_LABEL = re.compile(r"[^A-Za-z0-9]*([A-Ja-j])[*}$]*[.):](?:[\s*]|$)")  # "B. Paris", "(b) Paris", "**B.** Paris"
+_LONE = re.compile(r"[^A-Za-z0-9]*([A-Ja-j])[^A-Za-z0-9]*")  # nothing but the letter: "b", "**C**", "$B$"
+_LETTER = re.compile(r"(?<![A-Za-z0-9])(?<![A-Za-z]\.)([A-J]|(?<=\()[a-j](?=\)))(?![A-Za-z0-9]|[-'’][A-Za-z])")
+_ENGLISH = re.compile(r"[AI] [a-z]")  # "A car", "I think": more likely words than options
+
+
+def chosen_letter(text: str) -> str | None:
+    """Return the option, A to J, that a text chooses.
+
+    That is the label it opens with ("B. Vitamin C" chooses B), else the last letter that stands alone, upper-case
+    or in parentheses ("A or B" chooses B, as in the release). "A" and "I" before a lower-case word are taken for
+    English, unless there is no other letter.
+    """
+    match = _LABEL.match(text) or _LONE.fullmatch(text)
+    if match is None:
+        found = list(_LETTER.finditer(text))
+        options = [match for match in found if not _ENGLISH.match(text, match.start())] or found
+        if not options:
+            return None
+        match = options[-1]
+    return match[1].upper()
+
+
+def _same_choice(answer: str, gold: str) -> bool:
+    return chosen_letter(answer) == gold.upper()
+
+
+# ---- qa ---------------------------------------------------------------------------------------------------
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalise_answer(text: str) -> str:
+    """SQuAD's normalisation: lower case, no punctuation, no articles, single spaces."""
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def _same_words(answer: str, gold: str) -> bool:
+    wanted = normalise_answer(gold)
+    # "---", ")" and "The" normalise to nothing, as wrong answers of that form do: compare those as they are
+    return normalise_answer(answer) == wanted if wanted else answer == gold
+
+
+# ---- math -------------------------------------------------------------------------------------------------
+
+_MATH_CHARS = 2000  # of the answer's end: enough for any answer in MATH ten times over
+_PHRASE_CHARS = 200
+_MATH_SECONDS = 1.0  # of processor time for one comparison; MATH's golds need 0.003 on average, 0.2 at most
+
+_MARKED = re.compile(r"\\boxed|\\\[|\\\(|(?<!\\)\$.+?(?<!\\)\$", re.DOTALL)  # as mathematics, by its writer
+_WORDS_OF_TEX = re.compile(r"\\(?:text|textbf|mbox|mathrm|operatorname|begin|end)\s*\{[^{}]*\}|\\[A-Za-z]+")
+_PROSE = re.compile(r"[A-Za-z]{2,}")
+_MIXED = re.compile(r"(?<![0-9./])([0-9]{1,9}) +([0-9]{1,9})/([0-9]{1,9})")  # 3 1/2, to math-verify (3 + 1)/2
+
+
+def _same_math(answer: str, gold: str) -> bool:
+    if len(answer) > _MATH_CHARS:
+        answer = answer[-_MATH_CHARS:]
+        answer = answer[answer.find("\n") + 1 :]  # a cut through $...$ would pair the dollars wrongly
+    same_string = plain_tex(answer) != "" and plain_tex(answer) == plain_tex(gold)
+    return same_string or _math_verify.equal(_readings(gold)[-1], _readings(answer))
+
+
+def plain_tex(text: str) -> str:
+    r"""Return what the last \boxed holds, or all, without what is layout only ("\dfrac", "\left", "\,")."""
+    start = text.rfind(r"\boxed{")
+    if start >= 0:
+        text = _up_to_brace(text[start + len(r"\boxed{") :])
+    text = re.sub(r"\\(?:text|textbf|mbox|mathrm)\s*\{([^{}]*)\}", r"\1", text.strip().strip("*"))
+    text = re.sub(r"\\[dt]frac(?![A-Za-z])", r"\\frac", text)
+    text = re.sub(r"\\(?:left|right)(?![A-Za-z])|\\[!,;:()\[\]]|\\?\$", "", text)
+    text = re.sub(r"(?<![0-9])\s+|\s+(?![0-9])", "", text)  # "1 2" is not 12
+    return text.rstrip(".")
+
+
+def _up_to_brace(text: str) -> str:
+    depth = 1
+    for position, letter in enumerate(text):
+        depth += (letter == "{") - (letter == "}")
+        if depth == 0:
+            return text[:position]
+    return text
+
+
+def _readings(text: str) -> list[str]:
+    r"""Return the forms in which to show a text to math-verify.
+
+    Left alone, math-verify takes the first number of a bare formula for all of it ("3\sqrt{13}" for 3): so a
+    formula goes in a box. A short phrase may be either ("the value is 7", "xy + 2x").
+    """
+    text = _MIXED.sub(lambda m: f"{int(m[1]) * int(m[3]) + int(m[2])}/{m[3]}", text)
+    if _MARKED.search(text):
+        return [text]
+    boxed = r"\boxed{" + text.strip("*").rstrip(".") + "}"
+    if not _PROSE.search(_WORDS_OF_TEX.sub(" ", text)):
+        return [boxed]
+    return [text, boxed] if len(text) <= _PHRASE_CHARS else [text]
+
+
+class _MathVerify:
+    """math-verify in a process of its own.
+
+    Its own time limit is a SIGALRM: whole seconds, main thread only, and powerless while one big power is taken
+    in C. Here the kernel ends the process when it has used its processor time, whatever it is doing and however
+    busy the machine is; the answer is then wrong, and the next question starts a new process.
+    """
+
+    def __init__(self) -> None:
+        self.forget()
+        os.register_at_fork(after_in_child=self.forget)  # two processes must not share one pipe
+
+    def forget(self) -> None:
+        self.lock = threading.Lock()
+        self.process: subprocess.Popen[str] | None = None
+
+    def equal(self, gold: str, answers: list[str]) -> bool:
+        """Say whether math-verify finds any of the answers equal to the gold one."""
+        with self.lock:
+            # put back only after a whole exchange: an interrupted one leaves a reply that nobody asked for
+            process, self.process = self.process, None
+            if process is None or process.poll() is not None:
+                process = _start_server()
+            reply = _ask(process, json.dumps([gold, answers]))
+            if reply:
+                self.process = process
+            else:
+                process.communicate()  # out of time: collect it
+        return reply == "true\n"
+
+
+def _start_server() -> subprocess.Popen[str]:
+    # -P and the path: it finds what we find, and no module that happens to lie in the working directory
+    command = [sys.executable, "-P", "-c", "from hrpo.tasks.judge import _serve; _serve()"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    if not _ask(process, ""):
+        raise RuntimeError("math-verify could not be started; its error is on stderr")
+    return process
+
+
+def _ask(process: subprocess.Popen[str], question: str) -> str:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    print(question, file=process.stdin, flush=True)
+    return process.stdout.readline()
+
+
+def _serve() -> None:
+    """Answer the questions on standard input until it closes. The first, an empty one, asks whether we are up."""
+    import logging
+
+    from math_verify import parse, verify
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer; we end when it does
+    logging.disable()
+    replies = sys.stdout
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115
+    print("up", file=replies, flush=True)
+    sys.stdin.readline()
+    for line in sys.stdin:
+        gold, answers = json.loads(line)
+        signal.setitimer(signal.ITIMER_PROF, _MATH_SECONDS)  # SIGPROF's default action ends the process
+        wanted, *found = [parse(text, parsing_timeout=None) for text in (gold, *answers)]
+        same = any(verify(wanted, answer, timeout_seconds=None) for answer in found)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        print(json.dumps(same), file=replies, flush=True)
+
+
+_math_verify = _MathVerify()
+
+RULES = {"number": _same_number, "math": _same_math, "choice": _same_choice, "qa": _same_words}

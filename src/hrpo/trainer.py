@@ -1,0 +1,401 @@
+"""The training loop: one `train_step` an update, checkpoints, and resuming from them."""
+
+import dataclasses
+import json
+import math
+import os
+import random
+import time
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hrpo import files
+from hrpo.advantages import group_advantages, signal_share
+from hrpo.config import ModelConfig, TrainConfig
+from hrpo.errors import InputError
+from hrpo.evaluate import answer_problems, as_rows, summarize
+from hrpo.loss import hrpo_loss, token_weights
+from hrpo.model import HybridCausalLM, Lora
+from hrpo.progress import bar, metrics_note
+from hrpo.prompts import decode, encode
+from hrpo.replay import replay
+from hrpo.report import write_report
+from hrpo.rewards import score
+from hrpo.rollout import Rollout, generate, sample_key
+from hrpo.tasks import Example, load_task
+
+Metrics = dict[str, float]
+OPTIMIZER_FILE, STATE_FILE = "optimizer.safetensors", "trainer.json"
+SAMPLES_PER_UPDATE = 4  # completions of one prompt that samples.jsonl keeps
+
+
+def train(config: TrainConfig, *, resume: bool = False) -> dict[str, Any]:
+    """Train, evaluate before and after, and leave everything in the run folder.
+
+    The folder holds config.yaml, metrics.jsonl, samples.jsonl, checkpoint-N, evaluation.json, the answers to the
+    test problems, report.md and curves.png.
+
+    Returns:
+        The evaluation: {"before": {"greedy": {...}, "sampled": {...}}, "after": ...}.
+
+    Raises:
+        InputError: a setting cannot be used, or the folder is another run's.
+
+    """
+    trainer = Trainer(config, resume=resume)
+    evaluation = trainer.evaluation()
+    if "before" not in evaluation:
+        evaluation["before"] = trainer.evaluate("before")
+    with bar("update", config.updates, trainer.step) as progress:
+        while trainer.step < config.updates:
+            metrics = trainer.train_step()
+            trainer.log(metrics)
+            progress.advance(note=metrics_note(metrics))
+            if trainer.step % config.save_every == 0 or trainer.step == config.updates:
+                trainer.save()
+    if "after" not in evaluation:
+        evaluation["after"] = trainer.evaluate("after")
+    write_report(trainer.folder)
+    return evaluation
+
+
+def learning_rate_factor(step: int, updates: int, warmup: float) -> float:
+    """Return the share of the peak learning rate at update `step` (from 0): linear warm-up, then a cosine to 0."""
+    rise = math.ceil(updates * warmup)
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / (updates - rise)))
+
+
+class Trainer:
+    """A run: the model, its optimizer, the task, and the folder they live in.
+
+    Args:
+        config: every setting.
+        resume: go on from the newest checkpoint of the run folder.
+
+    Raises:
+        InputError: a setting cannot be used; nothing has been written then.
+
+    """
+
+    def __init__(self, config: TrainConfig, *, resume: bool = False) -> None:
+        _check(config)
+        accelerator = Accelerator()
+        if accelerator.num_processes > 1:
+            raise InputError("this version trains in one process; start it without `accelerate launch`")
+        self.config, self.folder = config, Path(config.folder) / config.name
+        checkpoint = _start_or_resume(self.folder, config, resume)
+        self.task = load_task(config.task, config.seed)
+        if not self.task.train:
+            raise InputError("task.path: no training problems are left")
+        set_seed(config.seed)  # of the fresh gate and adapters; sampling has keys of its own
+        self.step = 0 if checkpoint is None else int(json.loads((checkpoint / STATE_FILE).read_text())["step"])
+        self.model = _load_model(config, checkpoint).to(accelerator.device)
+        self.model.settings = dataclasses.replace(
+            self.model.settings,
+            temperature=config.rollout.temperature,
+            top_k=config.rollout.top_k,
+            max_new_tokens=config.rollout.max_new_tokens,
+            delimiter=config.rollout.delimiter,
+            preamble=list(self.task.preamble),
+            task=dataclasses.asdict(config.task),
+            seed=config.seed,
+        )
+        if config.loss.beta and checkpoint is None:
+            self.model.keep_reference()
+        elif config.loss.beta:
+            self.model.load_reference()
+        self.optimizer = _make_optimizer(self.model, config)
+        if checkpoint is not None:
+            _load_optimizer(self.optimizer, checkpoint / OPTIMIZER_FILE)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        files.write_text(self.folder / "config.yaml", yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+        for name in ("metrics.jsonl", "samples.jsonl"):  # what was logged after the checkpoint happens again
+            _keep_lines(self.folder / name, self.step)
+
+    def train_step(self) -> Metrics:
+        """Do one update: roll out, reward, compare, replay, step (section 3.2 of the paper)."""
+        config, start = self.config, time.perf_counter()
+        examples = self.batch(self.step)
+        rollout = self.roll_out(examples)
+        completions = decode(self.model.tokenizer, rollout)
+        G = config.rollout.group_size
+        rewards = score(self.task, [example for example in examples for _ in range(G)], completions)  # (N,)
+        advantages = group_advantages(rewards, G, config.loss.advantage_scale).to(self.model.device)  # (N,)
+        rolled_out = time.perf_counter()
+        stats = self.update(rollout, advantages)
+        end = time.perf_counter()
+        self.step += 1
+        self.write_samples(examples[0], completions[: min(G, SAMPLES_PER_UPDATE)], rewards)
+        tokens = int(rollout.completion_mask.sum())
+        delimiter = config.rollout.delimiter
+        return {
+            "step": self.step,
+            "reward": rewards.mean().item(),
+            "signal": signal_share(rewards, G),
+            "format_rate": sum(text.count(delimiter) == 1 for text in completions) / len(completions),
+            "length": rollout.lengths.float().mean().item(),
+            "truncation_rate": rollout.truncated(self.model.eos_token_ids).float().mean().item(),
+            "hidden_ratio": rollout.hidden_ratio().item(),
+            **stats,
+            "tokens": tokens,
+            "tokens_per_second": tokens / (end - start),
+            "rollout_seconds": rolled_out - start,
+            "update_seconds": end - rolled_out,
+        }
+
+    def roll_out(self, examples: list[Example]) -> Rollout:
+        """Sample group_size completions of each problem; their random numbers depend on (seed, step, b, g) alone."""
+        settings, prompts = self.config.rollout, [self.task.messages(example.question) for example in examples]
+        G = settings.group_size
+        return generate(
+            self.model,
+            encode(self.model.tokenizer, prompts),
+            group_size=G,
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            delimiter=settings.delimiter,
+            sample_keys=[sample_key(self.config.seed, self.step, b, g) for b in range(len(examples)) for g in range(G)],
+        )
+
+    def update(self, rollout: Rollout, advantages: Tensor) -> Metrics:
+        """Replay the rollout in micro-batches, sum their gradients, and step the optimizer."""
+        config, model = self.config, self.model
+        mask = rollout.completion_mask
+        if config.loss.mask_truncated:
+            mask = mask * ~rollout.truncated(model.eos_token_ids).unsqueeze(1)
+        weights = token_weights(mask, config.loss.reduction)  # (N, T), of the whole batch
+        totals: dict[str, Tensor] = {}
+        mismatch = torch.zeros((), device=model.device)
+        for first, last in rollout.micro_batches(config.token_budget):
+            part = rollout.select(first, last)
+            logprobs, reference = replay(
+                model, part, policy=config.loss.policy, with_reference=config.loss.beta != 0
+            )  # (n, t) each
+            loss, stats = hrpo_loss(
+                logprobs,
+                reference,
+                advantages[first:last],
+                part.completion_mask,
+                beta=config.loss.beta,
+                weights=weights[first:last, : logprobs.shape[1]],
+            )
+            torch.autograd.backward(loss)
+            for name, value in {"loss": loss.detach(), **stats}.items():
+                totals[name] = totals.get(name, torch.zeros_like(value)) + value
+            if config.loss.policy == "model":
+                mismatch = torch.maximum(mismatch, (logprobs.detach() - part.sample_logprobs).abs().max())
+        factor = learning_rate_factor(self.step, config.updates, config.optimizer.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, config.optimizer.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        result = {name: value.item() for name, value in totals.items()}
+        if config.loss.policy == "model":
+            result["replay_error"] = mismatch.item()
+        return {**result, "grad_norm": norm.item(), "lr": config.optimizer.lr * factor}
+
+    def batch(self, step: int) -> list[Example]:
+        """Return the problems of an update: each epoch goes through the training problems in an order of its own."""
+        size, B = len(self.task.train), self.config.rollout.prompts
+        places = range(step * B, (step + 1) * B)
+        return [self.task.train[_epoch(self.config.seed, at // size, size)[at % size]] for at in places]
+
+    def save(self) -> Path:
+        """Write a checkpoint: the model, its settings, the optimizer's state and the step."""
+        self.model.settings = dataclasses.replace(self.model.settings, step=self.step)
+        path = self.folder / f"checkpoint-{self.step}"
+        with files.new_folder(path) as draft:
+            self.model.write_files(draft)
+            save_file(_optimizer_tensors(self.optimizer), draft / OPTIMIZER_FILE)
+            (draft / STATE_FILE).write_text(json.dumps({"step": self.step}) + "\n")
+        return path
+
+    def evaluation(self) -> dict[str, Any]:
+        """Return what has been evaluated so far."""
+        path = self.folder / "evaluation.json"
+        evaluation: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        return evaluation
+
+    def evaluate(self, when: str) -> dict[str, Any]:
+        """Evaluate greedily and sampled on the first test problems, and write the numbers and the answers."""
+        config, result = self.config, dict[str, Any]()
+        problems = self.task.test[: config.eval.problems]
+        if not problems:
+            return result
+        for how in ("greedy", "sampled"):
+            with bar(f"{when}: {how}", len(problems)) as progress:
+                answers = answer_problems(
+                    self.model,
+                    self.task,
+                    problems,
+                    greedy=how == "greedy",
+                    seed=config.seed,
+                    batch=config.eval.batch,
+                    on_batch=lambda count, progress=progress: progress.advance(count, every=10),  # type: ignore[misc]
+                )
+            result[how] = summarize(answers)
+            rows = "".join(json.dumps(row) + "\n" for row in as_rows(answers))
+            files.write_text(self.folder / f"answers-{when}-{how}.jsonl", rows)
+        files.write_text(
+            self.folder / "evaluation.json", json.dumps({**self.evaluation(), when: result}, indent=2) + "\n"
+        )
+        return result
+
+    def log(self, metrics: Metrics) -> None:
+        """Append a line to metrics.jsonl."""
+        _append(self.folder / "metrics.jsonl", [metrics])
+
+    def write_samples(self, example: Example, completions: list[str], rewards: Tensor) -> None:
+        """Append some completions of the update's first problem to samples.jsonl."""
+        rows = [
+            {
+                "step": self.step,
+                "question": example.question,
+                "gold": example.gold,
+                "completion": text,
+                "reward": reward,
+            }
+            for text, reward in zip(completions, rewards.tolist(), strict=False)
+        ]
+        _append(self.folder / "samples.jsonl", rows)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Return the checkpoint of a run folder with the most updates; None without any."""
+    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    return max(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
+
+
+def _check(config: TrainConfig) -> None:
+    """Refuse settings that cannot train."""
+    wrong = {
+        f"rollout.group_size: must be at least 2 to compare completions, got {config.rollout.group_size}": (
+            config.rollout.group_size < 2
+        ),
+        f"rollout.temperature: must be above 0, got {config.rollout.temperature}": config.rollout.temperature <= 0,
+        f"rollout.top_k: must be at least 0, got {config.rollout.top_k}": config.rollout.top_k < 0,
+        f"rollout.prompts: must be at least 1, got {config.rollout.prompts}": config.rollout.prompts < 1,
+        f"rollout.max_new_tokens: must be at least 1, got {config.rollout.max_new_tokens}": (
+            config.rollout.max_new_tokens < 1
+        ),
+        "rollout.delimiter: must not be empty": not config.rollout.delimiter,
+        f"updates: must be at least 1, got {config.updates}": config.updates < 1,
+        f"save_every: must be at least 1, got {config.save_every}": config.save_every < 1,
+        f"optimizer.warmup: must be from 0 to below 1, got {config.optimizer.warmup}": (
+            not 0 <= config.optimizer.warmup < 1
+        ),
+        f"latent.r_min: needs 0 < r_min <= r_max < 1, got {config.latent.r_min} and {config.latent.r_max}": (
+            not 0 < config.latent.r_min <= config.latent.r_max < 1
+        ),
+    }
+    for message, is_wrong in wrong.items():
+        if is_wrong:
+            raise InputError(message)
+
+
+def _start_or_resume(folder: Path, config: TrainConfig, resume: bool) -> Path | None:
+    """Return the checkpoint to go on from, None to start anew."""
+    config_file = folder / "config.yaml"
+    if not resume:
+        if config_file.exists():
+            raise InputError(f"name: {folder} is a run already; give --name another name, or --resume to go on with it")
+        return None
+    if config_file.exists():
+        before, now = yaml.safe_load(config_file.read_text()), dataclasses.asdict(config)
+        changed = sorted(_differences(before, now))
+        if changed:
+            raise InputError(f"--resume: {', '.join(changed)} differ from {config_file}; a run keeps its settings")
+    return newest_checkpoint(folder)
+
+
+def _differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key in a.keys() | b.keys():
+        left, right = a.get(key), b.get(key)
+        if isinstance(left, dict) and isinstance(right, dict):
+            yield from _differences(left, right, f"{prefix}{key}.")
+        elif left != right:
+            yield prefix + key
+
+
+def lora_of(config: ModelConfig) -> Lora | None:
+    """Return the adapters that a config asks for; None trains all weights."""
+    if config.lora_rank == 0:
+        return None
+    names = [name.strip() for name in config.lora_targets.split(",")]
+    return Lora(config.lora_rank, config.lora_alpha, names[0] if names == ["all-linear"] else names)
+
+
+def _load_model(config: TrainConfig, checkpoint: Path | None) -> HybridCausalLM:
+    fresh = checkpoint is None
+    return HybridCausalLM.from_pretrained(
+        config.model.name if checkpoint is None else checkpoint,
+        lora=lora_of(config.model) if fresh else None,
+        dtype=config.model.dtype,
+        r_min=config.latent.r_min,
+        r_max=config.latent.r_max,
+        latent_mode=config.latent.mode,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+
+
+def _make_optimizer(model: HybridCausalLM, config: TrainConfig) -> torch.optim.AdamW:
+    """One group a learning rate: the language model or its adapters, the gates' linear layers, Lambda."""
+    settings = config.optimizer
+    groups = [([p for p in model.lm.parameters() if p.requires_grad], settings.lr)]
+    if config.latent.mode == "hybrid":
+        gate = model.gate
+        linears = [*gate.reset_gate.parameters(), *gate.input_gate.parameters()]
+        groups += [(linears, settings.gate_lr), ([gate.Lambda], settings.lambda_lr)]
+    return torch.optim.AdamW(
+        [{"params": parameters, "peak_lr": lr} for parameters, lr in groups],
+        betas=(settings.beta1, settings.beta2),
+        weight_decay=settings.weight_decay,
+    )
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return AdamW's state, flat: "INDEX.NAME" -> tensor."""
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{name}": value.contiguous() for index, part in state.items() for name, value in part.items()}
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in load_file(path).items():
+        index, name = key.split(".")
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+@lru_cache(maxsize=2)
+def _epoch(seed: int, epoch: int, size: int) -> list[int]:
+    """Return the order of an epoch."""
+    return random.Random(f"order/{seed}/{epoch}").sample(range(size), size)
+
+
+def _append(path: Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _keep_lines(path: Path, step: int) -> None:
+    """Drop the lines after an update."""
+    if path.is_file():
+        lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+        files.write_text(path, "".join(line + "\n" for line in lines))

@@ -1,0 +1,79 @@
+"""Tiny random models of several architectures, made in memory."""
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from hrpo import HybridCausalLM, HybridGate
+from hrpo.model import HybridSettings
+
+VOCAB, EOS, DELIMITER = 41, [2, 3, 4], 5
+_SHAPE = {
+    "vocab_size": VOCAB,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 6,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+}
+_IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+CONFIGS = {
+    "llama": lambda: LlamaConfig(**_SHAPE, **_IDS),
+    "qwen2": lambda: Qwen2Config(**_SHAPE, **_IDS, tie_word_embeddings=True),
+    "qwen3": lambda: Qwen3Config(**_SHAPE, **_IDS),
+    "gemma3": lambda: Gemma3TextConfig(
+        **_SHAPE,
+        **_IDS,
+        sliding_window=6,  # shorter than prompt and completion
+        query_pre_attn_scalar=6,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
+    "mistral": lambda: MistralConfig(**_SHAPE, **_IDS, sliding_window=6),
+    "gpt2": lambda: GPT2Config(
+        vocab_size=VOCAB, n_embd=24, n_layer=3, n_head=4, n_positions=64, initializer_range=0.3, **_IDS
+    ),
+    "gpt_neox": lambda: GPTNeoXConfig(
+        vocab_size=VOCAB,
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+        **_IDS,
+    ),
+}
+
+
+def random_lm(arch: str, dtype: torch.dtype = torch.float64) -> torch.nn.Module:
+    torch.manual_seed(11)
+    lm = AutoModelForCausalLM.from_config(CONFIGS[arch](), dtype=dtype)
+    with torch.no_grad():  # biases and norms start at 0 and 1, where mistakes do not show
+        for parameter in lm.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return lm.eval()
+
+
+def random_model(arch: str, dtype: torch.dtype = torch.float64, latent_mode: str = "hybrid") -> HybridCausalLM:
+    lm = random_lm(arch, dtype)
+    gate = HybridGate(24, r_min=0.6, r_max=0.9)  # strong latents
+    with torch.no_grad():
+        for linear in (gate.reset_gate, gate.input_gate):
+            linear.bias.normal_()
+    return HybridCausalLM(lm, gate, HybridSettings("memory", latent_mode))
+
+
+PROMPTS = [[7, 9, 11, 13, 6, 17, 19, 21], [8], [10, 12, 14, 16, 18]]
+SAMPLER = {"temperature": 3.0, "top_k": 25, "delimiter": [DELIMITER], "eos_token_id": EOS, "max_new_tokens": 14}
