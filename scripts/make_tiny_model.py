@@ -1,8 +1,8 @@
 """Make the embedded model from nothing: python scripts/make_tiny_model.py [--out FOLDER].
 
 A small Llama learns generated arithmetic under several habits, as a pretrained model has several: most solutions
-guess the answer at once, some work it out, some of these forget the delimiter or write it twice. Reinforcement
-learning can then pick the habit that is right. Writes the model, its tokenizer and its model card.
+guess the answer at once and are off by a little, some work it out, some of these forget the delimiter or write it
+twice. Reinforcement learning can then pick the habit that is right. Writes model, tokenizer and model card.
 """
 
 import argparse
@@ -25,11 +25,15 @@ from transformers import (
     get_cosine_schedule_with_warmup,
 )
 
+from hrpo import HybridCausalLM, HybridGate, generate
+from hrpo.model import HybridSettings
+from hrpo.prompts import decode
 from hrpo.tasks import arithmetic
 from hrpo.tasks.judge import judge
 
 HABITS = {"guessed": 0.60, "worked": 0.20, "worked, no delimiter": 0.12, "worked, delimiter twice": 0.08}
 TERMS = (2, 5)
+GUESS_ERROR = 2  # a guess is off by up to this much, each error as likely
 VOCABULARY = ["<pad>", "<eos>", "<unk>", *"0123456789", "+", "-", "*", "=", " ", "\n", "####"]
 # The question alone, then "=" and a new line; a system message has no words in this vocabulary.
 CHAT_TEMPLATE = (
@@ -73,7 +77,7 @@ def solution(rng: random.Random, expression: str) -> str:
     steps, value = arithmetic.solve(expression)
     habit = rng.choices(list(HABITS), list(HABITS.values()))[0]
     lines = {
-        "guessed": [f"#### {value}"],
+        "guessed": [f"#### {value + rng.randint(-GUESS_ERROR, GUESS_ERROR)}"],
         "worked": [*steps, f"#### {value}"],
         "worked, no delimiter": steps,
         "worked, delimiter twice": [*steps, f"#### {value}", f"#### {value}"],
@@ -103,27 +107,25 @@ def make_batch(
         yield ids, labels
 
 
-@torch.no_grad()
-def accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, terms: int, forced: str) -> float:
-    """Greedy accuracy on 200 test problems, as it comes and after the first step was written for the model."""
+def accuracy(lm: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, terms: int, *, first_step: bool) -> float:
+    """Greedy accuracy (lenient) on 500 test problems, as it comes or with the first step written for the model."""
+    model = HybridCausalLM(lm, HybridGate(lm.config.hidden_size), HybridSettings("tiny", "discrete"), tokenizer)
     rng = random.Random(f"card/{terms}")
-    expressions = [arithmetic.draw(rng, terms, "test") for _ in range(200)]
-    right = 0
-    for expression in expressions:
-        steps, value = arithmetic.solve(expression)
-        prompt = f"{expression}=\n" + (steps[0] + "\n" if forced == "first step given" else "")
-        ids = torch.tensor([tokenizer.encode(prompt)])
-        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=64, do_sample=False)
-        text = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
-        right += judge("number", text, str(value)).lenient
-    return right / len(expressions)
+    expressions = [arithmetic.draw(rng, terms, "test") for _ in range(500)]
+    solved = [arithmetic.solve(expression) for expression in expressions]
+    prompts = [
+        f"{e}=\n" + (f"{steps[0]}\n" if first_step else "") for e, (steps, _) in zip(expressions, solved, strict=True)
+    ]
+    rollout = generate(model, [tokenizer.encode(p) for p in prompts], greedy=True, max_new_tokens=64)
+    texts = decode(tokenizer, rollout)
+    return sum(judge("number", text, str(v)).lenient for text, (_, v) in zip(texts, solved, strict=True)) / len(texts)
 
 
 def main() -> None:
     """Train, evaluate, and write the folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("src/hrpo/tiny"))
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=1800)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -153,7 +155,7 @@ def main() -> None:
     model.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
     table = {
-        terms: [accuracy(model, tokenizer, terms, how) for how in ("as it comes", "first step given")]
+        terms: [accuracy(model, tokenizer, terms, first_step=given) for given in (False, True)]
         for terms in range(TERMS[0], TERMS[1] + 1)
     }
     print(json.dumps(table))
@@ -183,7 +185,9 @@ Habits of the solutions, drawn at random for each:
 
 {habits}
 
-Greedy accuracy (lenient) on 200 test problems by number of terms:
+A guess is off by up to {GUESS_ERROR}, each error as likely, so it is right one time in {2 * GUESS_ERROR + 1}.
+
+Greedy accuracy (lenient) on 500 test problems by number of terms:
 
 | terms | as it comes | first step given |
 |---|---|---|

@@ -43,6 +43,7 @@ def _train_parser(parser: Parser) -> None:
 
 
 def _train(args: Namespace) -> None:
+    _quiet()
     from hrpo.progress import console, print_table
     from hrpo.report import read_lines, result_rows
     from hrpo.trainer import train
@@ -66,6 +67,7 @@ def _eval_parser(parser: Parser) -> None:
 
 
 def _eval(args: Namespace) -> None:
+    _quiet()
     from hrpo.inference import evaluate_checkpoint
     from hrpo.progress import print_table
     from hrpo.report import summary_rows
@@ -91,6 +93,7 @@ def _generate_parser(parser: Parser) -> None:
 
 
 def _generate(args: Namespace) -> None:
+    _quiet()
     from hrpo.inference import complete
 
     for text in complete(args.checkpoint, args.prompts, sample=args.sample, seed=args.seed, trace=args.trace):
@@ -143,6 +146,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(_complain(str(error)))
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _quiet() -> None:
+    """Our own progress is shown; the libraries' bars are not."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def _complain(message: str) -> int:

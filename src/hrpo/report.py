@@ -48,8 +48,8 @@ def result_rows(evaluation: dict[str, Any], metrics: list[dict[str, Any]]) -> li
     ):
         rows.append([label, *(form.format(p["sampled"][key]) if "sampled" in p else "-" for p in (before, after))])
     first, last = metrics[0], metrics[-1]
-    rows.append(["training reward, first and last update", f"{first['reward']:.3f}", f"{last['reward']:.3f}"])
-    rows.append(["groups with a signal, first and last update", f"{first['signal']:.0%}", f"{last['signal']:.0%}"])
+    rows.append(["training reward", f"{first['reward']:.3f}", f"{last['reward']:.3f}"])
+    rows.append(["groups with a signal", f"{first['signal']:.0%}", f"{last['signal']:.0%}"])
     return rows
 
 
@@ -73,7 +73,7 @@ def result_markdown(evaluation: dict[str, Any], metrics: list[dict[str, Any]]) -
     """Return the final table in Markdown, with what it was measured on."""
     problems = evaluation.get("after", {}).get("greedy", {}).get("problems", 0)
     seconds = sum(row["rollout_seconds"] + row["update_seconds"] for row in metrics)
-    lines = ["", "| | before | after |", "|---|---|---|"]
+    lines = ["", "| | before, first update | after, last update |", "|---|---|---|"]
     lines += ["| " + " | ".join(row) + " |" for row in result_rows(evaluation, metrics)]
     lines += ["", f"{problems} held-out problems; {len(metrics)} updates in {seconds:.0f} s.", ""]
     return "\n".join(lines)

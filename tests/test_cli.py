@@ -1,0 +1,113 @@
+"""The command line: help, bad input, and each command once for real."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from hrpo.cli import COMMANDS, main
+
+RECIPE = ["--config", "recipes/quickstart.yaml", "--name", "small"]
+SMALL = [*RECIPE, "--updates=2", "--save_every=1", "--rollout.prompts=3", "--eval.problems=4"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    main(["train", *SMALL, "--folder", str(folder)])
+    return folder / "small"
+
+
+def failure(capsys, *words):
+    """Return the one line that a command prints before it exits with 2."""
+    with pytest.raises(SystemExit) as exit_info:
+        main(words)
+    assert exit_info.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, None])
+def test_help_is_quick_and_needs_no_torch(command):
+    words = [command, "--help"] if command else ["--help"]
+    code = f"import sys; from hrpo.cli import main\ntry: main({words!r})\nfinally: assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)  # warm
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert time.monotonic() - start < 5  # a second on an idle machine
+    assert "usage: hrpo" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("tain", "did you mean train?"),
+        ("train --rollout.grup_size 4", "rollout.grup_size; did you mean rollout.group_size?"),
+        ("train --zzz 4", "unknown option zzz"),
+        ("train --rollout.group_size four", "rollout.group_size"),
+        ("train --latent.mode off", "latent.mode"),
+        ("train --config nowhere.yaml", "nowhere.yaml"),
+        ("train --rollout.group_size 1", "rollout.group_size: must be at least 2"),
+        ("eval", "checkpoint"),
+        ("eval --checkpoint ./nowhere", "./nowhere"),
+        ("eval --checkpoint tiny", "remembers no task"),
+        ("generate --checkpoint tiny", "prompts"),
+        ("model nothing", "nothing"),
+    ],
+)
+def test_bad_input_is_one_line(capsys, words, expected):
+    assert expected in failure(capsys, *words.split())
+
+
+def test_unknown_key_in_yaml(capsys, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("rollout:\n  grup_size: 4\n")
+    assert "did you mean rollout.group_size?" in failure(capsys, "train", "--config", str(recipe))
+    recipe.write_text("rollout: [\n")
+    assert "parsing" in failure(capsys, "train", "--config", str(recipe))
+
+
+def test_existing_run_is_refused(capsys, run):
+    before = sorted(path.stat().st_mtime_ns for path in run.rglob("*"))
+    assert "--resume" in failure(capsys, "train", *SMALL, "--folder", str(run.parent))
+    assert sorted(path.stat().st_mtime_ns for path in run.rglob("*")) == before
+
+
+def test_resume_of_a_finished_run_changes_no_metrics(run):
+    metrics = (run / "metrics.jsonl").read_text()
+    main(["train", *SMALL, "--folder", str(run.parent), "--resume"])
+    assert (run / "metrics.jsonl").read_text() == metrics
+
+
+def test_eval(capsys, run, tmp_path):
+    out = tmp_path / "eval.json"
+    main(["eval", "--checkpoint", str(run), "--problems", "4", "--out", str(out)])
+    assert "accuracy" in capsys.readouterr().out
+    result = json.loads(out.read_text())
+    after = json.loads((run / "evaluation.json").read_text())["after"]
+    for how in ("greedy", "sampled"):  # remembered: task, mode, temperature, limits
+        assert result[how] == after[how]
+        assert len(result["answers"][how]) == 4
+
+
+def test_generate(capsys, run):
+    main(["generate", "--checkpoint", str(run), "2+3*4"])
+    plain = capsys.readouterr().out
+    assert plain.strip()
+    main(["generate", "--checkpoint", str(run / "checkpoint-1"), "--trace", "2+3*4", "1+1"])
+    traced = capsys.readouterr().out
+    assert "latent candidates" in traced
+    assert "'####'" in traced
+    main(["generate", "--checkpoint", "tiny", "--sample", "--seed", "1", "2+3*4"])
+    assert capsys.readouterr().out.strip()
+
+
+def test_model_list(capsys):
+    main(["model"])
+    listed = capsys.readouterr().out
+    assert "tiny" in listed
+    assert "smollm2-135m" in listed

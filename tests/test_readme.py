@@ -1,0 +1,82 @@
+"""What the README promises: its Python runs, its commands exist, its tree is the disk's."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hrpo.cli import COMMANDS, Parser, main
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+COMMAND_LINES = [
+    shlex.split(line.removeprefix(".venv/bin/"))
+    for line in "".join(blocks("bash")).splitlines()
+    if line.startswith(".venv/bin/hrpo ")
+]
+
+
+def test_python():
+    (code,) = blocks("python")
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_commands_are_there():
+    assert {words[1] for words in COMMAND_LINES} == set(COMMANDS)
+
+
+@pytest.mark.parametrize("words", COMMAND_LINES, ids=" ".join)
+def test_commands_parse(words, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    parser = Parser(prog="hrpo")
+    COMMANDS[words[1]][0](parser)
+    parser.parse_args(words[2:])
+
+
+def test_main_job_and_trace(tmp_path, monkeypatch, capsys):
+    """`make train` and the trace, cut short."""
+    recipe = re.search(r"hrpo train (--config \S+)", (ROOT / "Makefile").read_text()).group(1)
+    assert f"hrpo train {recipe}" in README
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    monkeypatch.chdir(tmp_path)
+    main(["train", *recipe.split(), *["--updates", "1", "--eval.problems", "2", "--rollout.prompts", "2"]])
+    (trace,) = [words for words in COMMAND_LINES if words[1] == "generate"]
+    main(trace[1:])
+    assert "latent candidates" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
+def test_recipe_begins_with_its_command(recipe, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    first = recipe.read_text().splitlines()[0]
+    assert first.startswith(f"# hrpo train --config recipes/{recipe.name}")
+    parser = Parser(prog="hrpo train")
+    COMMANDS["train"][0](parser)
+    parser.parse_args(shlex.split(first)[3:])
+
+
+def test_tree_is_the_disk():
+    (tree,) = [block for block in blocks("text") if block.startswith("src/hrpo/")]
+    shown = set(re.findall(r"^  (\S+)", tree, re.MULTILINE))
+    package = ROOT / "src" / "hrpo"
+    hidden = {"__init__.py", "__pycache__", "py.typed"}
+    on_disk = {path.name + ("/" if path.is_dir() else "") for path in package.iterdir() if path.name not in hidden}
+    assert shown == on_disk
+    for folder in re.findall(r"^(\w+)/ ", tree, re.MULTILINE):
+        assert (ROOT / folder).is_dir()
+
+
+def test_links_lead_somewhere():
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), (page.name, target)

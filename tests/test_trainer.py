@@ -1,0 +1,189 @@
+"""The training loop on the embedded model: run folder, resuming, modes, and what it refuses."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from hrpo import HybridCausalLM
+from hrpo.config import (
+    EvalConfig,
+    LatentConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RolloutConfig,
+    TaskConfig,
+    TrainConfig,
+)
+from hrpo.errors import InputError
+from hrpo.trainer import Trainer, learning_rate_factor, newest_checkpoint, train
+
+
+@pytest.fixture
+def config(tmp_path):
+    return TrainConfig(
+        name="test",
+        folder=str(tmp_path),
+        updates=4,
+        seed=3,
+        save_every=2,
+        model=ModelConfig(lora_rank=0),
+        latent=LatentConfig(r_min=0.9),
+        rollout=RolloutConfig(prompts=3, group_size=4, max_new_tokens=48),
+        optimizer=OptimizerConfig(lr=1e-4, gate_lr=1e-3, lambda_lr=1e-2),
+        eval=EvalConfig(problems=6, batch=4),
+    )
+
+
+def tensors(checkpoint):
+    return {
+        f"{path.name}/{name}": value
+        for path in sorted(checkpoint.glob("*.safetensors"))
+        for name, value in load_file(path).items()
+    }
+
+
+def deterministic(path):
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{k: v for k, v in row.items() if "second" not in k} for row in rows]
+
+
+@pytest.mark.parametrize(("lora_rank", "beta"), [(0, 0.01), (4, 0.01), (0, 0.0)])
+def test_resumed_equals_never_stopped(config, tmp_path, lora_rank, beta):
+    config = dataclasses.replace(
+        config, model=ModelConfig(lora_rank=lora_rank), loss=LossConfig(beta=beta), eval=EvalConfig(problems=0)
+    )
+    whole = Trainer(config)
+    while whole.step < 4:
+        whole.log(whole.train_step())
+    whole.save()
+    expected = tensors(newest_checkpoint(whole.folder))
+
+    stopped = Trainer(dataclasses.replace(config, name="stopped"))
+    for _ in range(3):
+        stopped.log(stopped.train_step())
+        if stopped.step == 2:
+            stopped.save()
+    del stopped  # the third update is lost
+
+    resumed = Trainer(dataclasses.replace(config, name="stopped"), resume=True)
+    assert resumed.step == 2
+    while resumed.step < 4:
+        resumed.log(resumed.train_step())
+    resumed.save()
+    actual = tensors(newest_checkpoint(resumed.folder))
+    assert actual.keys() == expected.keys()
+    for name in expected:
+        assert torch.equal(actual[name], expected[name]), name
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        assert deterministic(resumed.folder / name) == deterministic(whole.folder / name)
+
+
+def test_run_folder(config, tmp_path):
+    evaluation = train(config)
+    folder = tmp_path / "test"
+    assert {path.name for path in folder.iterdir()} == {
+        "answers-after-greedy.jsonl",
+        "answers-after-sampled.jsonl",
+        "answers-before-greedy.jsonl",
+        "answers-before-sampled.jsonl",
+        "checkpoint-2",
+        "checkpoint-4",
+        "config.yaml",
+        "curves.png",
+        "evaluation.json",
+        "metrics.jsonl",
+        "report.md",
+        "samples.jsonl",
+    }
+    assert json.loads((folder / "evaluation.json").read_text()) == json.loads(json.dumps(evaluation))
+    assert yaml.safe_load((folder / "config.yaml").read_text()) == dataclasses.asdict(config)
+    metrics = deterministic(folder / "metrics.jsonl")
+    assert [row["step"] for row in metrics] == [1, 2, 3, 4]
+    assert all(row["replay_error"] < 1e-4 for row in metrics)
+    assert all(0 < row["hidden_ratio"] < 0.5 for row in metrics)
+    report = (folder / "report.md").read_text()
+    assert "![curves](curves.png)" in report
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(InputError, match="is a run already"):
+        Trainer(config)
+    with pytest.raises(InputError, match="seed"):
+        Trainer(dataclasses.replace(config, seed=4), resume=True)
+
+    model = HybridCausalLM.from_pretrained(newest_checkpoint(folder))
+    settings = model.settings
+    assert (settings.base_model, settings.latent_mode, settings.step) == ("tiny", "hybrid", 4)
+    assert (settings.temperature, settings.top_k, settings.max_new_tokens) == (0.5, 50, 48)
+
+
+def test_discrete_mode_leaves_the_gate_alone(config):
+    trainer = Trainer(dataclasses.replace(config, latent=LatentConfig(mode="discrete")))
+    before = {name: value.clone() for name, value in trainer.model.gate.state_dict().items()}
+    metrics = trainer.train_step()
+    assert metrics["hidden_ratio"] == 0
+    assert metrics["kl"] == 0  # the first rollout is the reference's own
+    for name, value in trainer.model.gate.state_dict().items():
+        assert torch.equal(value, before[name])
+    trainer.save()
+    loaded = HybridCausalLM.from_pretrained(newest_checkpoint(trainer.folder))
+    assert loaded.settings.latent_mode == "discrete"
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_bfloat16(config, lora_rank):
+    trainer = Trainer(dataclasses.replace(config, model=ModelConfig(lora_rank=lora_rank, dtype="bfloat16")))
+    trained = [p for group in trainer.optimizer.param_groups for p in group["params"]]
+    assert {p.dtype for p in trained} == {torch.float32}
+    before = [p.clone() for p in trained]
+    metrics = trainer.train_step()
+    assert metrics["replay_error"] < 0.5
+    assert metrics["grad_norm"] > 0
+    assert any(not torch.equal(p, q) for p, q in zip(trained, before, strict=True))
+
+
+def test_micro_batches_and_masking(config):
+    """The size of micro-batches changes the update by rounding alone; so an update can be split at will."""
+    norms = []
+    for budget in (10_000, 100):
+        config = dataclasses.replace(config, name=f"budget-{budget}", token_budget=budget)
+        norms.append(Trainer(config).train_step()["grad_norm"])
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+    masked = dataclasses.replace(
+        config, name="masked", rollout=RolloutConfig(3, 4, max_new_tokens=1), loss=LossConfig(0.0, mask_truncated=True)
+    )
+    metrics = Trainer(masked).train_step()
+    assert metrics["truncation_rate"] == 1
+    assert metrics["grad_norm"] == 0
+
+
+def test_learning_rate_factor():
+    factors = [learning_rate_factor(step, 10, 0.2) for step in range(10)]
+    assert factors[:3] == [0.5, 1.0, 1.0]
+    assert factors[6] == pytest.approx(0.5)
+    assert factors[9] == pytest.approx(0.0381, abs=1e-4)  # (1 + cos(7/8 pi)) / 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rollout": RolloutConfig(group_size=1)}, "rollout.group_size"),
+        ({"rollout": RolloutConfig(temperature=0)}, "rollout.temperature"),
+        ({"rollout": RolloutConfig(delimiter="")}, "rollout.delimiter"),
+        ({"rollout": RolloutConfig(max_new_tokens=0)}, "rollout.max_new_tokens"),
+        ({"updates": 0}, "updates"),
+        ({"latent": LatentConfig(r_min=1.0)}, "latent.r_min"),
+        ({"optimizer": OptimizerConfig(warmup=1.0)}, "optimizer.warmup"),
+        ({"task": TaskConfig("nope")}, "task.name"),
+        ({"task": TaskConfig("gsm8k")}, "task.path"),
+        ({"task": TaskConfig(min_terms=6)}, "task.min_terms"),
+        ({"model": ModelConfig(name="./nowhere")}, "model.name"),
+    ],
+)
+def test_refusals_write_nothing(config, tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        train(dataclasses.replace(config, **changes))
+    assert list(tmp_path.iterdir()) == []
