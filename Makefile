@@ -1,6 +1,5 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
-# The CPU build of torch where the index offers one; a CUDA build otherwise.
 PINS := -c requirements.lock
 
 .PHONY: install train test check slow
@@ -9,7 +8,6 @@ install: .venv/installed
 
 .venv/installed: pyproject.toml requirements.lock
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet $(PINS) torch
 	$(BIN)/pip install --quiet $(PINS) -e ".[smollm2,test,lint]"
 	touch $@
 

@@ -5,6 +5,7 @@ TRL's `GRPOTrainer` runs one whole `train()` step on a rollout that we hand it. 
 each micro-batch and its loss, and `on_pre_optimizer_step` the gradients.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,8 +20,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from hrpo.advantages import AdvantageScale, group_advantages
-from hrpo.loss import Reduction, hrpo_loss, token_weights
+from hrpo import HybridCausalLM, HybridGate, Rollout, generate, group_advantages, hrpo_loss, replay
+from hrpo.config import AdvantageScale, Reduction
+from hrpo.loss import token_weights
+from hrpo.model import HybridSettings
 
 MODEL = Path(__file__).parent / "golden" / "llama" / "model"  # tiny random Llama, float32
 VOCAB, PAD, BOS, EOS = 61, 0, 1, 2
@@ -66,9 +69,8 @@ def reference_model() -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
 
 
-def policy_model() -> PreTrainedModel:
-    """The reference, moved by a fixed small step, so that the KL term is not zero."""
-    model = reference_model()
+def perturb(model: PreTrainedModel) -> PreTrainedModel:
+    """Move the weights by a fixed small step, so that the KL term is not zero."""
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -76,25 +78,22 @@ def policy_model() -> PreTrainedModel:
     return model
 
 
-def plain_replay(
-    policy: PreTrainedModel,
-    reference: PreTrainedModel,
-    prompts: list[list[int]],
-    completions: list[list[int]],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probs of policy and reference and the mask, (N, T) each; one unpadded row at a time."""
+def our_policy() -> HybridCausalLM:
+    """The perturbed policy beside its reference, latents off."""
+    model = HybridCausalLM(reference_model(), HybridGate(24), HybridSettings("memory", "discrete"))
+    model.keep_reference()
+    perturb(model.lm)
+    return model
 
-    def rows(model: PreTrainedModel) -> Iterator[Tensor]:
-        for i, completion in enumerate(completions):
-            ids = torch.tensor([prompts[i // GROUP] + completion])
-            logprobs = model(input_ids=ids).logits[0, :-1].log_softmax(dim=-1)
-            yield logprobs.gather(1, ids[0, 1:, None])[-len(completion) :, 0]  # (T_i,)
 
-    lp = torch.nn.utils.rnn.pad_sequence(list(rows(policy)), batch_first=True)
-    with torch.no_grad():
-        ref = torch.nn.utils.rnn.pad_sequence(list(rows(reference)), batch_first=True)
+def our_rollout(model: HybridCausalLM, prompts: list[list[int]], completions: list[list[int]]) -> Rollout:
+    """The given ids as a rollout of ours; a row may be cut off before the longest."""
+    rows = [torch.tensor(completion) for completion in completions]
+    forced = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=EOS)  # (N, T)
+    rollout = generate(model, prompts, group_size=GROUP, forced_ids=forced, delimiter=[PAD])
     lengths = torch.tensor([len(completion) for completion in completions])
-    return lp, ref, (torch.arange(lp.shape[1]) < lengths[:, None]).long()
+    mask = (torch.arange(forced.shape[1]) < lengths[:, None]).long()
+    return dataclasses.replace(rollout, completion_mask=mask)
 
 
 def trl_step(folder: Path, prompts: list[list[int]], completions: list[list[int]], **settings: Any) -> Step:
@@ -133,7 +132,7 @@ def trl_step(folder: Path, prompts: list[list[int]], completions: list[list[int]
             gradients.update({name: p.grad.clone() for name, p in model.named_parameters()})
 
     trainer = Recorder(
-        model=policy_model(),
+        model=perturb(reference_model()),
         reward_funcs=reward,
         args=GRPOConfig(
             output_dir=str(folder),
@@ -180,7 +179,7 @@ def trl_step(folder: Path, prompts: list[list[int]], completions: list[list[int]
     [
         ("grpo", "sequence", "group", "std", 1),
         ("grpo", "sequence", "group", "std", 4),
-        ("dapo", "token", "unscaled", "none", 4),
+        ("dapo", "token", "none", "unscaled", 4),
     ],
 )
 def test_advantages_loss_and_gradients_equal_trl(
@@ -205,8 +204,10 @@ def test_advantages_loss_and_gradients_equal_trl(
     advantages = group_advantages(torch.tensor(REWARDS), GROUP, scale)
     torch.testing.assert_close(advantages, theirs.advantages, atol=1e-6, rtol=0)
 
-    policy = policy_model()
-    lp, ref, mask = plain_replay(policy, reference_model(), prompts, completions)
+    policy = our_policy()
+    rollout = our_rollout(policy, prompts, completions)
+    lp, ref = replay(policy, rollout)
+    mask = rollout.completion_mask
     weights = token_weights(mask, reduction)
     loss, stats = hrpo_loss(lp, ref, advantages, mask, beta=BETA, weights=weights)
     assert stats["kl"] > 0.05  # so that a wrong KL term would show
@@ -217,7 +218,7 @@ def test_advantages_loss_and_gradients_equal_trl(
         assert part.item() == pytest.approx(value, abs=1e-5)
 
     loss.backward()
-    ours = {name: parameter.grad for name, parameter in policy.named_parameters()}
+    ours = {name: parameter.grad for name, parameter in policy.lm.named_parameters()}
     assert ours.keys() == theirs.gradients.keys()
     for name, gradient in theirs.gradients.items():
         assert gradient.norm() > 1e-3, name

@@ -52,7 +52,7 @@ def _train(args: Namespace) -> None:
     config = TrainConfig(**{field.name: values[field.name] for field in dataclasses.fields(TrainConfig)})
     folder = Path(config.folder) / config.name
     evaluation = train(config, resume=args.resume)
-    title = f"{config.eval.problems} held-out problems of {config.task.name}, latent mode {config.latent.mode}"
+    title = f"{config.eval.problems} held-out problems of {config.task.name}, {config.latent.mode}; 95 % intervals"
     print_table(title, ["", "before", "after"], result_rows(evaluation, read_lines(folder / "metrics.jsonl")))
     console.print(f"report: {folder / 'report.md'}")
 
@@ -152,7 +152,7 @@ def _quiet() -> None:
     """Our own progress is shown; the libraries' bars are not."""
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _complain(message: str) -> int:

@@ -1,11 +1,13 @@
 """Accuracy of a model on a task's test problems, with intervals."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from hrpo.model import HybridCausalLM
+from hrpo.progress import bar
 from hrpo.prompts import decode, encode
 from hrpo.rollout import generate, sample_key
 from hrpo.tasks import Example, Task
@@ -88,6 +90,25 @@ def answer_problems(
         if on_batch is not None:
             on_batch(len(part))
     return answers
+
+
+def evaluate(
+    model: HybridCausalLM, task: Task, problems: Sequence[Example], *, seed: int, batch: int, label: str
+) -> tuple[dict[str, Any], dict[str, list[Answer]]]:
+    """Answer the problems greedily and sampled; show how far it is.
+
+    Returns:
+        Numbers and answers, by "greedy" and "sampled".
+
+    """
+    answers = {}
+    for how in ("greedy", "sampled"):
+        with bar(f"{label} {how}", len(problems)) as progress:
+            advance = functools.partial(progress.advance, every=10)
+            answers[how] = answer_problems(
+                model, task, problems, greedy=how == "greedy", seed=seed, batch=batch, on_batch=advance
+            )
+    return {how: summarize(part) for how, part in answers.items()}, answers
 
 
 def summarize(answers: Sequence[Answer]) -> dict[str, Any]:

@@ -11,10 +11,9 @@ from accelerate import Accelerator
 
 from hrpo.config import TaskConfig
 from hrpo.errors import InputError
-from hrpo.evaluate import answer_problems, as_rows, summarize
+from hrpo.evaluate import as_rows, evaluate
 from hrpo.files import write_text
 from hrpo.model import SETTINGS_FILE, HybridCausalLM
-from hrpo.progress import bar
 from hrpo.prompts import decode, encode
 from hrpo.rollout import Rollout, generate
 from hrpo.tasks import load_task
@@ -85,20 +84,8 @@ def evaluate_checkpoint(
         saved = dataclasses.replace(saved, path="", shots=0, test_path=test_path or saved.test_path)
     task = dataclasses.replace(load_task(saved, settings.seed), preamble=settings.preamble)
     chosen = task.test[: problems or len(task.test)]
-    result: dict[str, Any] = {"checkpoint": checkpoint, "settings": dataclasses.asdict(settings), "seed": seed}
-    answers = {}
-    for how in ("greedy", "sampled"):
-        with bar(how, len(chosen)) as progress:
-            answers[how] = answer_problems(
-                model,
-                task,
-                chosen,
-                greedy=how == "greedy",
-                seed=seed,
-                batch=batch,
-                on_batch=lambda count, progress=progress: progress.advance(count, every=10),  # type: ignore[misc]
-            )
-        result[how] = summarize(answers[how])
+    numbers, answers = evaluate(model, task, chosen, seed=seed, batch=batch, label="evaluation:")
+    result = {"checkpoint": checkpoint, "settings": dataclasses.asdict(settings), "seed": seed, **numbers}
     if out:
         rows = {how: as_rows(part) for how, part in answers.items()}
         write_text(Path(out), json.dumps({**result, "answers": rows}, indent=1) + "\n")

@@ -40,7 +40,7 @@ def result_rows(evaluation: dict[str, Any], metrics: list[dict[str, Any]]) -> li
     for how in ("greedy", "sampled"):
         for label, key in (("accuracy", "accuracy"), ("lenient accuracy", "lenient_accuracy")):
             cells = [_percent(part[how], key) if how in part else "-" for part in (before, after)]
-            rows.append([f"{how} {label} [95 %]", *cells])
+            rows.append([f"{how} {label}", *cells])
     for label, key, form in (
         ("sampled length (tokens)", "length", "{:.1f}"),
         ("completions with one delimiter", "format_rate", "{:.1%}"),
@@ -75,7 +75,8 @@ def result_markdown(evaluation: dict[str, Any], metrics: list[dict[str, Any]]) -
     seconds = sum(row["rollout_seconds"] + row["update_seconds"] for row in metrics)
     lines = ["", "| | before, first update | after, last update |", "|---|---|---|"]
     lines += ["| " + " | ".join(row) + " |" for row in result_rows(evaluation, metrics)]
-    lines += ["", f"{problems} held-out problems; {len(metrics)} updates in {seconds:.0f} s.", ""]
+    held_out = f"{problems} held-out problems, 95 % intervals (Wilson) in brackets"
+    lines += ["", f"{held_out}; {len(metrics)} updates in {seconds:.0f} s.", ""]
     return "\n".join(lines)
 
 

@@ -22,7 +22,7 @@ from hrpo import files
 from hrpo.advantages import group_advantages, signal_share
 from hrpo.config import ModelConfig, TrainConfig
 from hrpo.errors import InputError
-from hrpo.evaluate import answer_problems, as_rows, summarize
+from hrpo.evaluate import as_rows, evaluate
 from hrpo.loss import hrpo_loss, token_weights
 from hrpo.model import HybridCausalLM, Lora
 from hrpo.progress import bar, metrics_note
@@ -231,29 +231,20 @@ class Trainer:
         return evaluation
 
     def evaluate(self, when: str) -> dict[str, Any]:
-        """Evaluate greedily and sampled on the first test problems, and write the numbers and the answers."""
-        config, result = self.config, dict[str, Any]()
+        """Evaluate on the first test problems, and write the numbers and the answers."""
+        config = self.config
         problems = self.task.test[: config.eval.problems]
         if not problems:
-            return result
-        for how in ("greedy", "sampled"):
-            with bar(f"{when}: {how}", len(problems)) as progress:
-                answers = answer_problems(
-                    self.model,
-                    self.task,
-                    problems,
-                    greedy=how == "greedy",
-                    seed=config.seed,
-                    batch=config.eval.batch,
-                    on_batch=lambda count, progress=progress: progress.advance(count, every=10),  # type: ignore[misc]
-                )
-            result[how] = summarize(answers)
-            rows = "".join(json.dumps(row) + "\n" for row in as_rows(answers))
-            files.write_text(self.folder / f"answers-{when}-{how}.jsonl", rows)
-        files.write_text(
-            self.folder / "evaluation.json", json.dumps({**self.evaluation(), when: result}, indent=2) + "\n"
+            return {}
+        numbers, answers = evaluate(
+            self.model, self.task, problems, seed=config.seed, batch=config.eval.batch, label=f"{when} training:"
         )
-        return result
+        for how, part in answers.items():
+            rows = "".join(json.dumps(row) + "\n" for row in as_rows(part))
+            files.write_text(self.folder / f"answers-{when}-{how}.jsonl", rows)
+        evaluation = {**self.evaluation(), when: numbers}
+        files.write_text(self.folder / "evaluation.json", json.dumps(evaluation, indent=2) + "\n")
+        return numbers
 
     def log(self, metrics: Metrics) -> None:
         """Append a line to metrics.jsonl."""
@@ -282,28 +273,26 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 def _check(config: TrainConfig) -> None:
     """Refuse settings that cannot train."""
-    wrong = {
-        f"rollout.group_size: must be at least 2 to compare completions, got {config.rollout.group_size}": (
-            config.rollout.group_size < 2
+    rollout, latent, warmup = config.rollout, config.latent, config.optimizer.warmup
+    rules = [
+        (config.updates >= 1, f"updates: must be at least 1, got {config.updates}"),
+        (config.save_every >= 1, f"save_every: must be at least 1, got {config.save_every}"),
+        (config.eval.batch >= 1, f"eval.batch: must be at least 1, got {config.eval.batch}"),
+        (config.eval.problems >= 0, f"eval.problems: must be at least 0, got {config.eval.problems}"),
+        (rollout.prompts >= 1, f"rollout.prompts: must be at least 1, got {rollout.prompts}"),
+        (rollout.group_size >= 2, f"rollout.group_size: must be at least 2 to compare, got {rollout.group_size}"),
+        (rollout.max_new_tokens >= 1, f"rollout.max_new_tokens: must be at least 1, got {rollout.max_new_tokens}"),
+        (rollout.temperature > 0, f"rollout.temperature: must be above 0, got {rollout.temperature}"),
+        (rollout.top_k >= 0, f"rollout.top_k: must be at least 0, got {rollout.top_k}"),
+        (bool(rollout.delimiter), "rollout.delimiter: must not be empty"),
+        (
+            0 < latent.r_min <= latent.r_max < 1,
+            f"latent.r_min: needs 0 < r_min <= r_max < 1, got {latent.r_min} and {latent.r_max}",
         ),
-        f"rollout.temperature: must be above 0, got {config.rollout.temperature}": config.rollout.temperature <= 0,
-        f"rollout.top_k: must be at least 0, got {config.rollout.top_k}": config.rollout.top_k < 0,
-        f"rollout.prompts: must be at least 1, got {config.rollout.prompts}": config.rollout.prompts < 1,
-        f"rollout.max_new_tokens: must be at least 1, got {config.rollout.max_new_tokens}": (
-            config.rollout.max_new_tokens < 1
-        ),
-        "rollout.delimiter: must not be empty": not config.rollout.delimiter,
-        f"updates: must be at least 1, got {config.updates}": config.updates < 1,
-        f"save_every: must be at least 1, got {config.save_every}": config.save_every < 1,
-        f"optimizer.warmup: must be from 0 to below 1, got {config.optimizer.warmup}": (
-            not 0 <= config.optimizer.warmup < 1
-        ),
-        f"latent.r_min: needs 0 < r_min <= r_max < 1, got {config.latent.r_min} and {config.latent.r_max}": (
-            not 0 < config.latent.r_min <= config.latent.r_max < 1
-        ),
-    }
-    for message, is_wrong in wrong.items():
-        if is_wrong:
+        (0 <= warmup < 1, f"optimizer.warmup: must be from 0 to below 1, got {warmup}"),
+    ]
+    for holds, message in rules:
+        if not holds:
             raise InputError(message)
 
 
