@@ -5,7 +5,6 @@ import difflib
 import re
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
@@ -50,8 +49,8 @@ def _train(args: Namespace) -> None:
 
     values = args.as_dict()
     config = TrainConfig(**{field.name: values[field.name] for field in dataclasses.fields(TrainConfig)})
-    folder = Path(config.folder) / config.name
     evaluation = train(config, resume=args.resume)
+    folder = config.run_folder
     title = f"{config.eval.problems} held-out problems of {config.task.name}, {config.latent.mode}; 95 % intervals"
     print_table(title, ["", "before", "after"], result_rows(evaluation, read_lines(folder / "metrics.jsonl")))
     console.print(f"report: {folder / 'report.md'}")

@@ -1,7 +1,10 @@
 """Every setting, one dataclass a stage. Defaults are the paper's where it has one; docs/method.md lists them."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
+
+from hrpo.errors import InputError
 
 Dtype = Literal["float32", "bfloat16", "float64"]
 LatentMode = Literal["hybrid", "discrete"]
@@ -153,7 +156,7 @@ class TrainConfig:
     """One run.
 
     Args:
-        name: of the run; it lives in FOLDER/NAME.
+        name: of the run; it lives in FOLDER/NAME. {mode} and {seed} stand for the latent mode and the seed.
         folder: where runs are kept.
         updates: optimizer steps, one rollout each.
         seed: of data order, sampling and initial gate.
@@ -168,7 +171,7 @@ class TrainConfig:
         eval: held-out evaluation before and after.
     """
 
-    name: str = "run"
+    name: str = "run-{mode}-{seed}"
     folder: str = "runs"
     updates: int = 100
     seed: int = 0
@@ -181,3 +184,15 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+
+    @property
+    def run_folder(self) -> Path:
+        """Where the run lives.
+
+        Raises:
+            InputError: the name has other braces than {mode} and {seed}.
+        """
+        try:
+            return Path(self.folder) / self.name.format(mode=self.latent.mode, seed=self.seed)
+        except (KeyError, ValueError, IndexError) as error:
+            raise InputError(f"name: {self.name!r} may hold {{mode}} and {{seed}}, and no other braces") from error

@@ -113,7 +113,7 @@ class HybridCausalLM(nn.Module):
         path_or_name: str | Path,
         *,
         lora: Lora | None = None,
-        dtype: Dtype = "float32",
+        dtype: Dtype | torch.dtype = "float32",
         device: str | torch.device = "cpu",
         r_min: float = 0.99,
         r_max: float = 0.999,
@@ -148,8 +148,9 @@ class HybridCausalLM(nn.Module):
             named = str(path_or_name) in KNOWN or not folder.is_dir()
             settings = HybridSettings(str(path_or_name) if named else str(folder.resolve()), latent_mode)
             has_adapter = lora is not None
-        half = dtype == "bfloat16"
-        weights_dtype = torch.bfloat16 if half and has_adapter else getattr(torch, "float32" if half else dtype)
+        dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        half = dtype == torch.bfloat16
+        weights_dtype = torch.float32 if half and not has_adapter else dtype
         base = resolve(settings.base_model) if saved and has_adapter else str(folder)
         lm: Any = _load_lm(base, weights_dtype, trust_remote_code)
         if saved and has_adapter:

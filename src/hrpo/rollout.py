@@ -1,7 +1,7 @@
 """Hybrid decoding: prompts in, a `Rollout` out (paper, section 3.1)."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -167,7 +167,6 @@ def generate(
     latent_mode: LatentMode | None = None,
     forced_ids: Tensor | None = None,
     compact: bool = True,
-    on_step: Callable[[int], None] | None = None,
 ) -> Rollout:
     """Complete prompts, feeding each sampled token mixed with its latent until the delimiter has appeared.
 
@@ -187,7 +186,6 @@ def generate(
         latent_mode: default the model's own.
         forced_ids: (N, T) tokens to feed instead of sampling; what follows an EOS is ignored.
         compact: drop finished rows from the batch.
-        on_step: called after each step with the number of live rows.
 
     Raises:
         ValueError: an argument outside its range.
@@ -266,8 +264,6 @@ def generate(
         support_ids[rows, t] = candidates.int()
         support_probs[rows, t] = probs
         live = live & ~torch.isin(token, eos_ids)
-        if on_step is not None:
-            on_step(int(live.sum()))
         if t == T - 1:
             break
         if t % look_every == 0:

@@ -93,7 +93,7 @@ class Trainer:
         accelerator = Accelerator()
         if accelerator.num_processes > 1:
             raise InputError("this version trains in one process; start it without `accelerate launch`")
-        self.config, self.folder = config, Path(config.folder) / config.name
+        self.config, self.folder = config, config.run_folder
         checkpoint = _start_or_resume(self.folder, config, resume)
         self.task = load_task(config.task, config.seed)
         if not self.task.train:
