@@ -57,6 +57,8 @@ def test_help_is_quick_and_needs_no_torch(command):
         ("eval --checkpoint tiny", "remembers no task"),
         ("generate --checkpoint tiny", "prompts"),
         ("model nothing", "nothing"),
+        ("train --model smollm2-135m", "--model.FIELD"),
+        ("eval --checkpoint tiny --batch 0", "--batch"),
     ],
 )
 def test_bad_input_is_one_line(capsys, words, expected):
@@ -67,6 +69,12 @@ def test_unknown_key_in_yaml(capsys, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("rollout:\n  grup_size: 4\n")
     assert "did you mean rollout.group_size?" in failure(capsys, "train", "--config", str(recipe))
+    recipe.write_text("tsk:\n  shots: 1\n")
+    assert "did you mean task.shots?" in failure(capsys, "train", "--config", str(recipe))
+    recipe.write_text("")
+    assert "no settings" in failure(capsys, "train", "--config", str(recipe))
+    recipe.write_text("name: no\n")
+    assert "name: Expected a text" in failure(capsys, "train", "--config", str(recipe))
     recipe.write_text("rollout: [\n")
     assert "parsing" in failure(capsys, "train", "--config", str(recipe))
 

@@ -15,7 +15,7 @@ def close(actual, expected, atol=1e-12):
 # Two channels: W_r e + b_r = (0, ln 3), so r = (1/2, 3/4); W_i e + b_i = (ln 4, -ln 3), so i = (4/5, 1/4).
 # With u = (.81, 1/16): a = u^r = (.9, 1/8).
 E, H = [1.0, -2.0], [0.5, 4.0]
-R, I, U, A = (1 / 2, 3 / 4), (4 / 5, 1 / 4), (0.81, 1 / 16), (0.9, 1 / 8)
+R, INPUT, U, A = (1 / 2, 3 / 4), (4 / 5, 1 / 4), (0.81, 1 / 16), (0.9, 1 / 8)
 
 
 @pytest.fixture
@@ -56,8 +56,8 @@ def test_gradients(by_hand):
     out, _ = by_hand(e, h)
     out.sum().backward()
     root = [math.sqrt(1 - a * a + 1e-8) for a in A]
-    into_i = [root[d] * I[d] * (1 - I[d]) * H[d] for d in range(2)]  # sigmoid' = i (1 - i)
-    into_a = [E[d] - A[d] / root[d] * I[d] * H[d] for d in range(2)]
+    into_i = [root[d] * INPUT[d] * (1 - INPUT[d]) * H[d] for d in range(2)]  # sigmoid' = i (1 - i)
+    into_a = [E[d] - A[d] / root[d] * INPUT[d] * H[d] for d in range(2)]
     into_r = [into_a[d] * A[d] * math.log(U[d]) * R[d] * (1 - R[d]) for d in range(2)]  # a = u^r
     into_lambda = [into_a[d] * A[d] * 8 * R[d] * (1 - U[d] ** (1 / 8)) for d in range(2)]
     close(by_hand.input_gate.bias.grad, into_i)

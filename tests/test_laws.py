@@ -121,8 +121,10 @@ def test_policies():
     same(sampler[mask], (rollout.support_probs * chosen).sum(2)[mask].log())
     tempered, _ = replay(model, rollout, policy="tempered")
     assert (tempered[mask] < sampler[mask]).all()  # candidates left out make the others likelier
-    whole = generate(model, PROMPTS, group_size=G, seed=3, **{**SAMPLER, "top_k": VOCAB})
-    same(replay(model, whole, policy="tempered")[0], replay(model, whole, policy="sampler")[0])
+    for top_k in (VOCAB, 0):
+        for mode in ("hybrid", "discrete"):
+            whole = generate(model, PROMPTS, group_size=G, seed=3, latent_mode=mode, **{**SAMPLER, "top_k": top_k})
+            same(replay(model, whole, policy="tempered")[0], replay(model, whole, policy="sampler")[0])
 
 
 @pytest.mark.parametrize("arch", ARCHS)

@@ -111,6 +111,11 @@ def test_run_folder(config, tmp_path):
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(InputError, match="is a run already"):
         Trainer(config)
+    with pytest.raises(InputError, match="no run"):
+        Trainer(dataclasses.replace(config, name="mistyped"), resume=True)
+    with pytest.raises(InputError, match="saved hybrid"):
+        Trainer(dataclasses.replace(config, name="b", model=ModelConfig(str(folder / "checkpoint-2"))))
+    assert Trainer(dataclasses.replace(config, token_budget=50), resume=True).step == 4
     with pytest.raises(InputError, match="seed"):
         Trainer(dataclasses.replace(config, seed=4), resume=True)
 
@@ -138,11 +143,13 @@ def test_bfloat16(config, lora_rank):
     trainer = Trainer(dataclasses.replace(config, model=ModelConfig(lora_rank=lora_rank, dtype="bfloat16")))
     trained = [p for group in trainer.optimizer.param_groups for p in group["params"]]
     assert {p.dtype for p in trained} == {torch.float32}
-    before = [p.clone() for p in trained]
+    before = [[p.clone() for p in group["params"]] for group in trainer.optimizer.param_groups]
     metrics = trainer.train_step()
-    assert metrics["replay_error"] < 0.5
-    assert metrics["grad_norm"] > 0
-    assert any(not torch.equal(p, q) for p, q in zip(trained, before, strict=True))
+    assert metrics["replay_error"] < 0.2
+    for group, old in zip(trainer.optimizer.param_groups, before, strict=True):  # weights or adapters, gate, Lambda
+        assert any(not torch.equal(p, q) for p, q in zip(group["params"], old, strict=True))
+    trainer.save()
+    assert HybridCausalLM.from_pretrained(newest_checkpoint(trainer.folder)).settings.dtype == "bfloat16"
 
 
 def test_micro_batches_and_masking(config):
@@ -172,7 +179,11 @@ def test_learning_rate_factor():
     [
         ({"rollout": RolloutConfig(group_size=1)}, "rollout.group_size"),
         ({"rollout": RolloutConfig(temperature=0)}, "rollout.temperature"),
-        ({"rollout": RolloutConfig(delimiter="")}, "rollout.delimiter"),
+        ({"token_budget": 0}, "token_budget"),
+        ({"seed": -1}, "seed"),
+        ({"name": "{mode.x}"}, "name"),
+        ({"model": ModelConfig(lora_targets="nothing")}, "model.lora_targets"),
+        ({"task": TaskConfig(shots=-1)}, "task.shots"),
         ({"rollout": RolloutConfig(max_new_tokens=0)}, "rollout.max_new_tokens"),
         ({"updates": 0}, "updates"),
         ({"latent": LatentConfig(r_min=1.0)}, "latent.r_min"),

@@ -1,6 +1,8 @@
 """hrpo: hybrid latent reasoning by reinforcement learning (arXiv:2505.18454)."""
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,7 +36,19 @@ def __getattr__(name: str) -> Any:
     """Import torch only when something that needs it is asked for."""
     if name not in _HOME:
         raise AttributeError(f"module 'hrpo' has no attribute {name!r}")
-    module = importlib.import_module(f"hrpo.{_HOME[name]}")
-    # a function named like its module (replay): the module import has set the attribute, the function replaces it
-    globals()[name] = getattr(module, name)
-    return globals()[name]
+    return getattr(importlib.import_module(f"hrpo.{_HOME[name]}"), name)
+
+
+class _Package(ModuleType):
+    """Importing the module `hrpo.replay` would put it where the function `replay` belongs; a property stays."""
+
+    @property
+    def replay(self) -> Any:
+        return __getattr__("replay")
+
+    @replay.setter
+    def replay(self, module: ModuleType) -> None:
+        """Ignore the import system's assignment."""
+
+
+sys.modules[__name__].__class__ = _Package

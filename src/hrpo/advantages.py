@@ -1,5 +1,6 @@
 """Group-relative advantages (GRPO, arXiv:2402.03300; HRPO, section 3.2)."""
 
+import torch
 from torch import Tensor
 
 from hrpo.config import AdvantageScale
@@ -24,14 +25,16 @@ def group_advantages(rewards: Tensor, group_size: int, scale: AdvantageScale = "
     """
     if group_size < 2 or rewards.numel() % group_size:
         raise ValueError(f"group_size must be at least 2 and divide {rewards.numel()} rewards, got {group_size}")
-    groups = rewards.view(-1, group_size)  # (B, G)
+    groups = rewards.reshape(-1, group_size)  # (B, G)
+    groups = groups if groups.is_floating_point() else groups.float()
     centred = groups - groups.mean(dim=1, keepdim=True)
     if scale == "std":
         centred = centred / (groups.std(dim=1, keepdim=True) + 1e-4)
-    return centred.flatten()
+    equal = (groups == groups[:, :1]).all(dim=1, keepdim=True)  # rounding of the mean must not look like a signal
+    return torch.where(equal, 0, centred).flatten()
 
 
 def signal_share(rewards: Tensor, group_size: int) -> float:
     """Share of groups whose rewards differ; only these carry a policy gradient."""
-    groups = rewards.view(-1, group_size)
+    groups = rewards.reshape(-1, group_size)
     return (groups != groups[:, :1]).any(dim=1).float().mean().item()

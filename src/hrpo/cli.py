@@ -23,12 +23,20 @@ class Parser(ArgumentParser):
         self.exit(2, f"{self.prog}: error: {self._one_line(message)}\n")
 
     def _one_line(self, message: str) -> str:
-        unknown = re.search(r"unrecognized arguments: (?:--)?([\w.-]+)|not accept(?: option)? '([\w.]+)'", message)
+        message = message.removeprefix("Problems parsing config: ")
+        unknown = re.search(
+            r"unrecognized arguments: (?:--)?([\w.-]+)|accept option '([\w.]+)'|Option '([\w.]+)' is not", message
+        )
         if unknown is None:
             text = re.sub(r"\s+", " ", message).strip()
             text = re.sub(r'^Parser key "([\w.]+)": ?', r"\1: ", text)
-            return re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", text).replace("<class 'int'>", "whole number")
-        name = unknown.group(1) or unknown.group(2)
+            text = re.sub(r"a typing\.Literal\[(.*?)\]", r"one of \1", text)
+            return (
+                text.replace("<class 'int'>", "whole number")
+                .replace("<class 'float'>", "number")
+                .replace("<class 'bool'>", "true or false")
+            )
+        name = next(group for group in unknown.groups() if group)
         options = [option.removeprefix("--") for option in self._option_string_actions if option.startswith("--")]
         close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
         return f"unknown option {name}" + (f"; did you mean {close[0]}?" if close else "; see --help")
@@ -61,7 +69,8 @@ def _eval_parser(parser: Parser) -> None:
     parser.add_argument("--test_path", default="", help="the test file, where it lies elsewhere than in training")
     parser.add_argument("--problems", type=int, default=500, help="test problems, from the first; 0 takes all")
     parser.add_argument("--batch", type=int, default=64, help="problems decoded at a time")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampled completions")
+    parser.add_argument("--seed", type=int, default=-1, help="of the sampled completions; -1 takes the run's own")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the base model")
     parser.add_argument("--out", default="", help="write the numbers and every answer to this JSON file")
 
 
@@ -76,8 +85,9 @@ def _eval(args: Namespace) -> None:
         test_path=args.test_path,
         problems=args.problems,
         batch=args.batch,
-        seed=args.seed,
+        seed=None if args.seed == -1 else args.seed,
         out=args.out,
+        trust_remote_code=args.trust_remote_code,
     )
     print_table(args.checkpoint, ["", "greedy", "sampled"], summary_rows(result))
 
@@ -85,7 +95,8 @@ def _eval(args: Namespace) -> None:
 def _generate_parser(parser: Parser) -> None:
     parser.usage = "hrpo generate --checkpoint DIR [options] PROMPT [PROMPT ...]"
     parser.add_argument("--checkpoint", required=True, help="a checkpoint, a run folder, or a plain model")
-    parser.add_argument("prompts", nargs="+", help="questions, asked as in training")
+    parser.add_argument("prompts", nargs="+", type=str, help="questions, asked as in training")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the model")
     parser.add_argument("--sample", action="store_true", help="sample instead of taking the likeliest token")
     parser.add_argument("--seed", type=int, default=0, help="of the samples")
     parser.add_argument("--trace", action="store_true", help="a line per token: gate and strongest latent candidates")
@@ -95,7 +106,14 @@ def _generate(args: Namespace) -> None:
     _quiet()
     from hrpo.inference import complete
 
-    for text in complete(args.checkpoint, args.prompts, sample=args.sample, seed=args.seed, trace=args.trace):
+    for text in complete(
+        args.checkpoint,
+        args.prompts,
+        sample=args.sample,
+        seed=args.seed,
+        trace=args.trace,
+        trust_remote_code=args.trust_remote_code,
+    ):
         print(text)
 
 

@@ -82,7 +82,6 @@ class RolloutConfig:
         max_new_tokens: length limit of a completion, T.
         temperature: of the sampler, tau.
         top_k: candidates kept at each step; 0 keeps the whole vocabulary. The paper's text has none, its code 50.
-        delimiter: text that ends thinking.
     """
 
     prompts: int = 8
@@ -90,7 +89,6 @@ class RolloutConfig:
     max_new_tokens: int = 512
     temperature: float = 0.5
     top_k: int = 50
-    delimiter: str = "####"
 
 
 @dataclass(frozen=True)
@@ -194,5 +192,5 @@ class TrainConfig:
         """
         try:
             return Path(self.folder) / self.name.format(mode=self.latent.mode, seed=self.seed)
-        except (KeyError, ValueError, IndexError) as error:
+        except (AttributeError, KeyError, ValueError, IndexError) as error:
             raise InputError(f"name: {self.name!r} may hold {{mode}} and {{seed}}, and no other braces") from error

@@ -1,5 +1,6 @@
 """Where thinking ends: an automaton over tokens that finds the delimiter in the text without decoding it."""
 
+import copy
 import functools
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -26,23 +27,24 @@ class DelimiterAutomaton:
             raise ValueError("the delimiter is empty")
         self.length = len(delimiter)
         step = _transitions(delimiter)
-        table = torch.arange(self.length + 1, dtype=torch.int16).unsqueeze(1).repeat(1, len(pieces))
+        table = torch.zeros((self.length + 1, len(pieces)), dtype=torch.int16)  # most tokens start a match over
+        table[self.length] = self.length
         symbols = set(delimiter)
         for token, piece in enumerate(pieces):
-            if not symbols.isdisjoint(piece):
-                for state in range(self.length):
-                    after = state
-                    for symbol in piece:
-                        after = step(after, symbol)
-                    table[state, token] = after
-            elif len(piece):
-                table[: self.length, token] = 0  # nothing in it belongs to the delimiter: start over
+            if len(piece) and symbols.isdisjoint(piece):
+                continue
+            for state in range(self.length):
+                after = state
+                for symbol in piece:
+                    after = step(after, symbol)
+                table[state, token] = after
         self.table = table
 
     def to(self, device: torch.device) -> "DelimiterAutomaton":
-        """Move the table."""
-        self.table = self.table.to(device)
-        return self
+        """Return it on a device."""
+        moved = copy.copy(self)
+        moved.table = self.table.to(device)
+        return moved
 
     def start(self, rows: int) -> Tensor:
         """Return the state before the first token: (rows,)."""
@@ -86,10 +88,15 @@ def delimiter_automaton(delimiter: str | Sequence[int], tokenizer: Any, vocab_si
 
     """
     if not isinstance(delimiter, str):
-        return DelimiterAutomaton([(token,) for token in range(vocab_size)], list(delimiter))
+        return _ids_automaton(tuple(delimiter), vocab_size)
     if tokenizer is None:
         raise ValueError("a delimiter given as text needs a tokenizer; give token ids instead")
     return _text_automaton(delimiter, tokenizer, vocab_size)
+
+
+@functools.lru_cache(maxsize=4)
+def _ids_automaton(delimiter: tuple[int, ...], vocab_size: int) -> DelimiterAutomaton:
+    return DelimiterAutomaton([(token,) for token in range(vocab_size)], delimiter)
 
 
 @functools.lru_cache(maxsize=4)

@@ -11,11 +11,12 @@ from hrpo.progress import bar
 from hrpo.prompts import decode, encode
 from hrpo.rollout import generate, sample_key
 from hrpo.tasks import Example, Task
+from hrpo.tasks.judge import DELIMITER
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One completion of a test problem. `hidden_ratio` is the mean over its mixed positions, 0 without any."""
+    """One completion of a test problem. `hidden_ratio` is the mean over its `mixed` positions, 0 without any."""
 
     question: str
     gold: str | list[str]
@@ -24,6 +25,7 @@ class Answer:
     lenient: bool
     length: int
     truncated: bool
+    mixed: int
     hidden_ratio: float
 
 
@@ -66,12 +68,12 @@ def answer_problems(
             max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature,
             top_k=settings.top_k,
-            delimiter=settings.delimiter,
             greedy=greedy,
             sample_keys=[sample_key("eval", seed, first + i) for i in range(len(part))],
         )
         ratio = (1 - rollout.gate_mean**2).sqrt()  # 0 where no mixed input was fed
-        ratios = (ratio.sum(1) / rollout.hybrid_mask.sum(1).clamp(min=1)).tolist()
+        mixed = rollout.hybrid_mask.sum(1)
+        ratios = (ratio.sum(1) / mixed.clamp(min=1)).tolist()
         cut, lengths = rollout.truncated(model.eos_token_ids).tolist(), rollout.lengths.tolist()
         for i, text in enumerate(decode(model.tokenizer, rollout)):
             verdict = task.judge(text, part[i])
@@ -84,6 +86,7 @@ def answer_problems(
                     lenient=verdict.lenient,
                     length=lengths[i],
                     truncated=cut[i],
+                    mixed=int(mixed[i]),
                     hidden_ratio=ratios[i],
                 )
             )
@@ -125,10 +128,10 @@ def summarize(answers: Sequence[Answer]) -> dict[str, Any]:
         "accuracy_interval": wilson(strict, n),
         "lenient_accuracy": lenient / n,
         "lenient_accuracy_interval": wilson(lenient, n),
-        "format_rate": mean([a.completion.count("####") == 1 for a in answers]),
+        "format_rate": mean([a.completion.count(DELIMITER) == 1 for a in answers]),
         "length": mean([a.length for a in answers]),
         "truncation_rate": mean([a.truncated for a in answers]),
-        "hidden_ratio": mean([a.hidden_ratio for a in answers]),
+        "hidden_ratio": sum(a.hidden_ratio * a.mixed for a in answers) / max(sum(a.mixed for a in answers), 1),
     }
 
 

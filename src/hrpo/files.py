@@ -20,7 +20,11 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path` that takes its name, and its place, once the block has ended well."""
+    """Yield a temporary folder beside `path` that takes its name once the block has ended well.
+
+    Where `path` exists already, the new files replace those of the same name, one by one; others stay.
+    """
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(path.name + ".tmp")
     shutil.rmtree(draft, ignore_errors=True)
@@ -30,15 +34,15 @@ def new_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
-    for file in draft.rglob("*"):
-        if file.is_file():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-    if path.exists():
-        old = path.with_name(path.name + ".old")
-        shutil.rmtree(old, ignore_errors=True)
-        path.rename(old)
+    drafted = [file for file in draft.rglob("*") if file.is_file()]
+    for file in drafted:
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+    if not path.exists():
         draft.rename(path)
-        shutil.rmtree(old)
-    else:
-        draft.rename(path)
+        return
+    for file in drafted:
+        target = path / file.relative_to(draft)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file.replace(target)
+    shutil.rmtree(draft)

@@ -60,14 +60,6 @@ class HybridGate(nn.Module):
         """D."""
         return self.Lambda.shape[0]
 
-    def decay(self, embeds: Tensor) -> Tensor:
-        """Return a, the share of the token's embedding that is kept: (..., D) -> (..., D)."""
-        return torch.exp(self._log_decay(embeds))
-
-    def _log_decay(self, embeds: Tensor) -> Tensor:
-        r = torch.sigmoid(self.reset_gate(embeds))
-        return -C * F.softplus(-self.Lambda) * r
-
     def forward(self, embeds: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Mix.
 
@@ -81,8 +73,9 @@ class HybridGate(nn.Module):
         """
         with torch.autocast(embeds.device.type, enabled=False):
             e, h = embeds.to(self.Lambda.dtype), latents.to(self.Lambda.dtype)
-            log_a = self._log_decay(e)
+            r = torch.sigmoid(self.reset_gate(e))
             i = torch.sigmoid(self.input_gate(e))
+            log_a = -C * F.softplus(-self.Lambda) * r
             a = torch.exp(log_a)
             # 1 - a^2 without cancellation: a is close to 1
             out = a * e + torch.sqrt(-torch.expm1(2 * log_a) + 1e-8) * (i * h)

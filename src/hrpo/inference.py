@@ -23,24 +23,35 @@ from hrpo.trainer import newest_checkpoint
 TRACED_CANDIDATES = 5
 
 
-def load_for_inference(name: str) -> HybridCausalLM:
+def load_for_inference(name: str, *, trust_remote_code: bool = False) -> HybridCausalLM:
     """Load a checkpoint, a run folder's newest one, or a plain model.
 
     A saved model decodes in the mode it was trained in; a plain one has no trained gate, so it decodes discretely.
     """
     folder = newest_checkpoint(Path(name)) or Path(name)
-    if (folder / SETTINGS_FILE).is_file():
-        model = HybridCausalLM.from_pretrained(folder)
-    else:
-        model = HybridCausalLM.from_pretrained(name, latent_mode="discrete")
+    if (folder / "config.yaml").is_file():
+        raise InputError(f"--checkpoint: the run {name} has no checkpoint yet")
+    saved = (folder / SETTINGS_FILE).is_file()
+    try:
+        model = HybridCausalLM.from_pretrained(
+            folder if saved else name, latent_mode="discrete", trust_remote_code=trust_remote_code
+        )
+    except InputError as error:
+        raise InputError(str(error).replace("model.name:", "--checkpoint:")) from error
     return model.to(Accelerator().device)
 
 
 def complete(
-    checkpoint: str, questions: Sequence[str], *, sample: bool = False, seed: int = 0, trace: bool = False
+    checkpoint: str,
+    questions: Sequence[str],
+    *,
+    sample: bool = False,
+    seed: int = 0,
+    trace: bool = False,
+    trust_remote_code: bool = False,
 ) -> Iterator[str]:
     """Yield the completion of each question, and with `trace` a line per token before it."""
-    model = load_for_inference(checkpoint)
+    model = load_for_inference(checkpoint, trust_remote_code=trust_remote_code)
     settings = model.settings
     rollout = generate(
         model,
@@ -48,7 +59,6 @@ def complete(
         max_new_tokens=settings.max_new_tokens,
         temperature=settings.temperature,
         top_k=settings.top_k,
-        delimiter=settings.delimiter,
         greedy=not sample,
         seed=seed,
     )
@@ -59,7 +69,14 @@ def complete(
 
 
 def evaluate_checkpoint(
-    checkpoint: str, *, test_path: str = "", problems: int = 500, batch: int = 64, seed: int = 0, out: str = ""
+    checkpoint: str,
+    *,
+    test_path: str = "",
+    problems: int = 500,
+    batch: int = 64,
+    seed: int | None = None,
+    out: str = "",
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Evaluate a checkpoint greedily and sampled on its own task, asked and decoded as in training.
 
@@ -68,15 +85,19 @@ def evaluate_checkpoint(
         test_path: the test file, where it lies elsewhere than in training.
         problems: how many test problems, from the first; 0 takes all.
         batch: problems decoded at a time.
-        seed: of the sampled completions.
+        seed: of the sampled completions; default the run's own.
         out: write the numbers and every answer to this JSON file.
+        trust_remote_code: run code that comes with the base model.
 
     Raises:
         InputError: no task is known for this model, or its test file is missing.
 
     """
-    model = load_for_inference(checkpoint)
+    model = load_for_inference(checkpoint, trust_remote_code=trust_remote_code)
+    if problems < 0 or batch < 1:
+        raise InputError(f"--problems must be at least 0 and --batch at least 1, got {problems} and {batch}")
     settings = model.settings
+    seed = settings.seed if seed is None else seed
     if not settings.task:
         raise InputError(f"--checkpoint: {checkpoint} is a plain model that remembers no task; evaluate a checkpoint")
     saved = TaskConfig(**settings.task)
@@ -98,7 +119,7 @@ def trace_lines(model: HybridCausalLM, rollout: Rollout, row: int) -> Iterator[s
     def show(token: int) -> str:
         return repr(model.tokenizer.decode([token]))  # type: ignore[union-attr]
 
-    yield f"{'token':14} {'p':>6} {'a':>6} {'hidden':>6}  latent candidates"
+    yield f"{'token':14} {'p':>6} {'a':>6} {'hidden':>6}  latent candidates, at temperature {rollout.temperature:g}"
     for t in range(int(rollout.lengths[row])):
         token, a = int(rollout.completion_ids[row, t]), rollout.gate_mean[row, t]
         p = rollout.sample_logprobs[row, t].exp()

@@ -6,7 +6,9 @@ from torch import Tensor
 from hrpo.config import Reduction
 
 
-def token_weights(completion_mask: Tensor, reduction: Reduction = "sequence") -> Tensor:
+def token_weights(
+    completion_mask: Tensor, reduction: Reduction = "sequence", dtype: torch.dtype = torch.float32
+) -> Tensor:
     """Weight of each token in the loss; the weights of a whole batch sum to 1 (empty completions excepted).
 
     "sequence" averages over a completion's tokens and then over completions (paper); "token" over all tokens at
@@ -15,12 +17,13 @@ def token_weights(completion_mask: Tensor, reduction: Reduction = "sequence") ->
     Args:
         completion_mask: (N, T), 1 up to and including EOS.
         reduction: which mean.
+        dtype: of the result.
 
     Returns:
         (N, T) weights, 0 where the mask is 0.
 
     """
-    mask = completion_mask.to(torch.float64)
+    mask = completion_mask.to(dtype)
     if reduction == "token":
         return mask / mask.sum().clamp(min=1)
     return mask / mask.sum(dim=1, keepdim=True).clamp(min=1) / mask.shape[0]
@@ -56,13 +59,15 @@ def hrpo_loss(
     if ref_logprobs is None and beta != 0:
         raise ValueError(f"beta is {beta}, so the loss needs ref_logprobs")
     if weights is None:
-        weights = token_weights(completion_mask)
+        weights = token_weights(completion_mask, dtype=logprobs.dtype)
     weights = weights.to(logprobs.dtype)  # (N, T)
+    counts = completion_mask.bool()
+    logprobs = torch.where(counts, logprobs, 0)  # whatever stands under the mask, finite or not, has no influence
     ratio = torch.exp(logprobs - logprobs.detach())  # (N, T): 1, with the gradient of log-prob
     policy_loss = -(weights * ratio * advantages.to(logprobs.dtype).unsqueeze(1)).sum()
     if ref_logprobs is None:
         return policy_loss, {"policy_loss": policy_loss.detach()}
-    gap = ref_logprobs.to(logprobs.dtype) - logprobs  # (N, T)
+    gap = torch.where(counts, ref_logprobs.to(logprobs.dtype), 0) - logprobs  # (N, T)
     kl = (weights * (torch.exp(gap) - gap - 1)).sum()  # k3, Schulman 2020
     loss = policy_loss + beta * kl
     return loss, {"policy_loss": policy_loss.detach(), "kl": kl.detach()}

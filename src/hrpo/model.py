@@ -5,7 +5,7 @@ import copy
 import dataclasses
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -50,10 +50,10 @@ class HybridSettings:
     Args:
         base_model: what the language model was trained from.
         latent_mode: "hybrid" feeds mixed inputs while thinking; "discrete" feeds plain tokens.
+        dtype: of the computation, as in `from_pretrained`.
         temperature: of the sampler, tau.
         top_k: candidates kept, 0 for all.
         max_new_tokens: length limit of a completion.
-        delimiter: text that ends thinking.
         preamble: the messages that every conversation begins with: system prompt and worked examples.
         task: the settings of the task it was trained on.
         seed: of the run, and of the task's generated problems.
@@ -63,10 +63,10 @@ class HybridSettings:
 
     base_model: str
     latent_mode: LatentMode = "hybrid"
+    dtype: Dtype = "float32"
     temperature: float = 0.5
     top_k: int = 50
     max_new_tokens: int = 512
-    delimiter: str = "####"
     preamble: list[dict[str, str]] = field(default_factory=list)
     task: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
@@ -103,8 +103,7 @@ class HybridCausalLM(nn.Module):
         width = self.embedding.weight.shape[1]
         if gate.hidden_size != width:
             raise InputError(f"the gate is {gate.hidden_size} wide, but the model's input embedding is {width} wide")
-        if self.lm_dtype == torch.float64:
-            gate.double()
+        gate.to(torch.float64 if self.lm_dtype == torch.float64 else torch.float32)
         self.eval()
 
     @classmethod
@@ -113,7 +112,7 @@ class HybridCausalLM(nn.Module):
         path_or_name: str | Path,
         *,
         lora: Lora | None = None,
-        dtype: Dtype | torch.dtype = "float32",
+        dtype: Dtype | torch.dtype | None = None,
         device: str | torch.device = "cpu",
         r_min: float = 0.99,
         r_max: float = 0.999,
@@ -126,7 +125,8 @@ class HybridCausalLM(nn.Module):
             path_or_name: a folder, a name from `hrpo model`, or a name on the Hub.
             lora: add adapters (plain models only); None trains the model's own weights.
             dtype: "bfloat16" holds frozen weights in bfloat16 when there are adapters, and otherwise runs float32
-                weights under autocast. What is trained, and the gate, stays float32.
+                weights under autocast. What is trained, and the gate, stays float32. Default: what a saved model
+                remembers, and float32 for a plain one.
             device: where to put it.
             r_min: of a fresh gate.
             r_max: of a fresh gate.
@@ -148,9 +148,10 @@ class HybridCausalLM(nn.Module):
             named = str(path_or_name) in KNOWN or not folder.is_dir()
             settings = HybridSettings(str(path_or_name) if named else str(folder.resolve()), latent_mode)
             has_adapter = lora is not None
-        dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-        half = dtype == torch.bfloat16
-        weights_dtype = torch.float32 if half and not has_adapter else dtype
+        dtype_name = cast(Dtype, str(dtype or settings.dtype).removeprefix("torch."))
+        settings = dataclasses.replace(settings, dtype=dtype_name)
+        half = dtype_name == "bfloat16"
+        weights_dtype: torch.dtype = getattr(torch, "float32" if half and not has_adapter else dtype_name)
         base = resolve(settings.base_model) if saved and has_adapter else str(folder)
         lm: Any = _load_lm(base, weights_dtype, trust_remote_code)
         if saved and has_adapter:
@@ -158,7 +159,10 @@ class HybridCausalLM(nn.Module):
         elif lora is not None:
             targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
             config = LoraConfig(task_type="CAUSAL_LM", r=lora.r, lora_alpha=lora.alpha, target_modules=targets)
-            lm = get_peft_model(lm, config)
+            try:
+                lm = get_peft_model(lm, config)
+            except ValueError as error:
+                raise InputError(f"model.lora_targets: {_first_line(error)}") from error
         bare: Any = lm.get_base_model() if isinstance(lm, PeftModel) else lm
         gate = HybridGate(bare.get_input_embeddings().weight.shape[1], r_min, r_max)
         if saved:
@@ -193,11 +197,21 @@ class HybridCausalLM(nn.Module):
         eos = self.bare_lm.generation_config.eos_token_id
         return [] if eos is None else list(eos) if isinstance(eos, Sequence) else [eos]
 
+    @contextlib.contextmanager
+    def _weights(self, *, reference: bool) -> Iterator[Any]:
+        """Yield the language model, or the reference: the kept copy, or the same weights with the adapters off."""
+        if reference and self._reference:
+            yield self._reference[0]
+        elif reference and isinstance(self.lm, PeftModel):
+            with self.lm.disable_adapter():
+                yield self.lm
+        else:
+            yield self.lm
+
     def embed(self, token_ids: Tensor, *, reference: bool = False) -> Tensor:
-        """Return the model's own, or the kept reference's, input embedding e: (...,) -> (..., D)."""
-        kept = reference and self._reference
-        module: Any = self._reference[0].get_input_embeddings() if kept else self.embedding  # type: ignore[operator]
-        return cast(Tensor, module(token_ids))
+        """Return the model's own, or the reference's, input embedding e: (...,) -> (..., D)."""
+        with self._weights(reference=reference) as lm:
+            return cast(Tensor, lm.get_input_embeddings()(token_ids))
 
     def embedding_table(self) -> Tensor:
         """W_e, the input embedding of every token (V, D), scale included; no gradient."""
@@ -214,10 +228,10 @@ class HybridCausalLM(nn.Module):
         if not isinstance(self.lm, PeftModel):
             self._reference[:] = [copy.deepcopy(self.lm).requires_grad_(False)]
 
-    def load_reference(self) -> None:
+    def load_reference(self, *, trust_remote_code: bool = False) -> None:
         """Load the reference anew from the base model (a fine-tuned checkpoint is no longer its own reference)."""
         if not isinstance(self.lm, PeftModel):
-            base = _load_lm(resolve(self.settings.base_model), self.lm_dtype, trust_remote_code=False)
+            base = _load_lm(resolve(self.settings.base_model), self.lm_dtype, trust_remote_code)
             self._reference[:] = [base.to(self.device).requires_grad_(False)]
 
     def forward(
@@ -248,14 +262,8 @@ class HybridCausalLM(nn.Module):
             options["position_ids"] = (attention_mask.cumsum(1) - 1).clamp(min=0)[:, -length:]
         if last_only and "logits_to_keep" in self._accepts:
             options["logits_to_keep"] = 1
-        with contextlib.ExitStack() as stack:
-            if self.autocast is not None:
-                stack.enter_context(torch.autocast(inputs_embeds.device.type, self.autocast))
-            lm: Any = self.lm
-            if reference and self._reference:
-                lm = self._reference[0]
-            elif reference and isinstance(lm, PeftModel):
-                stack.enter_context(lm.disable_adapter())
+        half = torch.autocast(inputs_embeds.device.type, self.autocast, enabled=self.autocast is not None)
+        with self._weights(reference=reference) as lm, half:
             out = lm(
                 inputs_embeds=inputs_embeds,
                 attention_mask=attention_mask,
@@ -289,7 +297,7 @@ def _load_lm(path: str, dtype: torch.dtype, trust_remote_code: bool) -> Any:
         return AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise InputError(f"model.name: cannot load {path}: {_first_line(error)}") from error
 
 

@@ -61,6 +61,6 @@ def _token_logprobs(logits: Tensor, rollout: Rollout, at: slice, policy: Policy)
     if policy != "model":
         logits = logits / rollout.temperature
     chosen = logits.gather(2, rollout.completion_ids[:, at].unsqueeze(2)).squeeze(2)
-    if policy == "sampler" and rollout.dense_latents is None:
+    if policy == "sampler" and rollout.top_k:
         logits = logits.gather(2, rollout.support_ids[:, at].long())  # the sampler's candidates
     return chosen - logits.logsumexp(dim=2)

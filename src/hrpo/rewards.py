@@ -24,5 +24,4 @@ def score(task: Task, examples: Sequence[Example], completions: Sequence[str]) -
 
     """
     gold = [example.gold for example in examples]
-    prompts = [example.question for example in examples]
-    return torch.tensor(correctness(completions, prompts=prompts, gold=gold, kind=task.kind))
+    return torch.tensor(correctness(completions, gold=gold, kind=task.kind))

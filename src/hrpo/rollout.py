@@ -29,6 +29,7 @@ class Rollout:
     support_ids: (N, T, K) int32, the sampler's candidates, the likeliest first.
     support_probs: (N, T, K), their probabilities.
     gate_mean: (N, T), mean of a over channels where a mixed input was fed, 1 elsewhere.
+    temperature, top_k: the sampler's; top_k is 0 where all of V were candidates.
     dense_latents: (N, T, D), stored instead of the candidates when all of V is mixed.
     """
 
@@ -43,6 +44,7 @@ class Rollout:
     gate_mean: Tensor
     group_size: int
     temperature: float
+    top_k: int
     dense_latents: Tensor | None = None
 
     def __len__(self) -> int:
@@ -198,6 +200,7 @@ def generate(
     if group_size < 1 or top_k < 0:
         raise ValueError(f"group_size must be at least 1 and top_k at least 0, got {group_size} and {top_k}")
     if forced_ids is not None:
+        forced_ids = forced_ids.to(model.device, torch.long)
         max_new_tokens = forced_ids.shape[1]
     if max_new_tokens is None or max_new_tokens < 1:
         raise ValueError(f"max_new_tokens: must be at least 1, got {max_new_tokens}")
@@ -209,7 +212,9 @@ def generate(
     eos_ids = torch.tensor(eos, device=device, dtype=torch.long)
     if sample_keys is None:
         sample_keys = [sample_key(seed, b, g) for b in range(len(prompt_ids)) for g in range(G)]
-    draws = np.stack([np.random.default_rng(key).random(T) for key in sample_keys])  # (N, T)
+    if len(sample_keys) != N:
+        raise ValueError(f"sample_keys: {N} completions need as many keys, got {len(sample_keys)}")
+    draws = np.stack([np.random.default_rng(int(key) % 2**63).random(T) for key in sample_keys])  # (N, T)
     table = model.embedding_table()
     real = torch.float64 if model.lm_dtype == torch.float64 else torch.float32
     uniforms = torch.from_numpy(draws).to(real).to(device)
@@ -249,7 +254,7 @@ def generate(
             chosen_from = torch.softmax(logits / temperature, dim=1)  # (n, V)
             probs = chosen_from.gather(1, candidates)
         if forced_ids is not None:
-            token = forced_ids[rows, t].to(device)
+            token = torch.where(live, forced_ids[rows, t], pad)
         elif greedy:
             token = logits.argmax(dim=1)
         else:
@@ -303,6 +308,7 @@ def generate(
         gate_mean=gate_mean,
         group_size=G,
         temperature=temperature,
+        top_k=K,
         dense_latents=dense,
     )
     return full if forced_ids is not None else full.select(0, N)
@@ -311,5 +317,6 @@ def generate(
 def _inverse_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:
     """Return the index at which the running sum of `probs` (n, K) passes `uniforms` (n,): (n, 1)."""
     cdf = probs.cumsum(dim=1)
-    threshold = uniforms.unsqueeze(1) * cdf[:, -1:]
-    return torch.searchsorted(cdf, threshold, right=True).clamp(max=probs.shape[1] - 1)
+    total = cdf[:, -1:]  # the draw stays below it, or a rounded-up one would pick a token of probability 0
+    threshold = torch.minimum(uniforms.unsqueeze(1) * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cdf, threshold, right=True)

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from hrpo import files
 from hrpo.advantages import group_advantages, signal_share
-from hrpo.config import ModelConfig, TrainConfig
+from hrpo.config import ModelConfig, TaskConfig, TrainConfig
 from hrpo.errors import InputError
 from hrpo.evaluate import as_rows, evaluate
 from hrpo.loss import hrpo_loss, token_weights
-from hrpo.model import HybridCausalLM, Lora
+from hrpo.model import SETTINGS_FILE, HybridCausalLM, Lora
 from hrpo.progress import bar, metrics_note
 from hrpo.prompts import decode, encode
 from hrpo.replay import replay
@@ -32,9 +32,11 @@ from hrpo.report import write_report
 from hrpo.rewards import score
 from hrpo.rollout import Rollout, generate, sample_key
 from hrpo.tasks import Example, load_task
+from hrpo.tasks.judge import DELIMITER
 
 Metrics = dict[str, float]
 OPTIMIZER_FILE, STATE_FILE = "optimizer.safetensors", "trainer.json"
+CHANGEABLE = {"token_budget", "save_every", "folder", "eval.problems", "eval.batch"}  # what a resumed run may change
 SAMPLES_PER_UPDATE = 4  # completions of one prompt that samples.jsonl keeps
 
 
@@ -106,15 +108,14 @@ class Trainer:
             temperature=config.rollout.temperature,
             top_k=config.rollout.top_k,
             max_new_tokens=config.rollout.max_new_tokens,
-            delimiter=config.rollout.delimiter,
             preamble=list(self.task.preamble),
-            task=dataclasses.asdict(config.task),
+            task=_absolute(config.task),
             seed=config.seed,
         )
         if config.loss.beta and checkpoint is None:
             self.model.keep_reference()
         elif config.loss.beta:
-            self.model.load_reference()
+            self.model.load_reference(trust_remote_code=config.model.trust_remote_code)
         self.optimizer = _make_optimizer(self.model, config)
         if checkpoint is not None:
             _load_optimizer(self.optimizer, checkpoint / OPTIMIZER_FILE)
@@ -136,14 +137,13 @@ class Trainer:
         stats = self.update(rollout, advantages)
         end = time.perf_counter()
         self.step += 1
-        self.write_samples(examples[0], completions[: min(G, SAMPLES_PER_UPDATE)], rewards)
+        self.write_samples(examples[0], completions[:G], rewards)
         tokens = int(rollout.completion_mask.sum())
-        delimiter = config.rollout.delimiter
         return {
             "step": self.step,
             "reward": rewards.mean().item(),
             "signal": signal_share(rewards, G),
-            "format_rate": sum(text.count(delimiter) == 1 for text in completions) / len(completions),
+            "format_rate": sum(text.count(DELIMITER) == 1 for text in completions) / len(completions),
             "length": rollout.lengths.float().mean().item(),
             "truncation_rate": rollout.truncated(self.model.eos_token_ids).float().mean().item(),
             "hidden_ratio": rollout.hidden_ratio().item(),
@@ -165,7 +165,6 @@ class Trainer:
             max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature,
             top_k=settings.top_k,
-            delimiter=settings.delimiter,
             sample_keys=[sample_key(self.config.seed, self.step, b, g) for b in range(len(examples)) for g in range(G)],
         )
 
@@ -260,7 +259,7 @@ class Trainer:
                 "completion": text,
                 "reward": reward,
             }
-            for text, reward in zip(completions, rewards.tolist(), strict=False)
+            for text, reward in zip(completions[:SAMPLES_PER_UPDATE], rewards.tolist(), strict=False)
         ]
         _append(self.folder / "samples.jsonl", rows)
 
@@ -284,7 +283,10 @@ def _check(config: TrainConfig) -> None:
         (rollout.max_new_tokens >= 1, f"rollout.max_new_tokens: must be at least 1, got {rollout.max_new_tokens}"),
         (rollout.temperature > 0, f"rollout.temperature: must be above 0, got {rollout.temperature}"),
         (rollout.top_k >= 0, f"rollout.top_k: must be at least 0, got {rollout.top_k}"),
-        (bool(rollout.delimiter), "rollout.delimiter: must not be empty"),
+        (config.token_budget >= 1, f"token_budget: must be at least 1, got {config.token_budget}"),
+        (config.seed >= 0, f"seed: must be at least 0, got {config.seed}"),
+        (config.task.shots >= 0, f"task.shots: must be at least 0, got {config.task.shots}"),
+        (config.model.lora_rank >= 0, f"model.lora_rank: must be at least 0, got {config.model.lora_rank}"),
         (
             0 < latent.r_min <= latent.r_max < 1,
             f"latent.r_min: needs 0 < r_min <= r_max < 1, got {latent.r_min} and {latent.r_max}",
@@ -303,11 +305,12 @@ def _start_or_resume(folder: Path, config: TrainConfig, resume: bool) -> Path | 
         if config_file.exists():
             raise InputError(f"name: {folder} is a run already; give --name another name, or --resume to go on with it")
         return None
-    if config_file.exists():
-        before, now = yaml.safe_load(config_file.read_text()), dataclasses.asdict(config)
-        changed = sorted(_differences(before, now))
-        if changed:
-            raise InputError(f"--resume: {', '.join(changed)} differ from {config_file}; a run keeps its settings")
+    if not config_file.exists():
+        raise InputError(f"--resume: there is no run {folder}")
+    before, now = yaml.safe_load(config_file.read_text()), dataclasses.asdict(config)
+    changed = sorted(set(_differences(before, now)) - CHANGEABLE)
+    if changed:
+        raise InputError(f"--resume: {', '.join(changed)} differ from {config_file}; a run keeps its settings")
     return newest_checkpoint(folder)
 
 
@@ -328,8 +331,16 @@ def lora_of(config: ModelConfig) -> Lora | None:
     return Lora(config.lora_rank, config.lora_alpha, names[0] if names == ["all-linear"] else names)
 
 
+def _absolute(task: TaskConfig) -> dict[str, Any]:
+    """Return a task's settings with paths that hold from any folder."""
+    paths = {name: str(Path(value).resolve()) for name in ("path", "test_path") if (value := getattr(task, name))}
+    return {**dataclasses.asdict(task), **paths}
+
+
 def _load_model(config: TrainConfig, checkpoint: Path | None) -> HybridCausalLM:
     fresh = checkpoint is None
+    if fresh and (Path(config.model.name) / SETTINGS_FILE).is_file():
+        raise InputError(f"model.name: {config.model.name} is a saved hybrid model; --resume goes on with a run")
     return HybridCausalLM.from_pretrained(
         config.model.name if checkpoint is None else checkpoint,
         lora=lora_of(config.model) if fresh else None,
@@ -386,5 +397,6 @@ def _append(path: Path, rows: list[dict[str, Any]]) -> None:
 def _keep_lines(path: Path, step: int) -> None:
     """Drop the lines after an update."""
     if path.is_file():
-        lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+        whole = path.read_text().split("\n")[:-1]  # a kill may have cut the last line
+        lines = [line for line in whole if json.loads(line)["step"] <= step]
         files.write_text(path, "".join(line + "\n" for line in lines))

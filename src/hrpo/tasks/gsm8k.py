@@ -20,9 +20,11 @@ def read(path: Path) -> list[Example]:
 
     """
     if not path.is_file():
-        raise InputError(f"task.path: no file {path}; give GSM8K's train.jsonl (test.jsonl lies beside it)")
+        raise InputError(
+            f"task.path: no file {path}; give GSM8K's train.jsonl (test.jsonl beside it; `hrpo eval` takes --test_path)"
+        )
     examples = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         if not line.strip():
             continue
         try:

@@ -22,6 +22,8 @@ from collections import deque
 from fractions import Fraction
 from typing import NamedTuple
 
+DELIMITER = "####"  # ends thinking; the answer follows
+
 
 class Verdict(NamedTuple):
     """`lenient`: the answer is right. `strict`: and the delimiter appears exactly once."""
@@ -30,7 +32,7 @@ class Verdict(NamedTuple):
     lenient: bool
 
 
-def judge(kind: str, completion: str, gold: str | list[str], delimiter: str = "####") -> Verdict:
+def judge(kind: str, completion: str, gold: str | list[str], delimiter: str = DELIMITER) -> Verdict:
     """Compare a completion's answer with the gold answer.
 
     Delimiters are counted without overlap: "#####" holds one "####", "########" two.
@@ -95,20 +97,18 @@ def _same_number(answer: str, gold: str) -> bool:
 
 # ---- choice -----------------------------------------------------------------------------------------------
 
-_LABEL = re.compile(r"[^A-Za-z0-9]*([A-Ja-j])[*}$]*[.):](?:[\s*]|$)")  # "B. Paris", "(b) Paris", "**B.** Paris"
 _LONE = re.compile(r"[^A-Za-z0-9]*([A-Ja-j])[^A-Za-z0-9]*")  # nothing but the letter: "b", "**C**", "$B$"
 _LETTER = re.compile(r"(?<![A-Za-z0-9])(?<![A-Za-z]\.)([A-J]|(?<=\()[a-j](?=\)))(?![A-Za-z0-9]|[-'’][A-Za-z])")
 _ENGLISH = re.compile(r"[AI] [a-z]")  # "A car", "I think": more likely words than options
 
 
 def chosen_letter(text: str) -> str | None:
-    """Return the option, A to J, that a text chooses.
+    """Return the option, A to J, that a text chooses: the last letter that stands alone.
 
-    That is the label it opens with ("B. Vitamin C" chooses B), else the last letter that stands alone, upper-case
-    or in parentheses ("A or B" chooses B, as in the release). "A" and "I" before a lower-case word are taken for
-    English, unless there is no other letter.
+    It is upper-case, or in parentheses, or all there is ("A or B" chooses B, as in the release). "A" and "I" before a
+    lower-case word are taken for English, unless there is no other letter.
     """
-    match = _LABEL.match(text) or _LONE.fullmatch(text)
+    match = _LONE.fullmatch(text)
     if match is None:
         found = list(_LETTER.finditer(text))
         options = [match for match in found if not _ENGLISH.match(text, match.start())] or found

@@ -1,0 +1,28 @@
+"""The package's names."""
+
+import subprocess
+import sys
+
+import pytest
+
+import hrpo
+
+
+def run(code):
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_importing_needs_no_torch():
+    run("import sys, hrpo; from hrpo.tasks import judge; assert 'torch' not in sys.modules")
+
+
+def test_every_name_is_what_it_says():
+    for name in hrpo.__all__:
+        assert getattr(hrpo, name).__name__ == name
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = hrpo.nothing
+
+
+@pytest.mark.parametrize("first", ["hrpo.trainer", "hrpo.replay"])
+def test_replay_is_the_function_whatever_was_imported_first(first):
+    run(f"import {first}\nfrom hrpo import replay\nassert replay.__name__ == 'replay' and callable(replay)")
