@@ -43,7 +43,13 @@ def test_a_group_of_equals_gets_zeros(reward, scale):
 
 
 def test_a_group_of_equal_fractions_gets_zeros():
-    assert not group_advantages(torch.full((7,), 0.1), 7).any()
+    assert not group_advantages(torch.full((7,), 0.1), 7).any()  # in float32 their mean is not .1
+
+
+def test_rewards_may_be_integers_and_any_view():
+    columns = torch.tensor([[1, 0], [0, 0], [0, 1], [0, 1]]).T  # not contiguous: (1, 0, 0, 0), (0, 0, 1, 1)
+    close(group_advantages(columns, 4, "unscaled"), [0.75, -0.25, -0.25, -0.25, -0.5, -0.5, 0.5, 0.5])
+    assert signal_share(columns, 4) == 1
 
 
 @pytest.mark.parametrize("group_size", [-2, 0, 1, 3, 16])
@@ -71,10 +77,10 @@ def test_signal_share():
 )
 def test_token_weights(reduction, expected):
     mask = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0]])
-    weights = token_weights(mask, reduction)
+    weights = token_weights(mask, reduction, torch.float64)
     close(weights, expected)
-    assert weights.dtype == torch.float64
     close(weights.sum(), 1.0)
+    close(token_weights(mask, reduction), expected, 1e-7)
 
 
 @pytest.mark.parametrize(("reduction", "each"), [("sequence", 0.25), ("token", 0.5)])
@@ -120,7 +126,8 @@ def test_loss_of_completions_of_different_lengths():
 def test_loss_with_given_weights():
     policy, reference = pair()
     mask = torch.tensor([[1, 1], [1, 0]])
-    loss, parts = hrpo_loss(policy, reference, ADVANTAGES, mask, beta=0.1, weights=token_weights(mask, "token"))
+    weights = token_weights(mask, "token", torch.float64)
+    loss, parts = hrpo_loss(policy, reference, ADVANTAGES, mask, beta=0.1, weights=weights)
     close(parts["policy_loss"], -(1.5 + 1.5 - 2) / 3)
     close(parts["kl"], 0.5 / 3)
     close(loss.detach(), -1 / 3 + 0.05 / 3)
@@ -150,6 +157,7 @@ def test_beta_needs_a_reference():
         (7.0, -3.0),
         (-1000.0, 0.0),  # exp(1000)
         (-math.inf, 0.0),
+        (math.nan, 0.0),
         (0.0, math.nan),
     ],
 )

@@ -23,7 +23,6 @@ SETTINGS = {
     "temperature": 0.75,
     "top_k": 7,
     "max_new_tokens": 33,
-    "delimiter": "</think>",
     "preamble": [{"role": "system", "content": "Think “aloud”."}],
     "task": {"name": "arithmetic", "max_terms": 4},
     "seed": 17,
@@ -144,7 +143,7 @@ def test_settings_are_remembered(base, tmp_path, lora):
     model.settings = dataclasses.replace(model.settings, **SETTINGS)
     model.save_pretrained(tmp_path / "saved")
     written = json.loads((tmp_path / "saved" / "hybrid.json").read_text())
-    assert written == {"base_model": str(base), "latent_mode": "discrete", **SETTINGS}
+    assert written == {"base_model": str(base), "latent_mode": "discrete", "dtype": "float32", **SETTINGS}
     loaded = HybridCausalLM.from_pretrained(tmp_path / "saved", latent_mode="hybrid")  # it keeps its own
     assert loaded.settings == model.settings
 
@@ -178,17 +177,25 @@ def test_the_reference_of_a_fine_tuned_checkpoint_is_its_base(base, tmp_path):
 # ---- whole or not at all ----------------------------------------------------------------------------------------
 
 
-def test_saving_over_a_folder_replaces_it(base, tmp_path):
+def test_saving_over_a_folder(base, tmp_path):
     folder = tmp_path / "runs" / "saved"
-    trained(base, LORA).save_pretrained(folder)
-    (folder / "stale.json").write_text("{}")
+    HybridCausalLM.from_pretrained(base).save_pretrained(folder)
+    (folder / "notes.txt").write_text("mine")
     model = trained(base)
     model.save_pretrained(folder)
     assert [path.name for path in folder.parent.iterdir()] == ["saved"]  # no .tmp, no .old
-    assert not any(path.name in ("stale.json", "adapter_config.json") for path in folder.iterdir())
+    assert (folder / "notes.txt").read_text() == "mine"
     loaded = HybridCausalLM.from_pretrained(folder)
+    assert torch.equal(logits(loaded), logits(model))
     loaded.save_pretrained(folder)  # over the file that its weights came from
     assert torch.equal(logits(HybridCausalLM.from_pretrained(folder)), logits(model))
+
+
+def test_saving_full_weights_over_an_adapter(base, tmp_path):
+    trained(base, LORA).save_pretrained(tmp_path / "saved")
+    model = trained(base)
+    model.save_pretrained(tmp_path / "saved")
+    assert torch.equal(logits(HybridCausalLM.from_pretrained(tmp_path / "saved")), logits(model))
 
 
 def test_a_failed_save_leaves_the_old_folder(base, tmp_path):
@@ -207,9 +214,8 @@ def test_a_failed_save_leaves_the_old_folder(base, tmp_path):
 
 def test_leftovers_of_a_killed_save_do_no_harm(base, tmp_path):
     folder = tmp_path / "runs" / "saved"
-    for name in ("saved.tmp", "saved.old"):
-        (folder.parent / name).mkdir(parents=True)
-        (folder.parent / name / "junk.json").write_text("{")
+    (folder.parent / "saved.tmp").mkdir(parents=True)
+    (folder.parent / "saved.tmp" / "junk.json").write_text("{")
     model = trained(base)
     model.save_pretrained(folder)
     assert not (folder / "junk.json").exists()
@@ -272,10 +278,23 @@ def test_a_float32_checkpoint_in_float64(base, tmp_path):
     assert torch.equal(loaded.gate.Lambda.float(), model.gate.Lambda)
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="bug: the gate stays float64, and generate() fails on it")
 def test_a_float64_checkpoint_in_float32(base, tmp_path):
     trained(base, dtype="float64").save_pretrained(tmp_path / "saved")
-    rollout_and_backward(HybridCausalLM.from_pretrained(tmp_path / "saved"))
+    loaded = HybridCausalLM.from_pretrained(tmp_path / "saved", dtype="float32")
+    assert dtypes(loaded, "") == {torch.float32}
+    rollout_and_backward(loaded)
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_the_number_format_is_remembered(base, tmp_path, lora, dtype):
+    model = trained(base, lora, dtype=dtype)
+    model.save_pretrained(tmp_path / "saved")
+    loaded = HybridCausalLM.from_pretrained(tmp_path / "saved")
+    assert loaded.settings.dtype == dtype
+    assert loaded.autocast == model.autocast
+    assert [p.dtype for p in loaded.parameters()] == [p.dtype for p in model.parameters()]
+    assert torch.equal(logits(loaded), logits(model))
 
 
 # ---- embeddings, token ids ----------------------------------------------------------------------------------------
@@ -343,10 +362,6 @@ def settings(text: bytes):
     return lambda folder: (folder / "hybrid.json").write_bytes(text)
 
 
-def bug(change, reason: str):
-    return pytest.param(change, marks=pytest.mark.xfail(strict=True, reason=f"bug: {reason}"), id=reason)
-
-
 @pytest.mark.parametrize(
     "change",
     [
@@ -355,18 +370,18 @@ def bug(change, reason: str):
         pytest.param(lambda folder: (folder / "gate.safetensors").write_bytes(b""), id="empty gate"),
         pytest.param(mixed_gate, id="gate of two widths"),
         pytest.param(half_gate, id="half a gate"),
-        bug(other_gate, "gate of another width: InputError, but without the folder's name"),
-        bug(odd_bounds, "r_min, r_max that are no numbers: ValueError of float()"),
+        pytest.param(other_gate, id="gate of another width"),
+        pytest.param(odd_bounds, id="r_min, r_max that are no numbers"),
         pytest.param(settings(b"{"), id="broken settings"),
         pytest.param(settings(b""), id="empty settings"),
         pytest.param(settings(b"[]"), id="settings are a list"),
         pytest.param(settings(b"{}"), id="settings without base"),
         pytest.param(settings(b'{"base_model": "x", "colour": 1}'), id="settings with an unknown name"),
-        bug(settings(b"\xff"), "settings that are no UTF-8: UnicodeDecodeError"),
-        bug(settings(b'{"base_model": "x", "latent_mode": "hybird"}'), "unknown latent_mode: decodes discretely"),
+        pytest.param(settings(b"\xff"), id="settings that are no UTF-8"),
+        pytest.param(settings(b'{"base_model": "x", "latent_mode": "hybird"}'), id="unknown latent_mode"),
         pytest.param(lambda folder: (folder / "model.safetensors").unlink(), id="no weights"),
         pytest.param(only_a_pickle, id="weights in a pickle"),
-        bug(lambda folder: cut(folder / "model.safetensors"), "weights cut short: SafetensorError"),
+        pytest.param(lambda folder: cut(folder / "model.safetensors"), id="weights cut short"),
         pytest.param(lambda folder: (folder / "config.json").unlink(), id="no config"),
         pytest.param(lambda folder: (folder / "config.json").write_text("{"), id="broken config"),
     ],
@@ -382,10 +397,10 @@ def test_broken_folders_are_named(base, tmp_path, change):
 @pytest.mark.parametrize(
     "change",
     [
-        bug(lambda f: (f / "adapter_model.safetensors").unlink(), "no adapter: asks the Hub, HFValidationError"),
-        bug(lambda f: cut(f / "adapter_model.safetensors"), "adapter cut short: SafetensorError"),
-        bug(lambda f: (f / "adapter_config.json").write_text("{"), "broken adapter_config.json: JSONDecodeError"),
-        bug(lambda f: edit_json(f / "adapter_config.json", r=5), "adapter of another rank: RuntimeError"),
+        pytest.param(lambda f: (f / "adapter_model.safetensors").unlink(), id="no adapter"),
+        pytest.param(lambda f: cut(f / "adapter_model.safetensors"), id="adapter cut short"),
+        pytest.param(lambda f: (f / "adapter_config.json").write_text("{"), id="broken adapter_config.json"),
+        pytest.param(lambda f: edit_json(f / "adapter_config.json", r=5), id="adapter of another rank"),
     ],
 )
 def test_broken_adapter_folders_are_named(base, tmp_path, change):

@@ -254,8 +254,8 @@ def test_gsm8k_paths(train_file, tmp_path):
         ('{"answer": "#### 1"}', "line 2: .*KeyError"),
         ('{"question": "Why?", "answer": "It is 5."}', "line 2: .*#### once"),
         ('{"question": "Why?", "answer": "#### 5 #### 6"}', "line 2: .*#### once"),
-        ('{"question": "Why?", "answer": 5}', "line 2: .*#### once"),
-        ('{"question": null, "answer": "#### 5"}', "line 2: .*#### once"),
+        ('{"question": "Why?", "answer": 5}', "line 2: .*must be text"),
+        ('{"question": null, "answer": "#### 5"}', "line 2: .*must be text"),
     ],
 )
 def test_gsm8k_broken_rows_are_named(tmp_path, text, message):
@@ -268,14 +268,12 @@ def test_gsm8k_broken_rows_are_named(tmp_path, text, message):
 @pytest.mark.parametrize(
     "answer", ["No answer after it.\n#### ", "In words.\n#### five", "Within an annotation <<####>> only."]
 )
-@pytest.mark.xfail(strict=True, reason="bug: a row whose gold answer no completion can match is taken (or ValueError)")
 def test_gsm8k_rows_without_a_number_are_refused(tmp_path, answer):
     path = write(tmp_path / "train.jsonl", [("Why?", answer)])
     with pytest.raises(InputError, match=r"train\.jsonl, line 1"):
         read(path)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: splitlines() also splits at U+2028, U+0085 and others inside JSON strings")
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
 def test_gsm8k_unusual_line_separators_within_a_row(tmp_path, separator):
     path = write(tmp_path / "train.jsonl", [(f"One{separator}two?", "#### 3")])

@@ -15,31 +15,39 @@ from hrpo.config import TrainConfig
 from hrpo.errors import InputError
 
 
+# jsonargparse's words, and ours
+UNKNOWN_OPTION = re.compile(
+    r"unrecognized arguments: (?:--)?([\w.-]+)|accept option '([\w.]+)'|Option '([\w.]+)' is not"
+)
+PLAIN_WORDS = [
+    (r"\s+", " "),
+    (r"^Problems parsing config: ", ""),
+    (r'^Parser key "([\w.]+)": ?', r"\1: "),
+    (r"^Unexpected config:.*", "--config: the file holds no settings"),
+    (r"^(\w+): Unable to load config '(.*?)'.*", r"\1: no settings file \2; one setting is --\1.FIELD VALUE"),
+    (r"a typing\.Literal\[(.*?)\]", r"one of \1"),
+    (r"a <class 'int'>", "a whole number"),
+    (r"a <class 'float'>", "a number"),
+    (r"a <class 'bool'>", "true or false"),
+    (r"a <class 'str'>", "text (quote it)"),
+]
+
+
 class Parser(ArgumentParser):
     """Answers bad input with one line that names the field, and the closest name for an unknown one."""
 
     def error(self, message: str, *_: Any, **__: Any) -> NoReturn:
         """Exit with 2."""
-        self.exit(2, f"{self.prog}: error: {self._one_line(message)}\n")
-
-    def _one_line(self, message: str) -> str:
-        message = message.removeprefix("Problems parsing config: ")
-        unknown = re.search(
-            r"unrecognized arguments: (?:--)?([\w.-]+)|accept option '([\w.]+)'|Option '([\w.]+)' is not", message
-        )
+        unknown = UNKNOWN_OPTION.search(message)
         if unknown is None:
-            text = re.sub(r"\s+", " ", message).strip()
-            text = re.sub(r'^Parser key "([\w.]+)": ?', r"\1: ", text)
-            text = re.sub(r"a typing\.Literal\[(.*?)\]", r"one of \1", text)
-            return (
-                text.replace("<class 'int'>", "whole number")
-                .replace("<class 'float'>", "number")
-                .replace("<class 'bool'>", "true or false")
-            )
+            for pattern, words in PLAIN_WORDS:
+                message = re.sub(pattern, words, message.strip())
+            self.exit(2, f"{self.prog}: error: {message}\n")
         name = next(group for group in unknown.groups() if group)
         options = [option.removeprefix("--") for option in self._option_string_actions if option.startswith("--")]
         close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
-        return f"unknown option {name}" + (f"; did you mean {close[0]}?" if close else "; see --help")
+        hint = f"did you mean {close[0]}?" if close else "see --help"
+        self.exit(2, f"{self.prog}: error: unknown option {name}; {hint}\n")
 
 
 def _train_parser(parser: Parser) -> None:

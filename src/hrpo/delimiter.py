@@ -84,11 +84,13 @@ def delimiter_automaton(delimiter: str | Sequence[int], tokenizer: Any, vocab_si
         vocab_size: V, ids from the model's head; those that the tokenizer does not know add nothing.
 
     Raises:
-        ValueError: a string without a tokenizer, or an empty delimiter.
+        ValueError: a string without a tokenizer or not in ASCII, or an empty delimiter.
 
     """
     if not isinstance(delimiter, str):
         return _ids_automaton(tuple(delimiter), vocab_size)
+    if not delimiter.isascii():
+        raise ValueError(f"the delimiter {delimiter!r} is not ASCII, so its characters may be split over tokens")
     if tokenizer is None:
         raise ValueError("a delimiter given as text needs a tokenizer; give token ids instead")
     return _text_automaton(delimiter, tokenizer, vocab_size)
@@ -108,6 +110,6 @@ def _pieces(tokenizer: Any, vocab_size: int) -> list[str]:
     """Text that each token adds to a completion, a leading space included (decoding a token alone may drop it)."""
     anchor = tokenizer.encode("0", add_special_tokens=False)[-1]
     before = tokenizer.decode([anchor])
-    known = range(min(len(tokenizer), vocab_size))
+    known = range(min(max(tokenizer.get_vocab().values()) + 1, vocab_size))  # a vocabulary may have holes
     texts = tokenizer.decode([[anchor, token] for token in known], skip_special_tokens=True)
     return [text.removeprefix(before) for text in texts] + [""] * (vocab_size - len(texts))

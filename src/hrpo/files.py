@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,10 +19,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path, replaces: Sequence[str] = ()) -> Iterator[Path]:
     """Yield a temporary folder beside `path` that takes its name once the block has ended well.
 
-    Where `path` exists already, the new files replace those of the same name, one by one; others stay.
+    Where `path` exists already, files of other names move over from it, but for those that match a pattern of
+    `replaces`.
     """
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,15 +35,16 @@ def new_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
-    drafted = [file for file in draft.rglob("*") if file.is_file()]
-    for file in drafted:
+    for file in (file for file in draft.rglob("*") if file.is_file()):
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
     if not path.exists():
         draft.rename(path)
         return
-    for file in drafted:
-        target = path / file.relative_to(draft)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        file.replace(target)
-    shutil.rmtree(draft)
+    old = path.with_name(path.name + ".old")
+    path.rename(old)
+    draft.rename(path)
+    for item in old.iterdir():
+        if not (path / item.name).exists() and not any(item.match(pattern) for pattern in replaces):
+            item.rename(path / item.name)
+    shutil.rmtree(old)

@@ -8,12 +8,12 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
@@ -24,6 +24,7 @@ from hrpo.files import new_folder
 from hrpo.gate import HybridGate
 
 SETTINGS_FILE, GATE_FILE = "hybrid.json", "gate.safetensors"
+WEIGHT_FILES = ("adapter_*", "model*.safetensors", "model*.json")  # none may outlive a save of other weights
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
@@ -155,7 +156,7 @@ class HybridCausalLM(nn.Module):
         base = resolve(settings.base_model) if saved and has_adapter else str(folder)
         lm: Any = _load_lm(base, weights_dtype, trust_remote_code)
         if saved and has_adapter:
-            lm = PeftModel.from_pretrained(lm, str(folder), is_trainable=True)
+            lm = _load_adapter(lm, folder)
         elif lora is not None:
             targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
             config = LoraConfig(task_type="CAUSAL_LM", r=lora.r, lora_alpha=lora.alpha, target_modules=targets)
@@ -166,7 +167,7 @@ class HybridCausalLM(nn.Module):
         bare: Any = lm.get_base_model() if isinstance(lm, PeftModel) else lm
         gate = HybridGate(bare.get_input_embeddings().weight.shape[1], r_min, r_max)
         if saved:
-            gate = _read_gate(folder / GATE_FILE)
+            gate = _read_gate(folder / GATE_FILE, gate.hidden_size)
         tokenizer = _load_tokenizer(folder if saved else Path(base), trust_remote_code)
         autocast = torch.bfloat16 if half and not has_adapter else None
         return cls(lm, gate, settings, tokenizer, autocast).to(device)
@@ -276,7 +277,7 @@ class HybridCausalLM(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model or its adapter, gate.safetensors, hybrid.json and the tokenizer; whole or not at all."""
-        with new_folder(Path(folder)) as draft:
+        with new_folder(Path(folder), replaces=WEIGHT_FILES) as draft:
             self.write_files(draft)
 
     def write_files(self, folder: Path) -> None:
@@ -301,6 +302,15 @@ def _load_lm(path: str, dtype: torch.dtype, trust_remote_code: bool) -> Any:
         raise InputError(f"model.name: cannot load {path}: {_first_line(error)}") from error
 
 
+def _load_adapter(lm: Any, folder: Path) -> Any:
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise InputError(f"{folder}: adapter_model.safetensors is missing")
+    try:
+        return PeftModel.from_pretrained(lm, str(folder), is_trainable=True)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"{folder}: cannot load its adapter: {_first_line(error)}") from error
+
+
 def _load_tokenizer(path: Path | str, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:
     """Load the tokenizer; None for a folder that has none."""
     if Path(path).is_dir() and not any((Path(path) / name).is_file() for name in TOKENIZER_FILES):
@@ -311,24 +321,32 @@ def _load_tokenizer(path: Path | str, trust_remote_code: bool) -> PreTrainedToke
 
 def _read_settings(path: Path) -> HybridSettings:
     try:
-        return HybridSettings(**json.loads(path.read_text()))
-    except (json.JSONDecodeError, TypeError) as error:
+        settings = HybridSettings(**json.loads(path.read_text()))
+    except (TypeError, ValueError) as error:
         raise InputError(f"{path}: not the settings of a hybrid model: {_first_line(error)}") from error
+    for name, value, allowed in (
+        ("latent_mode", settings.latent_mode, get_args(LatentMode)),
+        ("dtype", settings.dtype, get_args(Dtype)),
+    ):
+        if value not in allowed:
+            raise InputError(f"{path}: {name} is {value!r}, not one of {', '.join(allowed)}")
+    return settings
 
 
-def _read_gate(path: Path) -> HybridGate:
+def _read_gate(path: Path, width: int) -> HybridGate:
     if not path.is_file():
         raise InputError(f"{path}: missing; a folder with {SETTINGS_FILE} needs its gate beside it")
     try:
+        tensors = load_file(path)
         with safe_open(path, "pt") as file:
-            bounds = {
-                name: float(value) for name, value in (file.metadata() or {}).items() if name in ("r_min", "r_max")
-            }
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            metadata = file.metadata() or {}
+        bounds = {name: float(metadata[name]) for name in ("r_min", "r_max") if name in metadata}
         gate = HybridGate(tensors["Lambda"].shape[0], **bounds).to(tensors["Lambda"].dtype)
         gate.load_state_dict(tensors)
-    except (SafetensorError, KeyError, RuntimeError) as error:
-        raise InputError(f"{path}: not a gate: {_first_line(error)}") from error
+    except (AttributeError, KeyError, RuntimeError, SafetensorError, ValueError) as error:
+        raise InputError(f"{path}: not a gate: {' '.join(str(error).split())}") from error
+    if gate.hidden_size != width:
+        raise InputError(f"{path}: the gate is {gate.hidden_size} wide, the model's input embedding {width}")
     return gate
 
 

@@ -195,7 +195,7 @@ def generate(
     """
     if not prompt_ids or not all(len(row) for row in prompt_ids):
         raise ValueError("prompt_ids: every prompt needs at least one token")
-    if temperature <= 0:
+    if not temperature > 0:
         raise ValueError(f"temperature: must be above 0, got {temperature}; use greedy=True for the likeliest token")
     if group_size < 1 or top_k < 0:
         raise ValueError(f"group_size must be at least 1 and top_k at least 0, got {group_size} and {top_k}")
@@ -212,6 +212,8 @@ def generate(
     eos_ids = torch.tensor(eos, device=device, dtype=torch.long)
     if sample_keys is None:
         sample_keys = [sample_key(seed, b, g) for b in range(len(prompt_ids)) for g in range(G)]
+    if forced_ids is not None and forced_ids.shape[0] != N:
+        raise ValueError(f"forced_ids: {N} completions need as many rows, got {forced_ids.shape[0]}")
     if len(sample_keys) != N:
         raise ValueError(f"sample_keys: {N} completions need as many keys, got {len(sample_keys)}")
     draws = np.stack([np.random.default_rng(int(key) % 2**63).random(T) for key in sample_keys])  # (N, T)

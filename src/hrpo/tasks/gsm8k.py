@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hrpo.config import TaskConfig
 from hrpo.errors import InputError
+from hrpo.tasks.judge import DELIMITER, last_number
 from hrpo.tasks.task import SYSTEM_PROMPT, Example, Task, make_preamble
 
 _CALCULATOR = re.compile(r"<<.*?>>")  # annotations such as <<48/2=24>>, no part of the text
@@ -34,9 +35,12 @@ def read(path: Path) -> list[Example]:
             raise InputError(
                 f"{path}, line {number}: not a JSON object with question and answer ({type(error).__name__})"
             ) from error
-        if not isinstance(question, str) or not isinstance(answer, str) or answer.count("####") != 1:
-            raise InputError(f"{path}, line {number}: the answer must be text with #### once")
-        solution, gold = _CALCULATOR.sub("", answer).split("####")
+        if not isinstance(question, str) or not isinstance(answer, str):
+            raise InputError(f"{path}, line {number}: question and answer must be text")
+        solution, *golds = _CALCULATOR.sub("", answer).split(DELIMITER)
+        if len(golds) != 1 or last_number(golds[0]) is None:
+            raise InputError(f"{path}, line {number}: the answer must have #### once, and a number after it")
+        gold = golds[0]
         examples.append(Example(question.strip(), gold.strip(), f"{solution.strip()}\n#### {gold.strip()}"))
     if not examples:
         raise InputError(f"{path}: no rows in it")

@@ -97,6 +97,8 @@ def _same_number(answer: str, gold: str) -> bool:
 
 # ---- choice -----------------------------------------------------------------------------------------------
 
+_LABEL = re.compile(r"[^A-Za-z0-9]*([A-Ja-j])[*}$]*[.):](?:[\s*]|$)")  # "B. Paris", "(b) Paris", "**B.** Paris"
+_SECOND_CHOICE = re.compile(r"\b(?:and|answer:?|but|is|not|or|so)\s+[^A-Za-z0-9\s]*[A-J]\b")  # "(A) or (B)"
 _LONE = re.compile(r"[^A-Za-z0-9]*([A-Ja-j])[^A-Za-z0-9]*")  # nothing but the letter: "b", "**C**", "$B$"
 _LETTER = re.compile(r"(?<![A-Za-z0-9])(?<![A-Za-z]\.)([A-J]|(?<=\()[a-j](?=\)))(?![A-Za-z0-9]|[-'’][A-Za-z])")
 _ENGLISH = re.compile(r"[AI] [a-z]")  # "A car", "I think": more likely words than options
@@ -106,9 +108,12 @@ def chosen_letter(text: str) -> str | None:
     """Return the option, A to J, that a text chooses: the last letter that stands alone.
 
     It is upper-case, or in parentheses, or all there is ("A or B" chooses B, as in the release). "A" and "I" before a
-    lower-case word are taken for English, unless there is no other letter.
+    lower-case word are taken for English, unless there is no other letter. Where the text is an option written out
+    with its label, letters in the option do not count: "B. Vitamin C" chooses B.
     """
     match = _LONE.fullmatch(text)
+    if match is None and not _SECOND_CHOICE.search(text):
+        match = _LABEL.match(text)
     if match is None:
         found = list(_LETTER.finditer(text))
         options = [match for match in found if not _ENGLISH.match(text, match.start())] or found
