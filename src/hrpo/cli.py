@@ -14,7 +14,6 @@ from hrpo.catalog import KNOWN
 from hrpo.config import TrainConfig
 from hrpo.errors import InputError
 
-
 # jsonargparse's words, and ours
 UNKNOWN_OPTION = re.compile(
     r"unrecognized arguments: (?:--)?([\w.-]+)|accept option '([\w.]+)'|Option '([\w.]+)' is not"
