@@ -285,6 +285,11 @@ def test_a_float64_checkpoint_in_float32(base, tmp_path):
     rollout_and_backward(loaded)
 
 
+def test_other_number_formats_are_refused(base):
+    with pytest.raises(InputError, match="float16"):
+        HybridCausalLM.from_pretrained(base, dtype=torch.float16)
+
+
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
 def test_the_number_format_is_remembered(base, tmp_path, lora, dtype):

@@ -173,10 +173,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _quiet() -> None:
-    """Our own progress is shown; the libraries' bars are not."""
+    """Our own progress is shown; the libraries' bars, and their notes to each other, are not."""
+    import warnings
+
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def _complain(message: str) -> int:

@@ -150,6 +150,8 @@ class HybridCausalLM(nn.Module):
             settings = HybridSettings(str(path_or_name) if named else str(folder.resolve()), latent_mode)
             has_adapter = lora is not None
         dtype_name = cast(Dtype, str(dtype or settings.dtype).removeprefix("torch."))
+        if dtype_name not in get_args(Dtype):
+            raise InputError(f"model.dtype: must be one of {', '.join(get_args(Dtype))}, got {dtype_name}")
         settings = dataclasses.replace(settings, dtype=dtype_name)
         half = dtype_name == "bfloat16"
         weights_dtype: torch.dtype = getattr(torch, "float32" if half and not has_adapter else dtype_name)
