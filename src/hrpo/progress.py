@@ -14,8 +14,9 @@ console = Console(highlight=False, soft_wrap=True)
 @contextmanager
 def bar(label: str, total: int, done: int = 0) -> Iterator["Bar"]:
     """Show how far something is; the block calls `advance` on what it gets."""
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=16), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
+    columns = [TextColumn("{task.description}"), BarColumn(bar_width=16), MofNCompleteColumn()]
+    columns += [TextColumn("{task.fields[note]}"), TimeRemainingColumn()]
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         yield Bar(progress, label, total, done)
 
 
