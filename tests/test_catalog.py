@@ -202,3 +202,11 @@ def test_smollm2_is_fetched_and_converted(cache):
     assert answer.endswith("<|im_end|>")
     model(**prompt, labels=prompt["input_ids"]).loss.backward()
     assert model.model.embed_tokens.weight.grad.abs().sum() > 0
+
+
+def test_a_missing_folder_beside_others_is_no_hub_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert catalog.resolve("runs/nothing") == "runs/nothing"  # could be on the Hub
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(InputError, match="no folder 'runs/nothing'"):
+        catalog.resolve("runs/nothing")

@@ -59,6 +59,7 @@ def test_help_is_quick_and_needs_no_torch(command):
         ("model nothing", "nothing"),
         ("train --model smollm2-135m", "--model.FIELD"),
         ("eval --checkpoint tiny --batch 0", "--batch"),
+        ("train --task.name gsm8k --task.path missing.jsonl", "no file missing.jsonl"),
     ],
 )
 def test_bad_input_is_one_line(capsys, words, expected):

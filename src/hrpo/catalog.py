@@ -65,7 +65,8 @@ def resolve(name: str) -> str:
     folder = _expanded(name)
     if name and folder.is_dir():
         return str(folder)
-    if _HUB_NAME.fullmatch(name):
+    mistyped = "/" in name and folder.parent.is_dir()  # runs/nothing, beside runs that are there
+    if _HUB_NAME.fullmatch(name) and not mistyped:
         return name
     raise InputError(
         f"model.name: there is no folder {name!r}; give a model folder, a Hub name (owner/name) "

@@ -54,9 +54,10 @@ def load(config: TaskConfig, seed: int) -> Task:
     """
     if not config.path and not config.test_path:
         raise InputError("task.path: GSM8K needs its training file, such as train.jsonl (test.jsonl beside it)")
+    train = read(Path(config.path)) if config.path else []
     test = read(Path(config.test_path) if config.test_path else Path(config.path).with_name("test.jsonl"))
     seen = {example.question for example in test}
-    train = [example for example in read(Path(config.path)) if example.question not in seen] if config.path else []
+    train = [example for example in train if example.question not in seen]
     if config.max_solution_chars:
         train = [example for example in train if len(example.solution) <= config.max_solution_chars]
     if len(train) < config.shots:
