@@ -1,4 +1,4 @@
-"""Group-relative advantages (GRPO, arXiv:2402.03300; HRPO, section 3.2)."""
+"""Group-relative advantages (GRPO, arXiv:2402.03300), as HRPO uses them."""
 
 import torch
 from torch import Tensor

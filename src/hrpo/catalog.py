@@ -26,7 +26,7 @@ class KnownModel:
 
 KNOWN = {
     "tiny": KnownModel(
-        description="a few million parameters, trained by this project; learns visibly on a CPU in minutes",
+        description="1.1 million parameters, trained by this project; learns visibly on a CPU in minutes",
         licence="Apache-2.0",
         source="part of this package",
     ),

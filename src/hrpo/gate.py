@@ -1,4 +1,4 @@
-"""The gate that mixes a token's embedding with a latent (paper, equations 2 to 4), and the latent itself."""
+"""The gate that mixes a token's embedding with a latent (HRPO, arXiv:2505.18454), and the latent."""
 
 import math
 

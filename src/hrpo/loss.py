@@ -1,4 +1,4 @@
-"""The HRPO objective (paper, equation 6; on-policy, so no ratio and no clipping)."""
+"""The HRPO objective (arXiv:2505.18454; on-policy, so no ratio and no clipping)."""
 
 import torch
 from torch import Tensor

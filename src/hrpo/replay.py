@@ -1,4 +1,4 @@
-"""Log-probabilities of a `Rollout` under the policy and under the reference (paper, section 3.2)."""
+"""Log-probabilities of a `Rollout` under the policy and under the reference (HRPO, arXiv:2505.18454)."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Hybrid decoding: prompts in, a `Rollout` out (paper, section 3.1)."""
+"""Hybrid decoding: prompts in, a `Rollout` out (HRPO, arXiv:2505.18454)."""
 
 import hashlib
 from collections.abc import Iterator, Sequence

@@ -125,7 +125,7 @@ class Trainer:
             _keep_lines(self.folder / name, self.step)
 
     def train_step(self) -> Metrics:
-        """Do one update: roll out, reward, compare, replay, step (section 3.2 of the paper)."""
+        """Do one update: roll out, reward, compare, replay, step."""
         config, start = self.config, time.perf_counter()
         examples = self.batch(self.step)
         rollout = self.roll_out(examples)

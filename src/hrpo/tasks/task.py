@@ -9,7 +9,7 @@ from hrpo.tasks.judge import Verdict, judge
 Kind = Literal["number", "math", "choice", "qa"]
 Message = dict[str, str]
 
-# The paper's system prompt (appendix; the release uses the same words).
+# The paper's system prompt.
 SYSTEM_PROMPT = (
     "A conversation between User and Assistant. The user asks a question, and the assistant solves it. "
     "The assistant first thinks about the reasoning process in the mind and then provides the user with the answer. "
