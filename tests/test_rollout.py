@@ -7,7 +7,9 @@ import torch
 from models import DELIMITER, EOS, PROMPTS, SAMPLER, VOCAB, random_model
 
 from hrpo import Rollout, generate, latent_embedding
-from hrpo.rollout import _inverse_cdf, mix_candidates, sample_key
+from hrpo.gate import mix_candidates
+from hrpo.rollout import _inverse_cdf, sample_key
+from hrpo.techniques import FAST
 
 G = 4
 
@@ -162,7 +164,7 @@ def test_masks_by_hand(model, compact):
         [3, 8, 9, 10],
         [7, 8, 9, 4],
     ]
-    rollout = forced(model, rows, compact=compact)
+    rollout = forced(model, rows, techniques=dataclasses.replace(FAST, compact=compact))
     assert rollout.hybrid_mask.int().tolist() == [
         [1, 1, 1, 0],
         [1, 0, 0, 0],
@@ -330,10 +332,12 @@ def test_select(first, last, prompts, group_size, length):
     ("budget", "ranges"),
     [
         (1000, [(0, 4)]),
-        (22, [(0, 4)]),  # a group costs 3 + 2 * 4
-        (21, [(0, 2), (2, 4)]),
-        (11, [(0, 2), (2, 4)]),
-        (10, [(0, 1), (1, 2), (2, 3), (3, 4)]),  # a row costs 3 + 4
+        (14, [(0, 4)]),  # the groups cost 1 + 3 and 3 + 7
+        (13, [(0, 2), (2, 4)]),
+        (10, [(0, 2), (2, 4)]),
+        (9, [(0, 2), (2, 3), (3, 4)]),  # the second is cut; its rows cost 3 + 4 and 3 + 3
+        (4, [(0, 2), (2, 3), (3, 4)]),
+        (3, [(0, 1), (1, 2), (2, 3), (3, 4)]),
         (0, [(0, 1), (1, 2), (2, 3), (3, 4)]),  # one at least
     ],
 )
@@ -343,10 +347,21 @@ def test_micro_batches(budget, ranges):
 
 def test_micro_batches_of_part_groups_stay_within_their_group():
     rows = torch.arange(12) // 6  # two prompts, six completions each
+    mask = by_hand().completion_mask[rows]  # of 2 and 1 tokens
     rollout = dataclasses.replace(
-        by_hand(), completion_ids=torch.zeros(12, 4), completion_mask=by_hand().completion_mask[rows], group_size=6
+        by_hand(), completion_ids=torch.zeros(12, 4), completion_mask=mask, prompt_mask=torch.ones(2, 3), group_size=6
     )
-    assert list(rollout.micro_batches(26)) == [(0, 3), (3, 6), (6, 9), (9, 12)]  # a group costs 27, three rows 21
-    assert list(rollout.micro_batches(14)) == [(n, n + 2) for n in range(0, 12, 2)]
-    short = dataclasses.replace(rollout, prompt_ids=torch.zeros(2, 1))  # a group costs 25, four rows 20
-    assert list(short.micro_batches(24)) == [(0, 4), (4, 6), (6, 10), (10, 12)]
+    assert list(rollout.micro_batches(24)) == [(0, 12)]  # the groups cost 3 + 12 and 3 + 6
+    assert list(rollout.micro_batches(23)) == [(0, 6), (6, 12)]
+    assert list(rollout.micro_batches(14)) == [(0, 5), (5, 6), (6, 12)]
+    assert list(rollout.micro_batches(8)) == [(0, 2), (2, 4), (4, 6), (6, 11), (11, 12)]
+
+
+def test_groups():
+    rollout = by_hand()
+    assert rollout.groups([0, 1]) is rollout
+    second = rollout.groups([1])
+    assert second.prompt_ids.tolist() == [[7, 8, 9]]
+    assert second.completion_ids.tolist() == [[13, 14, 15, 16], [17, 18, 2, 0]]
+    assert second.lengths.tolist() == [4, 3]
+    assert rollout.groups([1, 0]).completion_ids.tolist() == rollout.completion_ids[[2, 3, 0, 1]].tolist()

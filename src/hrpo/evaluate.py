@@ -13,6 +13,8 @@ from hrpo.rollout import generate, sample_key
 from hrpo.tasks import Example, Task
 from hrpo.tasks.judge import DELIMITER
 
+ROUND = 8  # batches decoded together, one problem taking the row of another; a round's candidates are held in memory
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -45,7 +47,7 @@ def answer_problems(
     greedy: bool,
     seed: int = 0,
     batch: int = 64,
-    on_batch: Callable[[int], None] | None = None,
+    on_finished: Callable[[int], None] | None = None,
 ) -> list[Answer]:
     """Complete each problem once, with the decoding settings that the model remembers, and judge it.
 
@@ -55,13 +57,13 @@ def answer_problems(
         problems: what to ask.
         greedy: the likeliest token at each step, or one sample.
         seed: with the problem's place it gives the sample its key.
-        batch: problems at a time; it changes nothing but memory and time.
-        on_batch: called after each batch with the number of problems in it.
+        batch: problems decoded at a time; it changes nothing but memory and time.
+        on_finished: called with the number of problems that have just been completed.
 
     """
     settings, answers = model.settings, list[Answer]()
-    for first in range(0, len(problems), batch):
-        part = problems[first : first + batch]
+    for first in range(0, len(problems), ROUND * batch):
+        part = problems[first : first + ROUND * batch]
         rollout = generate(
             model,
             encode(model.tokenizer, [task.messages(example.question) for example in part]),
@@ -70,6 +72,8 @@ def answer_problems(
             top_k=settings.top_k,
             greedy=greedy,
             sample_keys=[sample_key("eval", seed, first + i) for i in range(len(part))],
+            max_rows=batch,
+            on_finished=on_finished,
         )
         ratio = (1 - rollout.gate_mean**2).sqrt()  # 0 where no mixed input was fed
         mixed = rollout.hybrid_mask.sum(1)
@@ -90,8 +94,6 @@ def answer_problems(
                     hidden_ratio=ratios[i],
                 )
             )
-        if on_batch is not None:
-            on_batch(len(part))
     return answers
 
 
@@ -109,7 +111,7 @@ def evaluate(
         with bar(f"{label} {how}", len(problems)) as progress:
             advance = functools.partial(progress.advance, every=10)
             answers[how] = answer_problems(
-                model, task, problems, greedy=how == "greedy", seed=seed, batch=batch, on_batch=advance
+                model, task, problems, greedy=how == "greedy", seed=seed, batch=batch, on_finished=advance
             )
     return {how: summarize(part) for how, part in answers.items()}, answers
 

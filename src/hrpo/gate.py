@@ -24,6 +24,38 @@ def latent_embedding(probs: Tensor, embedding_matrix: Tensor) -> Tensor:
     return probs @ embedding_matrix.to(probs.dtype) / norm
 
 
+def candidate_norm(probs: Tensor) -> Tensor:
+    """||p||_2 of distributions given by their candidates, (..., K) -> (..., 1); above 0 where nothing was sampled."""
+    norm: Tensor = probs.norm(dim=-1, keepdim=True)
+    return norm.clamp(min=1e-12)
+
+
+def mix_candidates(ids: Tensor, probs: Tensor, embedding_table: Tensor, chunk: int = 1024) -> Tensor:
+    """Return `latent_embedding` of a distribution given by its K candidates, without a row of V.
+
+    Args:
+        ids: (..., K) candidates.
+        probs: (..., K) their probabilities.
+        embedding_table: (V, D).
+        chunk: positions at a time, to bound the (chunk, K, D) in between where the dtypes differ.
+
+    Returns:
+        (..., D) in the dtype of `probs`.
+
+    """
+    weights = (probs / candidate_norm(probs)).flatten(0, -2)  # (n, K)
+    flat_ids = ids.flatten(0, -2).long()
+    if embedding_table.dtype == probs.dtype:
+        with torch.no_grad():
+            out = F.embedding_bag(flat_ids, embedding_table, per_sample_weights=weights, mode="sum")
+        return out.view(*ids.shape[:-1], -1)
+    out = weights.new_empty(flat_ids.shape[0], embedding_table.shape[1])
+    for at in range(0, flat_ids.shape[0], chunk):
+        rows = slice(at, at + chunk)
+        out[rows] = torch.bmm(weights[rows].unsqueeze(1), embedding_table[flat_ids[rows]].to(probs.dtype)).squeeze(1)
+    return out.view(*ids.shape[:-1], -1)
+
+
 class HybridGate(nn.Module):
     """out = a * e + sqrt(1 - a^2 + 1e-8) * (i * h), with a and i seeing only the token's embedding e.
 

@@ -21,7 +21,7 @@ from hrpo.catalog import KNOWN, resolve
 from hrpo.config import Dtype, LatentMode
 from hrpo.errors import InputError
 from hrpo.files import new_folder
-from hrpo.gate import HybridGate
+from hrpo.gate import HybridGate, candidate_norm, mix_candidates
 
 SETTINGS_FILE, GATE_FILE = "hybrid.json", "gate.safetensors"
 WEIGHT_FILES = ("adapter_*", "model*.safetensors", "model*.json")  # none may outlive a save of other weights
@@ -100,6 +100,7 @@ class HybridCausalLM(nn.Module):
         self.lm, self.gate = lm, gate
         self.settings, self.tokenizer, self.autocast = settings, tokenizer, autocast
         self._reference: list[nn.Module] = []  # in a list: no part of parameters() and state_dict()
+        self.packs_up_to: int | None = None  # tokens of a sequence that packing serves; None: not tried yet
         self._accepts = inspect.signature(type(self.bare_lm).forward).parameters
         width = self.embedding.weight.shape[1]
         if gate.hidden_size != width:
@@ -195,13 +196,18 @@ class HybridCausalLM(nn.Module):
         return cast(torch.dtype, self.embedding.weight.dtype)
 
     @property
+    def vocab_size(self) -> int:
+        """V, the width of the head."""
+        return cast(int, self.bare_lm.get_output_embeddings().weight.shape[0])
+
+    @property
     def eos_token_ids(self) -> list[int]:
         """Token ids that end a completion, from the generation config; empty where it names none."""
         eos = self.bare_lm.generation_config.eos_token_id
         return [] if eos is None else list(eos) if isinstance(eos, Sequence) else [eos]
 
     @contextlib.contextmanager
-    def _weights(self, *, reference: bool) -> Iterator[Any]:
+    def weights(self, *, reference: bool = False) -> Iterator[Any]:
         """Yield the language model, or the reference: the kept copy, or the same weights with the adapters off."""
         if reference and self._reference:
             yield self._reference[0]
@@ -211,9 +217,13 @@ class HybridCausalLM(nn.Module):
         else:
             yield self.lm
 
+    def precision(self) -> torch.autocast:
+        """Return the context in which the language model runs: autocast, or nothing."""
+        return torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None)
+
     def embed(self, token_ids: Tensor, *, reference: bool = False) -> Tensor:
         """Return the model's own, or the reference's, input embedding e: (...,) -> (..., D)."""
-        with self._weights(reference=reference) as lm:
+        with self.weights(reference=reference) as lm:
             return cast(Tensor, lm.get_input_embeddings()(token_ids))
 
     def embedding_table(self) -> Tensor:
@@ -222,6 +232,14 @@ class HybridCausalLM(nn.Module):
             if type(self.embedding) is nn.Embedding:
                 return self.embedding.weight.detach()
             return self.embed(torch.arange(self.embedding.weight.shape[0], device=self.device))
+
+    def mix(self, ids: Tensor, probs: Tensor) -> Tensor:
+        """Return the latent h of a distribution given by its candidates: (n, K), (n, K) -> (n, D)."""
+        if type(self.embedding) is nn.Embedding:
+            return mix_candidates(ids, probs, self.embedding.weight)
+        with torch.no_grad():
+            rows = self.embed(ids.long()).to(probs.dtype)  # (n, K, D), scale included
+        return torch.bmm((probs / candidate_norm(probs)).unsqueeze(1), rows).squeeze(1)
 
     def keep_reference(self) -> None:
         """Keep a frozen copy of the language model as the reference (full fine-tuning with beta above 0).
@@ -265,8 +283,7 @@ class HybridCausalLM(nn.Module):
             options["position_ids"] = (attention_mask.cumsum(1) - 1).clamp(min=0)[:, -length:]
         if last_only and "logits_to_keep" in self._accepts:
             options["logits_to_keep"] = 1
-        half = torch.autocast(inputs_embeds.device.type, self.autocast, enabled=self.autocast is not None)
-        with self._weights(reference=reference) as lm, half:
+        with self.weights(reference=reference) as lm, self.precision():
             out = lm(
                 inputs_embeds=inputs_embeds,
                 attention_mask=attention_mask,

@@ -1,15 +1,29 @@
 """Log-probabilities of a `Rollout` under the policy and under the reference (HRPO, arXiv:2505.18454)."""
 
+import contextlib
+
 import torch
 from torch import Tensor
 
+from hrpo.attention import packed_attention, run_packed
 from hrpo.config import Policy
+from hrpo.gate import mix_candidates
+from hrpo.head import HEAD_CHUNK, head_logprobs
+from hrpo.linear import OneDNN
 from hrpo.model import HybridCausalLM
+from hrpo.packable import packs_up_to
+from hrpo.packing import PackedGroups
 from hrpo.rollout import Rollout
+from hrpo.techniques import FAST, Techniques
 
 
 def replay(
-    model: HybridCausalLM, rollout: Rollout, *, policy: Policy = "model", with_reference: bool = True
+    model: HybridCausalLM,
+    rollout: Rollout,
+    *,
+    policy: Policy = "model",
+    with_reference: bool = True,
+    techniques: Techniques = FAST,
 ) -> tuple[Tensor, Tensor | None]:
     """Feed a rollout again and return the log-probability of each of its tokens.
 
@@ -24,43 +38,113 @@ def replay(
         policy: which distribution the log-probabilities are of: "model", the unscaled logits (as released);
             "tempered", divided by the sampler's temperature (as TRL); "sampler", its top_k candidates only.
         with_reference: compute the reference too.
+        techniques: what makes it fast; for tests and benchmarks.
 
     Returns:
         (N, T) each, 0 where completion_mask is 0; the second is None without reference.
 
     """
-    tokens = model.embed(rollout.completion_ids)  # (N, T, D)
-    inputs = tokens
-    if bool(rollout.hybrid_mask.any()):
+    fast = techniques.packed_groups
+    path: _Packed | _Plain = _Plain(model, rollout, policy)
+    if fast and rollout.prompt_ids.shape[1] + rollout.completion_ids.shape[1] <= packs_up_to(model):
+        path = _Packed(model, rollout, policy, techniques)
+    with OneDNN() if techniques.packed_weights else contextlib.nullcontext():
+        logprobs = path.logprobs(reference=False)
+        if not with_reference:
+            return logprobs, None
+        with torch.no_grad():
+            return logprobs, path.logprobs(reference=True)
+
+
+class _Plain:
+    """Padded batches, and the cache of transformers for the prompts; serves every architecture."""
+
+    def __init__(self, model: HybridCausalLM, rollout: Rollout, policy: Policy) -> None:
+        self.model, self.rollout, self.policy = model, rollout, policy
+
+    def inputs(self, *, reference: bool) -> Tensor:
+        """What is fed after the prompts: (N, T, D)."""
+        model, rollout = self.model, self.rollout
+        tokens = model.embed(rollout.completion_ids, reference=reference)
+        if reference or not bool(rollout.hybrid_mask.any()):
+            return tokens
         mixed, _ = model.gate(tokens, rollout.latents(model.embedding_table()))
-        inputs = torch.where(rollout.hybrid_mask.unsqueeze(2), mixed.to(tokens.dtype), tokens)
-    logprobs = _logprobs(model, rollout, inputs, policy, reference=False)
-    if not with_reference:
-        return logprobs, None
+        return torch.where(rollout.hybrid_mask.unsqueeze(2), mixed.to(tokens.dtype), tokens)
+
+    def logprobs(self, *, reference: bool) -> Tensor:
+        """(N, T)."""
+        model, rollout, inputs = self.model, self.rollout, self.inputs(reference=reference)
+        G, T = rollout.group_size, inputs.shape[1]
+        prompts = model.embed(rollout.prompt_ids, reference=reference)  # (B, P, D)
+        first, cache = model(prompts, rollout.prompt_mask, last_only=True, reference=reference)  # (B, 1, V)
+        parts = [self.chosen(first.repeat_interleave(G, dim=0), slice(0, 1))]
+        if T > 1:  # the last token is never fed
+            cache.batch_repeat_interleave(G)
+            mask = torch.cat([rollout.prompt_mask.repeat_interleave(G, dim=0), rollout.completion_mask[:, :-1]], dim=1)
+            logits, _ = model(inputs[:, :-1], mask, cache, reference=reference)  # (N, T - 1, V)
+            parts.append(self.chosen(logits, slice(1, T)))
+        return torch.cat(parts, dim=1) * rollout.completion_mask
+
+    def chosen(self, logits: Tensor, at: slice) -> Tensor:
+        """Log-probabilities of the tokens at some positions: logits (N, S, V) -> (N, S)."""
+        rollout = self.rollout
+        logits = logits.to(rollout.sample_logprobs.dtype)  # float32 at least
+        if self.policy != "model":
+            logits = logits / rollout.temperature
+        chosen = logits.gather(2, rollout.completion_ids[:, at].unsqueeze(2)).squeeze(2)
+        if self.policy == "sampler" and rollout.top_k:
+            logits = logits.gather(2, rollout.support_ids[:, at].long())  # the sampler's candidates
+        return chosen - logits.logsumexp(dim=2)
+
+
+class _Packed:
+    """Each group's prompt once and its completions in one row without padding; the head in chunks."""
+
+    def __init__(self, model: HybridCausalLM, rollout: Rollout, policy: Policy, techniques: Techniques) -> None:
+        self.model, self.rollout, self.policy, self.techniques = model, rollout, policy, techniques
+        self.layout = PackedGroups(rollout.prompt_mask, rollout.completion_mask, rollout.group_size)
+
+    def inputs(self, *, reference: bool) -> Tensor:
+        """(S, D)."""
+        model, rollout, fed = self.model, self.rollout, self.layout.fed
+        prompt_ids = rollout.prompt_ids[rollout.prompt_mask.bool()]
+        tokens = model.embed(torch.cat([prompt_ids, rollout.completion_ids[fed]]), reference=reference)
+        mixed = torch.cat([torch.zeros_like(prompt_ids, dtype=torch.bool), rollout.hybrid_mask[fed]])  # (S,)
+        if reference or not bool(mixed.any()):
+            return tokens
+        latents = _latents(model, rollout, fed & rollout.hybrid_mask)
+        out, _ = model.gate(tokens[mixed], latents)
+        return tokens.index_put((mixed,), out.to(tokens.dtype))
+
+    def logprobs(self, *, reference: bool) -> Tensor:
+        """(N, T)."""
+        model, rollout, layout = self.model, self.rollout, self.layout
+        inputs = self.inputs(reference=reference)
+        with model.weights(reference=reference) as lm:
+            bare = lm.get_base_model() if hasattr(lm, "get_base_model") else lm
+            with model.precision(), packed_attention(bare):
+                hidden = run_packed(bare, inputs, layout.positions, layout)[layout.predicts_from]  # (tokens, D)
+            head = bare.get_output_embeddings()
+        mask = rollout.completion_mask.bool()
+        dtype = model.autocast or head.weight.dtype
+        chosen = head_logprobs(
+            hidden.to(dtype),
+            head.weight.to(dtype),
+            None if head.bias is None else head.bias.to(dtype),
+            rollout.completion_ids[mask],
+            temperature=1.0 if self.policy == "model" else rollout.temperature,
+            candidates=rollout.support_ids[mask] if self.policy == "sampler" and rollout.top_k else None,
+            chunk=HEAD_CHUNK if self.techniques.chunked_head else int(mask.sum()),
+        )  # (tokens,)
+        return torch.zeros_like(rollout.sample_logprobs).masked_scatter(mask, chosen)
+
+
+def _latents(model: HybridCausalLM, rollout: Rollout, at: Tensor) -> Tensor:
+    """The latents of some positions, (N, T) bools -> (n, D); only the embeddings that occur are looked up."""
+    if rollout.dense_latents is not None:
+        return rollout.dense_latents[at]
+    ids, places = torch.unique(rollout.support_ids[at], return_inverse=True)
+    probs = rollout.support_probs[at]
     with torch.no_grad():
-        tokens = model.embed(rollout.completion_ids, reference=True)
-        return logprobs, _logprobs(model, rollout, tokens, policy, reference=True)
-
-
-def _logprobs(model: HybridCausalLM, rollout: Rollout, inputs: Tensor, policy: Policy, *, reference: bool) -> Tensor:
-    G, T = rollout.group_size, inputs.shape[1]
-    prompts = model.embed(rollout.prompt_ids, reference=reference)  # (B, P, D)
-    first, cache = model(prompts, rollout.prompt_mask, last_only=True, reference=reference)  # (B, 1, V)
-    parts = [_token_logprobs(first.repeat_interleave(G, dim=0), rollout, slice(0, 1), policy)]
-    if T > 1:  # the last token is never fed
-        cache.batch_repeat_interleave(G)
-        mask = torch.cat([rollout.prompt_mask.repeat_interleave(G, dim=0), rollout.completion_mask[:, :-1]], dim=1)
-        logits, _ = model(inputs[:, :-1], mask, cache, reference=reference)  # (N, T - 1, V)
-        parts.append(_token_logprobs(logits, rollout, slice(1, T), policy))
-    return torch.cat(parts, dim=1) * rollout.completion_mask
-
-
-def _token_logprobs(logits: Tensor, rollout: Rollout, at: slice, policy: Policy) -> Tensor:
-    """Log-probabilities of the tokens at some positions: logits (N, S, V) -> (N, S)."""
-    logits = logits.to(rollout.sample_logprobs.dtype)  # float32 at least
-    if policy != "model":
-        logits = logits / rollout.temperature
-    chosen = logits.gather(2, rollout.completion_ids[:, at].unsqueeze(2)).squeeze(2)
-    if policy == "sampler" and rollout.top_k:
-        logits = logits.gather(2, rollout.support_ids[:, at].long())  # the sampler's candidates
-    return chosen - logits.logsumexp(dim=2)
+        table = model.embed(ids).to(probs.dtype)
+    return mix_candidates(places, probs, table)

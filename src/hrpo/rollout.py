@@ -1,7 +1,7 @@
 """Hybrid decoding: prompts in, a `Rollout` out (HRPO, arXiv:2505.18454)."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from hrpo.config import LatentMode
+from hrpo.decoder import left_pad, make_decoder
 from hrpo.delimiter import delimiter_automaton
-from hrpo.gate import latent_embedding
+from hrpo.gate import latent_embedding, mix_candidates
 from hrpo.model import HybridCausalLM
+from hrpo.techniques import FAST, Techniques
 
 SHOWN_CANDIDATES = 20  # kept for display where the latent itself is stored
 
@@ -77,7 +79,9 @@ class Rollout:
         G = self.group_size
         if first % G == 0 and last % G == 0:
             prompts, group_size = torch.arange(first // G, last // G), G
-        else:  # parts of a group: each row brings its own prompt
+        elif first // G == (last - 1) // G:  # a part of one group
+            prompts, group_size = torch.tensor([first // G]), last - first
+        else:  # parts of several groups: each row brings its own prompt
             prompts, group_size = torch.arange(first, last) // G, 1
         prompt_mask = self.prompt_mask[prompts]
         P = int(prompt_mask.sum(dim=1).max())
@@ -95,60 +99,53 @@ class Rollout:
             **rows,
         )
 
+    def groups(self, which: Sequence[int]) -> "Rollout":
+        """Return some of the groups, by number."""
+        B, G = self.prompt_ids.shape[0], self.group_size
+        if list(which) == list(range(B)):
+            return self
+        chosen = torch.tensor(which, device=self.completion_ids.device)
+        rows = (chosen.unsqueeze(1) * G + torch.arange(G, device=chosen.device)).flatten()
+        kept: dict[str, Any] = {
+            name: value[chosen if name.startswith("prompt_") else rows]
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return replace(self, **kept)
+
     def micro_batches(self, token_budget: int) -> Iterator[tuple[int, int]]:
-        """Yield row ranges whose padded tokens stay within a budget: whole groups, or rows of one where it must be.
+        """Yield row ranges whose tokens stay within a budget: whole groups, or rows of one where it must be.
 
-        A group costs its prompt once and its completions; a part of a group costs the prompt for each row. At
-        least one row is taken, however long.
+        A group costs its prompt once and its completions, without padding. Only a group that exceeds the budget by
+        itself is cut, and each of its parts costs the prompt again. At least one row is taken, however long.
         """
-        N, G, T = len(self), self.group_size, self.completion_ids.shape[1]
-        P = self.prompt_ids.shape[1]
-        groups = token_budget // (P + G * T)
-        size = groups * G if groups else max(1, token_budget // (P + T))
-        first = 0
-        while first < N:
-            last = min(first + size, N)
-            if not groups:  # do not reach into the next group
-                last = min(last, (first // G + 1) * G)
-            yield first, last
-            first = last
-
-
-def mix_candidates(ids: Tensor, probs: Tensor, embedding_table: Tensor, chunk: int = 1024) -> Tensor:
-    """Return `latent_embedding` of a distribution given by its K candidates, without a row of V.
-
-    Args:
-        ids: (..., K) candidates.
-        probs: (..., K) their probabilities.
-        embedding_table: (V, D).
-        chunk: positions at a time, to bound the (chunk, K, D) in between.
-
-    Returns:
-        (..., D) in the dtype of `probs`.
-
-    """
-    flat_ids, flat_probs = ids.flatten(0, -2).long(), probs.flatten(0, -2)
-    norms = flat_probs.norm(dim=-1, keepdim=True).clamp(min=1e-12)  # 0 only where nothing was sampled
-    weights = (flat_probs / norms).unsqueeze(1)  # (n, 1, K)
-    out = flat_probs.new_empty(flat_ids.shape[0], embedding_table.shape[1])
-    for at in range(0, flat_ids.shape[0], chunk):
-        rows = slice(at, at + chunk)
-        out[rows] = torch.bmm(weights[rows], embedding_table[flat_ids[rows]].to(probs.dtype)).squeeze(1)
-    return out.view(*ids.shape[:-1], -1)
+        G = self.group_size
+        prompts, lengths = self.prompt_mask.sum(1).tolist(), self.lengths.tolist()
+        first, used = 0, 0
+        for b, prompt in enumerate(prompts):
+            cost = prompt + sum(lengths[b * G : (b + 1) * G])
+            if used and used + cost > token_budget:
+                yield first, b * G
+                first, used = b * G, 0
+            if cost <= token_budget:
+                used += cost
+                continue
+            used = prompt
+            for row in range(b * G, (b + 1) * G):
+                if row > first and used + lengths[row] > token_budget:
+                    yield first, row
+                    first, used = row, prompt
+                used += lengths[row]
+            yield first, (b + 1) * G
+            first, used = (b + 1) * G, 0
+        if first < len(self):
+            yield first, len(self)
 
 
 def sample_key(*parts: int | str) -> int:
     """Return a stable 63-bit key of what a completion is: seed, prompt, sample and whatever else sets it apart."""
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
-
-
-def left_pad(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return ids and mask, (B, P) each, of rows of token ids."""
-    P = max(map(len, rows))
-    ids = torch.tensor([[pad] * (P - len(row)) + list(row) for row in rows], device=device)
-    mask = torch.tensor([[0] * (P - len(row)) + [1] * len(row) for row in rows], device=device)
-    return ids, mask
 
 
 @torch.no_grad()
@@ -168,7 +165,9 @@ def generate(
     tokenizer: Any = None,
     latent_mode: LatentMode | None = None,
     forced_ids: Tensor | None = None,
-    compact: bool = True,
+    max_rows: int | None = None,
+    on_finished: Callable[[int], None] | None = None,
+    techniques: Techniques = FAST,
 ) -> Rollout:
     """Complete prompts, feeding each sampled token mixed with its latent until the delimiter has appeared.
 
@@ -187,7 +186,10 @@ def generate(
         tokenizer: default the model's.
         latent_mode: default the model's own.
         forced_ids: (N, T) tokens to feed instead of sampling; what follows an EOS is ignored.
-        compact: drop finished rows from the batch.
+        max_rows: completions at a time, at least one group; when some finish, waiting prompts take their rows. It
+            bounds memory; None takes all at once.
+        on_finished: called with the number of completions that have just been finished.
+        techniques: what makes it fast; for tests and benchmarks.
 
     Raises:
         ValueError: an argument outside its range.
@@ -204,34 +206,31 @@ def generate(
         max_new_tokens = forced_ids.shape[1]
     if max_new_tokens is None or max_new_tokens < 1:
         raise ValueError(f"max_new_tokens: must be at least 1, got {max_new_tokens}")
-    device, G, T = model.device, group_size, max_new_tokens
-    N = len(prompt_ids) * G
+    device, G, T, B = model.device, group_size, max_new_tokens, len(prompt_ids)
+    N = B * G
     hybrid = (latent_mode or model.settings.latent_mode) == "hybrid"
     eos = model.eos_token_ids if eos_token_id is None else np.atleast_1d(eos_token_id).tolist()
     pad = eos[0] if eos else 0
     eos_ids = torch.tensor(eos, device=device, dtype=torch.long)
     if sample_keys is None:
-        sample_keys = [sample_key(seed, b, g) for b in range(len(prompt_ids)) for g in range(G)]
+        sample_keys = [sample_key(seed, b, g) for b in range(B) for g in range(G)]
     if forced_ids is not None and forced_ids.shape[0] != N:
         raise ValueError(f"forced_ids: {N} completions need as many rows, got {forced_ids.shape[0]}")
     if len(sample_keys) != N:
         raise ValueError(f"sample_keys: {N} completions need as many keys, got {len(sample_keys)}")
     draws = np.stack([np.random.default_rng(int(key) % 2**63).random(T) for key in sample_keys])  # (N, T)
-    table = model.embedding_table()
     real = torch.float64 if model.lm_dtype == torch.float64 else torch.float32
     uniforms = torch.from_numpy(draws).to(real).to(device)
-
-    ids, prompt_mask = left_pad(prompt_ids, pad, device)  # (B, P)
-    P = ids.shape[1]
-    logits, cache = model(model.embed(ids), prompt_mask, last_only=True)  # (B, 1, V)
-    cache.batch_repeat_interleave(G)
-    logits = logits[:, -1].repeat_interleave(G, dim=0)  # (N, V)
-    V = logits.shape[1]
+    at_a_time = min(B, max(1, (max_rows or N) // G))  # prompts
+    V = model.vocab_size
     K = min(top_k, V)
-    automaton = delimiter_automaton(delimiter, tokenizer or model.tokenizer, V).to(device)
-    attention_mask = torch.cat([prompt_mask.repeat_interleave(G, dim=0), prompt_mask.new_ones(N, T)], dim=1)
-
     shown = K or min(SHOWN_CANDIDATES, V)
+    automaton = delimiter_automaton(delimiter, tokenizer or model.tokenizer, V).to(device)
+    table = model.embedding_table() if hybrid and not K else None
+    decoder = make_decoder(
+        model, techniques, prompts=at_a_time, longest_prompt=max(map(len, prompt_ids)), max_new_tokens=T
+    )
+
     completion_ids = torch.full((N, T), pad, device=device)
     completion_mask = torch.zeros((N, T), dtype=torch.long, device=device)
     hybrid_mask = torch.zeros((N, T), dtype=torch.bool, device=device)
@@ -239,19 +238,33 @@ def generate(
     support_ids = torch.zeros((N, T, shown), dtype=torch.int32, device=device)
     support_probs = torch.zeros((N, T, shown), dtype=real, device=device)
     gate_mean = torch.ones((N, T), dtype=real, device=device)
-    dense = torch.zeros((N, T, table.shape[1]), dtype=real, device=device) if hybrid and not K else None
+    dense = None if table is None else torch.zeros((N, T, table.shape[1]), dtype=real, device=device)
 
-    rows = torch.arange(N, device=device)  # the completions that this batch row n computes
-    live = torch.ones(N, dtype=torch.bool, device=device)
-    state = automaton.start(N)
-    # Looking at `live` on the host waits for the accelerator: there, look rarely.
+    # The batch: row n computes completion rows[n], whose next token is its t[n]-th.
+    rows = torch.empty(0, dtype=torch.long, device=device)
+    t, live, state = rows.clone(), rows.bool(), automaton.start(0)
+    logits = torch.empty(0, V, dtype=real, device=device)
+    ages: list[int] = []  # t, known without asking the device
+    taken = steps = 0
+    # Looking at what has finished waits for an accelerator: there, look rarely.
     look_every = 1 if device.type == "cpu" else 16
-    for t in range(T):
-        logits = logits.to(real)
-        z, candidates = torch.topk(logits / temperature, shown)  # (n, K)
+    while True:
+        free = at_a_time - -(-len(ages) // G)
+        if taken < B and free and (not ages or (techniques.compact and decoder.refills)):
+            count = min(free, B - taken)
+            first = decoder.admit(prompt_ids[taken : taken + count], G).to(real)  # (count, V)
+            fresh = torch.arange(taken * G, (taken + count) * G, device=device)
+            taken += count
+            rows, t = torch.cat([rows, fresh]), torch.cat([t, torch.zeros_like(fresh)])
+            live, state = torch.cat([live, fresh >= 0]), torch.cat([state, automaton.start(fresh.numel())])
+            logits = torch.cat([logits, first.repeat_interleave(G, dim=0)])
+            ages += [0] * fresh.numel()
+        if not ages:
+            break
+
+        candidate_logits, candidates = torch.topk(logits, shown)  # (n, K)
         if K:
-            probs = torch.softmax(z, dim=1)
-            chosen_from = probs
+            probs = chosen_from = torch.softmax(candidate_logits / temperature, dim=1)
         else:
             chosen_from = torch.softmax(logits / temperature, dim=1)  # (n, V)
             probs = chosen_from.gather(1, candidates)
@@ -271,23 +284,29 @@ def generate(
         support_ids[rows, t] = candidates.int()
         support_probs[rows, t] = probs
         live = live & ~torch.isin(token, eos_ids)
-        if t == T - 1:
-            break
-        if t % look_every == 0:
-            alive = int(live.sum())
-            if alive == 0:
-                break
-            if compact and alive <= 0.875 * rows.numel():
-                keep = live.nonzero().squeeze(1)
-                cache.batch_select_indices(keep)
-                rows, live, state, token = rows[keep], live[keep], state[keep], token[keep]
-                candidates, probs, chosen_from = candidates[keep], probs[keep], chosen_from[keep]
+
+        steps += 1
+        oldest = max(ages)
+        if steps % look_every == 0 or oldest == T - 1:
+            alive = [row and age < T - 1 for row, age in zip(live.tolist(), ages, strict=True)]
+            if not any(alive) or (techniques.compact and not all(alive)):
+                survivors = _survivors(alive)
+                if on_finished is not None:
+                    on_finished(len(alive) - len(survivors))
+                decoder.keep(survivors)
+                ages = [ages[row] for row in survivors]
+                if not ages:
+                    rows, t, live, state, logits = (x[:0] for x in (rows, t, live, state, logits))
+                    continue
+                index = torch.tensor(survivors, device=device)
+                rows, t, live, state, token = (x[index] for x in (rows, t, live, state, token))
+                candidates, probs, chosen_from = candidates[index], probs[index], chosen_from[index]
 
         inputs = model.embed(token)  # (n, D)
         if hybrid:
             mixed = automaton.thinking(state) & live
-            if dense is None:
-                latents = mix_candidates(candidates, probs, table)
+            if table is None or dense is None:
+                latents = model.mix(candidates, probs)
             else:
                 latents = latent_embedding(chosen_from, table)
                 dense[rows, t] = latents
@@ -295,9 +314,11 @@ def generate(
             inputs = torch.where(mixed.unsqueeze(1), out.to(inputs.dtype), inputs)
             hybrid_mask[rows, t] = mixed
             gate_mean[rows, t] = torch.where(mixed, a.mean(dim=1), 1)
-        logits, cache = model(inputs.unsqueeze(1), attention_mask[rows, : P + t + 1], cache)
-        logits = logits[:, -1]
+        logits = decoder.step(inputs).to(real)
+        t = t + 1
+        ages = [age + 1 for age in ages]
 
+    ids, prompt_mask = left_pad(prompt_ids, pad, device)  # (B, P)
     full = Rollout(
         prompt_ids=ids,
         prompt_mask=prompt_mask,
@@ -314,6 +335,17 @@ def generate(
         dense_latents=dense,
     )
     return full if forced_ids is not None else full.select(0, N)
+
+
+def _survivors(alive: list[bool]) -> list[int]:
+    """Return which old row each new row is: those that stay keep their place, the last ones fill the gaps."""
+    count = sum(alive)
+    order = list(range(count))
+    gaps = [row for row in range(count) if not alive[row]]
+    movers = [row for row in range(count, len(alive)) if alive[row]]
+    for gap, mover in zip(gaps, movers, strict=True):
+        order[gap] = mover
+    return order
 
 
 def _inverse_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:

@@ -175,6 +175,11 @@ class Trainer:
         if config.loss.mask_truncated:
             mask = mask * ~rollout.truncated(model.eos_token_ids).unsqueeze(1)
         weights = token_weights(mask, config.loss.reduction)  # (N, T), of the whole batch
+        G = rollout.group_size
+        if not config.loss.beta:  # then a group without a signal has no gradient
+            signal = advantages.view(-1, G).any(dim=1).nonzero().flatten().tolist() or [0]
+            places = [b * G + g for b in signal for g in range(G)]
+            rollout, advantages, weights = rollout.groups(signal), advantages[places], weights[places]
         totals: dict[str, Tensor] = {}
         mismatch = torch.zeros((), device=model.device)
         for first, last in rollout.micro_batches(config.token_budget):

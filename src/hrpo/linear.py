@@ -1,0 +1,83 @@
+"""Matrix products through oneDNN on CPUs: the same products as `torch.nn.functional.linear`, faster.
+
+For float32 the default library reaches half the rate of oneDNN on some CPUs, and for a few dozen rows a third; weights
+packed ahead gain once more. docs/performance.md has the figures.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+PACKED_ROWS = 32  # the weights are laid out for about as many rows; any number works
+
+
+def has_onednn(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether oneDNN multiplies matrices of this type here."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return x @ weight.T + bias, no gradient: (..., I), (O, I) plain or packed -> (..., O)."""
+    out: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
+    return out
+
+
+class _OneDNNLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x if weight.requires_grad else None, weight)
+        return onednn_linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        rows = grad.flatten(0, -2)
+        return (
+            onednn_linear(grad, weight.t()) if needs_x else None,
+            rows.t() @ x.flatten(0, -2) if needs_weight else None,
+            rows.sum(0) if needs_bias else None,
+        )
+
+
+class OneDNN(TorchFunctionMode):
+    """Within it, float32 linear layers on the CPU run through oneDNN, forward and backward."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.linear and not kwargs and not torch.is_autocast_enabled("cpu"):
+            x, weight, bias = (*args, None)[:3]
+            if x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu":
+                return _OneDNNLinear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+        return func(*args, **(kwargs or {}))
+
+
+class PackedLinear(nn.Module):
+    """A linear layer with its weight packed ahead, for decoding only; it keeps no gradient.
+
+    Args:
+        weight: (O, I).
+        bias: (O,) or None.
+        low_rank: factors A (r, I) and B (O, r), scale included, of an adapter that must not be added to the weight.
+
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, low_rank: tuple[Tensor, Tensor] | None = None) -> None:
+        super().__init__()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), PACKED_ROWS)
+        self.bias = None if bias is None else bias.detach().to(weight.dtype)
+        self.low_rank = low_rank
+        self.dtype = weight.dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., I) -> (..., O)."""
+        x = x.to(self.dtype)
+        out = onednn_linear(x, self.weight, self.bias)
+        if self.low_rank is not None:
+            A, B = self.low_rank
+            out = out + F.linear(F.linear(x, A), B)
+        return out

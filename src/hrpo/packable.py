@@ -1,0 +1,81 @@
+"""Which models can run packed: tried once on a few tokens, instead of kept as a list of names."""
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hrpo.attention import NotPackableError, packed_attention, run_packed
+from hrpo.model import HybridCausalLM
+from hrpo.packing import PackedGroups
+
+ANY_LENGTH = 2**40
+# Largest difference of logits, over their standard deviation. Two orders of summation differ less, a position or a
+# neighbour mistaken for another differs more.
+TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.bfloat16: 0.2}
+PROMPTS, COMPLETIONS = (2, 1), (3, 1, 2, 4)  # lengths, in groups of two; short, for short windows
+log = logging.getLogger("hrpo")
+
+
+def packs_up_to(model: HybridCausalLM) -> int:
+    """Return the tokens of the longest sequence that packing serves; 0 where the model needs the plain path.
+
+    The first call runs a few tokens packed and plain and compares; where they differ it says so, once.
+    """
+    if model.packs_up_to is None:
+        model.packs_up_to, reason = _try(model)
+        if reason:
+            limit = f"sequences above {model.packs_up_to} tokens take" if model.packs_up_to else "it takes"
+            log.warning("%s: %s the plain path: %s", type(model.bare_lm).__name__, limit, reason)
+    return model.packs_up_to
+
+
+@torch.no_grad()
+def _try(model: HybridCausalLM) -> tuple[int, str]:
+    """Return the longest sequence and why there is a limit."""
+    device = model.device
+    lengths = [torch.arange(max(part)) < torch.tensor(part).unsqueeze(1) for part in (PROMPTS, COMPLETIONS)]
+    layout = PackedGroups(lengths[0].to(device), lengths[1].to(device), group_size=2)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(model.vocab_size, layout.positions.shape, generator=generator).to(device)
+    limit, reason = ANY_LENGTH, ""
+    while True:
+        layout.longest = limit
+        try:
+            packed = _packed_logits(model, ids, layout)
+            break
+        except NotPackableError as error:
+            limit, reason = error.window, str(error)
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:  # of somebody's model
+            limit, reason = 0, f"{type(error).__name__}: {error}".split("\n")[0]
+        if limit == 0:
+            return 0, reason
+    plain = _plain_logits(model, ids)
+    difference = ((packed - plain).abs().max() / plain.std()).item()
+    if not difference <= TOLERANCE[model.autocast or model.lm_dtype]:
+        return 0, f"packed logits differ by {difference:.1g} of their standard deviation"
+    return limit, reason
+
+
+def _packed_logits(model: HybridCausalLM, ids: Tensor, layout: PackedGroups) -> Tensor:
+    """Logits of the completions' tokens: (n, V)."""
+    lm: Any = model.bare_lm
+    if not isinstance(lm.get_output_embeddings(), nn.Linear):
+        raise NotPackableError("its head is no linear layer")
+    with model.precision(), packed_attention(lm):
+        hidden = run_packed(lm, model.embed(ids), layout.positions, layout)
+        logits: Tensor = lm.get_output_embeddings()(hidden[layout.predicts_from])
+    return logits.double()
+
+
+def _plain_logits(model: HybridCausalLM, ids: Tensor) -> Tensor:
+    """The same, one sequence after the other."""
+    parts = torch.split(ids, [*PROMPTS, *(length - 1 for length in COMPLETIONS)])
+    rows = []
+    for n, completion in enumerate(parts[len(PROMPTS) :]):
+        prompt = parts[n // 2]
+        embeds = model.embed(torch.cat([prompt, completion])).unsqueeze(0)
+        logits, _ = model(embeds, torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device))
+        rows.append(logits[0, len(prompt) - 1 :])
+    return torch.cat(rows).double()

@@ -1,0 +1,64 @@
+"""Groups packed for training: each prompt once, then its completions, no padding, with gradients through it all."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class PackedGroups:
+    """The order of a batch of groups in one row of S tokens: all prompts, then all completions but their last token.
+
+    fed: (N, T) bools, the completion tokens that are in the row.
+    positions: (S,).
+    predicts_from: for each completion token, in row-major order of the mask, the place of the token before it.
+    longest: tokens of the longest sequence.
+
+    Args:
+        prompt_mask: (B, P) of prompts, however padded.
+        completion_mask: (N, T), padded on the right.
+        group_size: G.
+
+    """
+
+    def __init__(self, prompt_mask: Tensor, completion_mask: Tensor, group_size: int) -> None:
+        G, device = group_size, completion_mask.device
+        mask = completion_mask.bool()  # (N, T)
+        N, T = mask.shape
+        self.group_size = G
+        prompt_lengths, lengths = prompt_mask.sum(1), mask.sum(1)  # (B,), (N,)
+        P, own = int(prompt_lengths.max()), max(T - 1, 0)
+        self.longest = P + own
+        steps, places = torch.arange(own, device=device), torch.arange(P, device=device)
+        in_prompt = places < prompt_lengths.unsqueeze(1)  # (B, P)
+        in_completion = steps < (lengths - 1).unsqueeze(1)  # (N, own): the last token is never fed
+        self.fed = F.pad(in_completion, (0, T - own))  # (N, T)
+        prompt_starts = prompt_lengths.cumsum(0) - prompt_lengths  # (B,)
+        fed_lengths = in_completion.sum(1)
+        starts = prompt_lengths.sum() + fed_lengths.cumsum(0) - fed_lengths  # (N,)
+        # A place beyond a sequence's end repeats its first: nothing valid attends to it, nothing reads its output.
+        self.prompt_places = prompt_starts.unsqueeze(1) + torch.where(in_prompt, places, 0)  # (B, P)
+        self.completion_places = torch.where(in_completion, starts.unsqueeze(1) + steps, 0)  # (N, own)
+        after = prompt_lengths.repeat_interleave(G).unsqueeze(1) + steps  # (N, own)
+        self.positions = torch.cat([places.expand_as(in_prompt)[in_prompt], after[in_completion]])
+        last_of_prompt = (prompt_starts + prompt_lengths - 1).repeat_interleave(G).unsqueeze(1)  # (N, 1)
+        self.predicts_from = torch.cat([last_of_prompt, self.completion_places], dim=1)[mask]
+        causal = (steps <= steps.unsqueeze(1)).expand(N, own, own)
+        seen = in_prompt.repeat_interleave(G, dim=0).unsqueeze(1).expand(N, own, P)
+        self.mask = torch.cat([seen, causal], dim=2).unsqueeze(1)  # (N, 1, own, P + own)
+        self.unpad = torch.cat([in_prompt.flatten(), in_completion.flatten()]).nonzero().squeeze(1)  # (S,)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Prompts attend to themselves; completions to their group's prompt and to themselves."""
+        q, k, v = (x[self.prompt_places].transpose(1, 2) for x in (query, key, value))  # (B, heads, P, d)
+        parts = [F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)]
+        if self.mask.shape[2]:
+            own = [x[self.completion_places].transpose(1, 2) for x in (query, key, value)]  # (N, heads, own, d)
+            keys, values = (
+                torch.cat([shared.repeat_interleave(self.group_size, dim=0), x], dim=2)
+                for shared, x in zip((k, v), own[1:], strict=True)
+            )
+            parts.append(
+                F.scaled_dot_product_attention(own[0], keys, values, attn_mask=self.mask, scale=scale, enable_gqa=True)
+            )
+        padded = torch.cat([x.transpose(1, 2).flatten(0, 1) for x in parts])  # (B * P + N * own, H, d_v)
+        return padded[self.unpad]

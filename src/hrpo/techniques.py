@@ -1,0 +1,29 @@
+"""What makes it fast. Every technique is exact and on; tests and benchmarks switch them off one by one."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Techniques:
+    """Switches between the fast path and the plain one, which gives the same numbers.
+
+    Args:
+        packed_groups: run sequences without padding, a group's prompt once and attended to as shared, keys and values
+            written in place. Off: the padded batches and the cache of transformers.
+        compact: drop finished rows from the batch, and take waiting prompts into the free rows.
+        packed_weights: on CPUs, matrix products through oneDNN, with weights packed ahead for decoding.
+        folded_adapter: decode with the adapter added to the weights of a copy (never in bfloat16, which would round
+            small updates away).
+        chunked_head: head and log-softmax for a few completion positions at a time (needs packed_groups).
+
+    """
+
+    packed_groups: bool = True
+    compact: bool = True
+    packed_weights: bool = True
+    folded_adapter: bool = True
+    chunked_head: bool = True
+
+
+FAST = Techniques()
+PLAIN = Techniques(*5 * [False])
