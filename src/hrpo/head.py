@@ -66,14 +66,12 @@ class _HeadLogprobs(torch.autograd.Function):
         ahead = ctx.needs_input_grad[0] and not ctx.needs_input_grad[1] and not ctx.needs_input_grad[2]
         logprobs = hidden.new_empty(hidden.shape[0], dtype=torch.promote_types(hidden.dtype, torch.float32))
         slopes = torch.empty_like(hidden) if ahead else None  # d logprob / d hidden
-        for at in range(0, hidden.shape[0], chunk):
-            rows = slice(at, at + chunk)
+        for rows in _chunks(hidden.shape[0], chunk):
             near = None if candidates is None else candidates[rows]
-            logits, norms = _logits(hidden[rows], weight, bias, temperature, near)
-            logprobs[rows] = (logits.gather(1, tokens[rows].unsqueeze(1)) - norms).squeeze(1)
+            masses, total, logprobs[rows] = _softmax(hidden[rows], weight, bias, tokens[rows], temperature, near)
             if slopes is not None:
-                slope = _slope_(logits, norms, tokens[rows], temperature, near)
-                slopes[rows] = _product(slope.to(weight.dtype), weight.t())
+                mean = _product(masses.to(weight.dtype), weight.t()) / total  # E[weight] under the softmax
+                slopes[rows] = ((weight[tokens[rows]] - mean) / temperature).to(slopes.dtype)
         ctx.save_for_backward(slopes if ahead else hidden, weight, bias, tokens, candidates)
         ctx.temperature, ctx.chunk, ctx.ahead = temperature, chunk, ahead
         return logprobs
@@ -83,16 +81,17 @@ class _HeadLogprobs(torch.autograd.Function):
         saved, weight, bias, tokens, candidates = ctx.saved_tensors
         factors = grad.unsqueeze(1)  # (n, 1)
         if ctx.ahead:
-            return saved * factors.to(saved.dtype), None, None, None, None, None, None
+            return (saved * factors).to(saved.dtype), None, None, None, None, None, None
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         for_hidden = torch.empty_like(saved) if needs_hidden else None
         for_weight = torch.zeros_like(weight) if needs_weight else None
         for_bias = torch.zeros_like(bias) if needs_bias else None
-        for at in range(0, saved.shape[0], ctx.chunk):
-            rows = slice(at, at + ctx.chunk)
+        for rows in _chunks(saved.shape[0], ctx.chunk):
             near = None if candidates is None else candidates[rows]
-            logits, norms = _logits(saved[rows], weight, bias, ctx.temperature, near)
-            slope = _slope_(logits, norms, tokens[rows], ctx.temperature, near).mul_(factors[rows]).to(weight.dtype)
+            masses, total, _ = _softmax(saved[rows], weight, bias, tokens[rows], ctx.temperature, near)
+            slope = masses.div_(-total)  # (onehot - softmax) * grad / temperature
+            slope.scatter_add_(1, tokens[rows].unsqueeze(1), torch.ones_like(total))
+            slope = slope.mul_(factors[rows] / ctx.temperature).to(weight.dtype)
             if for_hidden is not None:
                 for_hidden[rows] = _product(slope, weight.t())
             if for_weight is not None:
@@ -102,23 +101,31 @@ class _HeadLogprobs(torch.autograd.Function):
         return for_hidden, for_weight, for_bias, None, None, None, None
 
 
-def _logits(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, candidates: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Logits divided by the temperature, float32 at least, and their log-sum-exp: (c, V), (c, 1)."""
+def _chunks(n: int, chunk: int) -> list[slice]:
+    return [slice(at, at + chunk) for at in range(0, n, chunk)]
+
+
+def _softmax(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    tokens: Tensor,
+    temperature: float,
+    candidates: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Softmax times its total, the total, and the tokens' log-probabilities: (c, V), (c, 1), (c,).
+
+    One tensor of V columns at a time, float32 at least, overwritten in place.
+    """
     logits = _product(hidden, weight, bias)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if temperature != 1:
         logits /= temperature
-    among = logits if candidates is None else logits.gather(1, candidates.long())
-    return logits, among.logsumexp(dim=1, keepdim=True)
-
-
-def _slope_(logits: Tensor, norms: Tensor, tokens: Tensor, temperature: float, candidates: Tensor | None) -> Tensor:
-    """D logprob / d logits before the division: (onehot - softmax) / temperature, (c, V); takes the logits' place."""
-    slope = logits.sub_(norms).exp_().neg_()
+    chosen = logits.gather(1, tokens.unsqueeze(1))
     if candidates is not None:
         places = candidates.long()
-        slope = torch.zeros_like(slope).scatter_(1, places, slope.gather(1, places))
-    slope.scatter_add_(1, tokens.unsqueeze(1), slope.new_ones(tokens.shape[0], 1))
-    return slope.div_(temperature) if temperature != 1 else slope
+        logits = torch.full_like(logits, -torch.inf).scatter_(1, places, logits.gather(1, places))
+    largest = logits.amax(dim=1, keepdim=True)
+    masses = logits.sub_(largest).exp_()
+    total = masses.sum(dim=1, keepdim=True)
+    return masses, total, (chosen - largest - total.log()).squeeze(1)

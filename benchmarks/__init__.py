@@ -1,0 +1,1 @@
+"""What performance claims are measured with: peers and ours in turn, in one run."""

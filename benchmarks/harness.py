@@ -1,0 +1,140 @@
+"""Peers in turn, medians and ratios, peak memory, tables and JSON: what all benchmarks share."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from hrpo import files
+from hrpo.prompts import encode
+from hrpo.tasks.task import SYSTEM_PROMPT, ask, make_preamble
+
+PROBLEMS = Path(__file__).parent / "problems.txt"
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+SLOW_SECONDS, SLOW_RUNS = 60, 3
+console = Console(width=140)
+
+
+def parse(description: str, *, runs: int = 5) -> argparse.Namespace:
+    """Read the options that all benchmarks share, and set the number of threads."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--prompts", type=Path, default=PROBLEMS, help="a file of problems, one a line")
+    parser.add_argument("--json", type=Path, help="write all numbers there")
+    parser.add_argument("--runs", type=int, default=runs, help="timed runs of each peer, after one warm-up")
+    parser.add_argument("--dtype", choices=[*DTYPES, "both"], default="both")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--model", default="smollm2-135m", help="a folder, or a name from `hrpo model`")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    options.dtypes = list(DTYPES) if options.dtype == "both" else [options.dtype]
+    return options
+
+
+def problems(file: Path) -> list[str]:
+    """Return the problems of a file, one a line."""
+    return [line for line in file.read_text().splitlines() if line.strip()]
+
+
+def conversation(problem: str) -> list[dict[str, str]]:
+    """Return a problem as training asks it."""
+    return ask(make_preamble(SYSTEM_PROMPT, []), problem)
+
+
+def prompt_ids(tokenizer: Any, file: Path, count: int) -> list[list[int]]:
+    """Return the token ids of the first problems of a file."""
+    return encode(tokenizer, [conversation(problem) for problem in problems(file)[:count]])
+
+
+def compare(peers: dict[str, Callable[[], float | None]], runs: int) -> dict[str, list[float]]:
+    """Run the peers in turn, one warm-up round and then `runs`; seconds of each run.
+
+    A peer that returns a number has timed itself. One whose warm-up takes long gets fewer runs.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in peers}
+    wanted = dict.fromkeys(peers, runs)
+    for turn in range(runs + 1):
+        for name, peer in peers.items():
+            if len(seconds[name]) >= wanted[name]:
+                continue
+            start = time.perf_counter()
+            own = peer()
+            took = time.perf_counter() - start if own is None else own
+            if turn:
+                seconds[name].append(took)
+            elif took > SLOW_SECONDS:
+                wanted[name] = min(runs, SLOW_RUNS)
+            print(f"{'run ' + str(turn) if turn else 'warm-up'} {name}: {took:.2f} s", file=sys.stderr, flush=True)
+    return seconds
+
+
+def medians(seconds: dict[str, list[float]]) -> dict[str, float]:
+    """Return the median seconds of each peer."""
+    return {name: median(values) for name, values in seconds.items()}
+
+
+def peak_gigabytes(module: str, *arguments: str) -> float:
+    """Return the peak resident memory of `python -m module arguments`, a process of its own."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", module, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        raise RuntimeError(f"python -m {module} {' '.join(arguments)} ended with {child.returncode}")
+    return usage.ru_maxrss * 1024 / 1e9
+
+
+def lengths_note(lengths: Sequence[int]) -> str:
+    """Return mean, spread and longest of completion lengths in a few words."""
+    rows = sorted(lengths)
+    middle = rows[len(rows) // 2]
+    mean = sum(rows) / len(rows)
+    return f"mean {mean:.0f}, median {middle}, {rows[0]} to {rows[-1]}, mean / longest {mean / rows[-1]:.2f}"
+
+
+def machine() -> dict[str, Any]:
+    """Return what the numbers depend on."""
+    names = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    packages = {name: version(name) for name in ("torch", "transformers", "trl", "peft")}
+    return {
+        "cpu": names[0],
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        **packages,
+        "date": str(date.today()),
+    }
+
+
+def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table."""
+    table = Table(title=title, title_justify="left")
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="right" if place else "left")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def finish(options: argparse.Namespace, ratios: dict[str, float], details: dict[str, Any]) -> None:
+    """Print the ratios and the machine, and write the JSON that was asked for."""
+    facts = machine()
+    show("ratios", ["", "ratio"], [(name, f"{value:.2f}") for name, value in ratios.items()])
+    console.print(", ".join(f"{name} {value}" for name, value in facts.items()))
+    if options.json:
+        result = {"ratios": ratios, "machine": facts, **details}
+        files.write_text(options.json, json.dumps(result, indent=2) + "\n")
