@@ -76,8 +76,13 @@ def compare(peers: dict[str, Callable[[], float | None]], runs: int) -> dict[str
                 seconds[name].append(took)
             elif took > SLOW_SECONDS:
                 wanted[name] = min(runs, SLOW_RUNS)
-            print(f"{'run ' + str(turn) if turn else 'warm-up'} {name}: {took:.2f} s", file=sys.stderr, flush=True)
+            note(name, turn, took)
     return seconds
+
+
+def note(name: str, turn: int, seconds: float) -> None:
+    """Say on stderr how long a run took; turn 0 is the warm-up."""
+    print(f"{f'run {turn}' if turn else 'warm-up'} {name}: {seconds:.2f} s", file=sys.stderr, flush=True)
 
 
 def medians(seconds: dict[str, list[float]]) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from trl import GRPOConfig, GRPOTrainer
 from hrpo import HybridCausalLM
 from hrpo.decoder import left_pad
 
-from .harness import conversation
+from .harness import conversation, note
 
 
 @torch.no_grad()
@@ -145,10 +145,11 @@ class TrlTrainer:
         }
         self.started = 0.0
 
-    def seconds(self, steps: int) -> list[float]:
-        """Train one step more than `steps` and return the seconds of each but the first.
+    def seconds(self, steps: int, between: Callable[[int], object] = lambda step: None) -> list[float]:
+        """Train one step more than `steps` and return the seconds of each but the first, which warms up.
 
         A step on a given rollout begins when TRL has received it, a step of its own when the last one has ended.
+        `between` is called after each step, the first too: there the others have their turn.
         """
         times: list[float] = []
         this = self
@@ -159,6 +160,8 @@ class TrlTrainer:
 
             def on_step_end(self, *args: Any, **kwargs: Any) -> None:
                 times.append(time.perf_counter() - this.started)
+                note("TRL", len(times) - 1, times[-1])
+                between(len(times) - 1)
 
         def hand_out(texts: list[Any], trainer: Any) -> dict[str, Any]:
             prompts, completions = self.given

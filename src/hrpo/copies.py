@@ -7,7 +7,7 @@ import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
-from hrpo.linear import PackedLinear, has_onednn
+from hrpo.linear import PackedLinear, product_dtype
 from hrpo.model import HybridCausalLM
 from hrpo.techniques import Techniques
 
@@ -27,7 +27,7 @@ def decoding_copy(model: HybridCausalLM, techniques: Techniques) -> Any:
     bare = model.bare_lm
     lm = copy.deepcopy(bare, {id(tensor): tensor for tensor in (*bare.parameters(), *bare.buffers())})
     dtype = model.autocast or model.lm_dtype
-    pack = techniques.packed_weights and has_onednn(dtype, model.device)
+    pack = techniques.packed_weights and product_dtype(dtype, model.device) is not None
     fold = techniques.folded_adapter and dtype != torch.bfloat16
     done: tuple[str, ...] = ()
     for name, layer in list(lm.named_modules()):

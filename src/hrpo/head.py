@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hrpo.linear import has_onednn, onednn_linear
+from hrpo.linear import onednn_linear, product_dtype
 
 HEAD_CHUNK = 128  # positions whose V logits exist at a time
 
@@ -46,7 +46,7 @@ def head_logprobs(
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    if x.dtype == weight.dtype and has_onednn(x.dtype, x.device):
+    if x.dtype == weight.dtype and product_dtype(x.dtype, x.device):
         return onednn_linear(x, weight, bias)
     return F.linear(x, weight, bias)
 
