@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from hrpo import files
+from hrpo import HybridCausalLM, files
 from hrpo.prompts import encode
 from hrpo.tasks.task import SYSTEM_PROMPT, ask, make_preamble
 
@@ -56,6 +56,15 @@ def conversation(problem: str) -> list[dict[str, str]]:
 def prompt_ids(tokenizer: Any, file: Path, count: int) -> list[list[int]]:
     """Return the token ids of the first problems of a file."""
     return encode(tokenizer, [conversation(problem) for problem in problems(file)[:count]])
+
+
+def bare_model(name: str, dtype: str) -> HybridCausalLM:
+    """Return a model with a fresh gate and no adapter, its weights in `dtype` as for inference."""
+    torch.manual_seed(0)
+    model = HybridCausalLM.from_pretrained(name)
+    return HybridCausalLM(
+        model.lm.to(getattr(torch, DTYPES[dtype])).requires_grad_(False), model.gate, model.settings, model.tokenizer
+    )
 
 
 def compare(peers: dict[str, Callable[[], float | None]], runs: int) -> dict[str, list[float]]:

@@ -25,21 +25,21 @@ def decoding_copy(model: HybridCausalLM, techniques: Techniques) -> Any:
 
     """
     bare = model.bare_lm
-    lm = copy.deepcopy(bare, {id(tensor): tensor for tensor in (*bare.parameters(), *bare.buffers())})
     dtype = model.autocast or model.lm_dtype
     pack = techniques.packed_weights and product_dtype(dtype, model.device) is not None
     fold = techniques.folded_adapter and dtype != torch.bfloat16
-    done: tuple[str, ...] = ()
-    for name, layer in list(lm.named_modules()):
-        if name.startswith(done) and done:
+    stand_in: dict[int, Any] = {id(tensor): tensor for tensor in (*bare.parameters(), *bare.buffers())}
+    inside: tuple[str, ...] = ()  # prefixes of what an adapted layer is made of
+    for name, layer in bare.named_modules():
+        if inside and name.startswith(inside):
             continue
         if isinstance(layer, LoraLinear):
-            done += (name + ".",)
+            inside += (name + ".",)
             if type(layer.base_layer) is nn.Linear and not layer.lora_variant and (fold or pack):
-                lm.set_submodule(name, _without_adapter(layer, dtype, fold=fold, pack=pack))
+                stand_in[id(layer)] = _without_adapter(layer, dtype, fold=fold, pack=pack)
         elif type(layer) is nn.Linear and pack:
-            lm.set_submodule(name, _packed(layer.weight, layer.bias, dtype))
-    return lm
+            stand_in[id(layer)] = _packed(layer.weight, layer.bias, dtype)
+    return copy.deepcopy(bare, stand_in)
 
 
 def _without_adapter(layer: Any, dtype: torch.dtype, *, fold: bool, pack: bool) -> nn.Module:

@@ -104,14 +104,15 @@ class PlainDecoder:
 class SharedDecoder:
     """Packed rows: a prompt's keys and values stand once for its group, a completion's are written in place.
 
-    A prompt has a slot, b of them in use, and each of its rows a seat there, R of them at most: keys and values of
-    prompts are (slots, H_kv, P, d), of completions (slots, H_kv, R, capacity, d). A row's scores over both stand side
-    by side before one softmax. Slots and seats stay dense: the last ones move into the places of those that leave.
+    A prompt has a slot, b of them in use, and its rows have seats there, R of them at most. Keys of prompts are (slots,
+    H_kv, d, P), of completions (rows, H_kv, d, capacity): the last two axes stand as a score reads them; values have
+    them the other way round. A row's scores over both stand side by side before one softmax. Rows and slots stay dense:
+    the last ones move into the places of those that leave.
 
     Args:
         lm: a transformers model that attends through layouts, see `use_packed_attention`; its head may be packed.
         model: whose copy it is.
-        prompts: the most prompts at a time.
+        prompts: the most prompts that come in at a time.
         longest_prompt: tokens of the longest prompt to come.
         max_new_tokens: the most tokens of a completion.
 
@@ -123,13 +124,13 @@ class SharedDecoder:
         self, lm: Any, model: HybridCausalLM, *, prompts: int, longest_prompt: int, max_new_tokens: int
     ) -> None:
         self.lm, self.model, self.device = lm, model, model.device
-        self.max_slots, self.longest_prompt, self.max_new_tokens = prompts, longest_prompt, max_new_tokens
+        self.prompts, self.longest_prompt, self.max_new_tokens = prompts, longest_prompt, max_new_tokens
         self.longest = longest_prompt + max_new_tokens
         self.shared: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> keys and values of prompts
         self.own: dict[int, tuple[Tensor, Tensor]] = {}  # and of completions
-        self.capacity, self.R = 0, 0  # positions and seats that `own` has room for
+        self.rows, self.capacity = 0, 0  # rows and positions that `own` has room for
         self.lengths: list[int] = []  # of each slot: prompt tokens
-        self.seats: list[tuple[int, int]] = []  # of each row: slot and seat
+        self.slots: list[int] = []  # of each row
         self.ages: list[int] = []  # of each row: completion tokens fed
         self.prefilling: _Prompts | None = None
 
@@ -142,7 +143,7 @@ class SharedDecoder:
             last.append(self.run(self.model.embed(ids), self.prefilling.positions)[self.prefilling.ends])
             self.prefilling = None
             for prompt in part:
-                self.seats += [(len(self.lengths), seat) for seat in range(group_size)]
+                self.slots += [len(self.lengths)] * group_size
                 self.ages += [0] * group_size
                 self.lengths.append(len(prompt))
         self.arrange()
@@ -163,139 +164,138 @@ class SharedDecoder:
         """See `Decoder`."""
         self.t = max(self.ages) + 1
         if self.t > self.capacity:
-            self.make_room(min(max(FIRST_CAPACITY, 2 * self.capacity), self.max_new_tokens), self.R)
-        self.own_bias = None
-        if self.ages.count(self.t - 1) < len(self.ages):
-            beyond = torch.arange(self.t, device=self.device) > self.age[self.members].unsqueeze(2)  # (b, R, t)
-            self.own_bias = self.bias(beyond.unsqueeze(1)).flatten(0, 2)  # (b * H_kv * R, 1, t)
-        hidden = self.run(inputs, self.prompt_length + self.age)  # (n, D)
+            self.make_room(self.rows, min(max(FIRST_CAPACITY, 2 * self.capacity), self.max_new_tokens))
+        self.together = min(self.ages) == self.t - 1
+        self.own_bias = None if self.together else self.bias(self.age)
+        logits = self.compute(inputs)
         self.ages = [age + 1 for age in self.ages]
+        return logits
+
+    def compute(self, inputs: Tensor) -> Tensor:
+        """Do what a step asks of the device: (n, D) -> logits (n, V)."""
+        hidden = self.run(inputs, self.prompt_length + self.age)  # (n, D)
         self.age += 1
         return self.head(hidden)
 
     def keep(self, rows: list[int]) -> None:
         """See `Decoder`."""
-        self.seats, self.ages = [self.seats[row] for row in rows], [self.ages[row] for row in rows]
-        members = self.by_slot()
-        moves = []
-        for slot, group in enumerate(members):  # the last seats move into those that are free
-            free = sorted(set(range(len(group))) - {self.seats[row][1] for row in group})
-            for row in group:
-                if self.seats[row][1] >= len(group):
-                    moves.append((slot, self.seats[row][1], free[0]))
-                    self.seats[row] = (slot, free.pop(0))
-        if moves:
-            at, source, to = torch.tensor(moves, device=self.device).T
-            for tensor in (tensor for pair in self.own.values() for tensor in pair):
-                tensor[at, :, to] = tensor[at, :, source]
-        for slot in reversed(range(len(members))):  # and the last slots into those that are empty
-            if members[slot]:
-                continue
-            end = len(self.lengths) - 1
-            if slot != end:
-                for tensor in (
-                    tensor for store in (self.shared, self.own) for pair in store.values() for tensor in pair
-                ):
-                    tensor[slot] = tensor[end]
-                self.lengths[slot] = self.lengths[end]
-                self.seats = [(slot, seat) if at == end else (at, seat) for at, seat in self.seats]
-            self.lengths.pop()
+        self.slots, self.ages = [self.slots[row] for row in rows], [self.ages[row] for row in rows]
+        self.move(self.own, [(to, row) for to, row in enumerate(rows) if to != row])
+        for slot in reversed(range(len(self.lengths))):  # the last slots move into those that are empty
+            if slot not in self.slots:
+                end = len(self.lengths) - 1
+                if slot != end:
+                    self.move(self.shared, [(slot, end)])
+                    self.lengths[slot] = self.lengths[end]
+                    self.slots = [slot if at == end else at for at in self.slots]
+                self.lengths.pop()
         self.arrange()
 
-    def by_slot(self) -> list[list[int]]:
-        """Rows of each slot."""
-        members: list[list[int]] = [[] for _ in self.lengths]
-        for row, (slot, _) in enumerate(self.seats):
-            members[slot].append(row)
-        return members
+    def move(self, store: dict[int, tuple[Tensor, Tensor]], moves: list[tuple[int, int]]) -> None:
+        """Copy what stands at some places of a store to others: (to, from) each."""
+        if moves:
+            to, source = torch.tensor(moves, device=self.device).T
+            for tensor in (tensor for pair in store.values() for tensor in pair):
+                tensor[to] = tensor[source]
 
     def arrange(self) -> None:
         """Work out anew who sits where: after rows have come or gone."""
-        if not self.seats:
+        if not self.slots:
             return
-        members = self.by_slot()
-        R = max(map(len, members))
-        if R != self.R:
-            self.make_room(self.capacity, R)
-        seated = [[0] * R for _ in members]  # an empty seat repeats a row; nobody reads what it gives
-        for row, (slot, seat) in enumerate(self.seats):
-            seated[slot][seat] = row
-        self.members = torch.tensor(seated, device=self.device)  # (b, R)
-        self.slot, self.seat = torch.tensor(self.seats, device=self.device).T  # (n,) each
-        self.in_order = self.seats == [divmod(row, R) for row in range(len(members) * R)]
+        if len(self.slots) > self.rows:
+            self.make_room(len(self.slots), self.capacity)
+        members: list[list[int]] = [[] for _ in self.lengths]  # rows of each slot
+        for row, slot in enumerate(self.slots):
+            members[slot].append(row)
+        self.R = max(map(len, members))
+        self.in_order = self.slots == [row // self.R for row in range(len(members) * self.R)]
+        # An empty seat repeats the slot's first row; nobody reads what it gives.
+        seated = [row for group in members for row in group + group[:1] * (self.R - len(group))]
+        places = {row: slot * self.R + seat for slot, group in enumerate(members) for seat, row in enumerate(group)}
+        self.members = torch.tensor(seated, device=self.device)  # (b * R,) rows
+        self.places = torch.tensor([places[row] for row in range(len(places))], device=self.device)  # (n,) seats
+        self.row = torch.arange(len(self.slots), device=self.device)
         self.age = torch.tensor(self.ages, device=self.device)
         lengths = torch.tensor(self.lengths, device=self.device)
-        self.prompt_length = lengths[self.slot]
+        self.prompt_length = lengths[torch.tensor(self.slots, device=self.device)]
         self.P = max(self.lengths)
         self.prompt_bias = None
         if min(self.lengths) < self.P:
-            beyond = torch.arange(self.P, device=self.device) >= lengths.unsqueeze(1)  # (b, P)
-            self.prompt_bias = self.bias(beyond.unsqueeze(1)).flatten(0, 1)  # (b * H_kv, 1, P)
+            self.prompt_bias = self.bias(lengths - 1, self.P)
 
-    def bias(self, beyond: Tensor) -> Tensor:
-        """0, or minus infinity where nothing may be seen, for each head: (b, 1, ..., t) -> (b, H_kv, ..., 1, t)."""
+    def bias(self, last: Tensor, positions: int | None = None) -> Tensor:
+        """0 up to the last position that may be seen, minus infinity beyond, per head: (m,) -> (m * H_kv, 1, t)."""
         keys, _ = next(iter(self.shared.values()))
+        beyond = torch.arange(positions or self.t, device=self.device) > last.unsqueeze(1)  # (m, t)
         bias = torch.zeros(beyond.shape, device=self.device, dtype=keys.dtype).masked_fill_(beyond, -torch.inf)
-        return bias.repeat_interleave(keys.shape[1], dim=1).unsqueeze(-2)
+        return bias.repeat_interleave(keys.shape[1], dim=0).unsqueeze(1)
 
-    def make_room(self, capacity: int, seats: int) -> None:
-        """Give `own` room for so many positions and seats; what stands there stays."""
-        for layer, pair in self.own.items():
-            rooms = []
-            for tensor in pair:
-                slots, heads, R, t, d = tensor.shape
-                room = tensor.new_zeros(slots, heads, seats, capacity, d)
-                both = min(R, seats)
-                room[:, :, :both, : min(t, capacity)] = tensor[:, :, :both, :capacity]
-                rooms.append(room)
-            self.own[layer] = (rooms[0], rooms[1])
-        self.capacity, self.R = capacity, seats
+    def make_room(self, rows: int, capacity: int) -> None:
+        """Give `own` room for so many rows and positions; what stands there stays."""
+        for layer, (keys, values) in self.own.items():
+            more_keys = keys.new_zeros(rows, *keys.shape[1:3], capacity)
+            more_values = values.new_zeros(rows, values.shape[1], capacity, values.shape[3])
+            more_keys[: self.rows, ..., : self.capacity] = keys
+            more_values[: self.rows, :, : self.capacity] = values
+            self.own[layer] = (more_keys, more_values)
+        self.rows, self.capacity = rows, capacity
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """See `Layout`."""
         if self.prefilling is not None:
             return self.attend_prompts(self.prefilling, layer, query, key, value, scale)
-        H, d = query.shape[1:]
-        b, heads, R, t, P = len(self.lengths), key.shape[1], self.R, self.t, self.P
-        per = H // heads
-        own_keys, own_values = (
-            self.write(room, x)[:b].flatten(0, 2)[:, :t] for room, x in zip(self.own[layer], (key, value), strict=True)
-        )  # (b * H_kv * R, t, d)
-        prompt_keys, prompt_values = (x[:b].flatten(0, 1)[:, :P] for x in self.shared[layer])  # (b * H_kv, P, d)
+        n, heads = key.shape[:2]
+        b, P = len(self.lengths), self.P
+        prompt_keys, prompt_values = self.shared[layer]
+        prompt_keys, prompt_values = prompt_keys[:b, ..., :P].flatten(0, 1), prompt_values[:b, :, :P].flatten(0, 1)
+        own_keys, own_values = (x.flatten(0, 1) for x in self.write(layer, key, value))  # (n * H_kv, ...)
 
-        q = (query if self.in_order else query[self.members.flatten()]) * scale
-        q = q.view(b, R, heads, per, d).transpose(1, 2)  # (b, H_kv, R, per, d)
-        on_prompt = _scores(q.reshape(b * heads, R * per, d), prompt_keys, self.prompt_bias)
-        on_own = _scores(q.reshape(b * heads * R, per, d), own_keys, self.own_bias)
-        scores = torch.cat([on_prompt.view(-1, per, P), on_own], dim=2)  # (b * H_kv * R, per, P + t)
-        real = torch.promote_types(scores.dtype, torch.float32)
-        weights = torch.softmax(scores, dim=2, dtype=real).to(value.dtype)
-        out = torch.bmm(weights[..., :P].reshape(b * heads, R * per, P), prompt_values)
-        out = torch.baddbmm(out.view(-1, per, out.shape[2]), weights[..., P:], own_values)
-        out = out.view(b, heads, R, per, -1).transpose(1, 2).reshape(b * R, H, -1)
-        return out if self.in_order else out[self.slot * R + self.seat]
+        q = (query * scale).view(n, heads, -1, query.shape[2])  # (n, H_kv, per, d)
+        on_prompt = self.by_row(_scores(self.by_slot(q), prompt_keys, self.prompt_bias), heads)  # (n, H_kv, per, P)
+        on_own = _scores(q.flatten(0, 1), own_keys, self.own_bias)  # (n * H_kv, per, t)
+        weights = torch.softmax(torch.cat([on_prompt, on_own.view(*on_prompt.shape[:3], -1)], dim=3), dim=3)
+        out = self.by_row(torch.bmm(self.by_slot(weights[..., :P]), prompt_values), heads)  # (n, H_kv, per, d_v)
+        out = torch.baddbmm(out.flatten(0, 1), weights[..., P:].flatten(0, 1), own_values)
+        return out.view(n, query.shape[1], -1)
 
-    def write(self, room: Tensor, x: Tensor) -> Tensor:
-        """Write each row's key or value, (n, H_kv, d), where it belongs."""
-        if self.in_order and self.own_bias is None:  # all rows are at the same position
-            room[: len(self.lengths), :, :, self.t - 1] = x.view(-1, self.R, *x.shape[1:]).transpose(1, 2)
+    def by_slot(self, x: Tensor) -> Tensor:
+        """Put the rows of a slot together: (n, H_kv, per, m) -> (b * H_kv, R * per, m)."""
+        seats = x if self.in_order else x[self.members]
+        return seats.view(-1, self.R, *x.shape[1:]).transpose(1, 2).flatten(2, 3).flatten(0, 1)
+
+    def by_row(self, x: Tensor, heads: int) -> Tensor:
+        """The other way round: (b * H_kv, R * per, m) -> (n, H_kv, per, m)."""
+        seats = x.view(-1, heads, self.R, x.shape[1] // self.R, x.shape[2]).transpose(1, 2).flatten(0, 1)
+        return seats if self.in_order else seats[self.places]
+
+    def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Write each row's key and value, (n, H_kv, d) each, where they belong; return all that may be seen."""
+        n, t = len(key), self.t
+        keys, values = self.own[layer]
+        if self.together:
+            keys[:n, ..., t - 1] = key
+            values[:n, :, t - 1] = value
         else:
-            room[self.slot, :, self.seat, self.age] = x
-        return room
+            keys[self.row, ..., self.age] = key
+            values[self.row, :, self.age] = value
+        return keys[:n, ..., :t], values[:n, :, :t]
 
     def attend_prompts(
         self, prompts: "_Prompts", layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float
     ) -> Tensor:
         """Prompts attend to themselves, and leave their keys and values."""
         q, k, v = (x[prompts.places].transpose(1, 2) for x in (query, key, value))  # (b, heads, P, d)
+        heads, d, d_v = k.shape[1], k.shape[3], v.shape[3]
         if layer not in self.shared:
-            empty = [x.new_zeros(self.max_slots, x.shape[1], self.longest_prompt, x.shape[3]) for x in (k, v)]
-            self.shared[layer] = (empty[0], empty[1])
-            nobody = [x.new_zeros(self.max_slots, x.shape[1], 0, 0, x.shape[3]) for x in (k, v)]
-            self.own[layer] = (nobody[0], nobody[1])
-        at = len(self.lengths)
-        for store, x in zip(self.shared[layer], (k, v), strict=True):
-            store[at : at + x.shape[0], :, : x.shape[2]] = x
+            slots, P = self.prompts, self.longest_prompt
+            self.shared[layer] = (k.new_zeros(slots, heads, d, P), v.new_zeros(slots, heads, P, d_v))
+            self.own[layer] = (k.new_zeros(0, heads, d, 0), v.new_zeros(0, heads, 0, d_v))
+        taken, count = len(self.lengths), len(q)
+        if taken + count > len(self.shared[layer][0]):  # rows of many prompts are left, one or two of each
+            keys, values = (torch.cat([x, torch.zeros_like(x)]) for x in self.shared[layer])
+            self.shared[layer] = (keys, values)
+        keys, values = (x[taken : taken + count] for x in self.shared[layer])
+        keys[..., : k.shape[2]], values[:, :, : v.shape[2]] = k.transpose(2, 3), v
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
         return out.transpose(1, 2).flatten(0, 1)[prompts.unpad]
 
@@ -336,5 +336,5 @@ def _by_tokens(prompts: Sequence[Sequence[int]], budget: int) -> list[list[Seque
 
 
 def _scores(q: Tensor, keys: Tensor, bias: Tensor | None) -> Tensor:
-    keys = keys.transpose(1, 2)
+    """(n, m, d), (n, d, t), (n, 1, t) -> (n, m, t)."""
     return torch.bmm(q, keys) if bias is None else torch.baddbmm(bias, q, keys)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+_linear = torch.ops.mkldnn._linear_pointwise.default
+_linear_plus = torch.ops.mkldnn._linear_pointwise.binary
 PACKED_ROWS = 32  # the weights are laid out for about as many rows; any number works
 
 
@@ -32,7 +34,7 @@ def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     if not weight.is_mkldnn:
         weight = weight.to(dtype)
     bias = None if bias is None else bias.to(dtype)
-    out: Tensor = torch.ops.mkldnn._linear_pointwise.default(x.to(dtype), weight, bias, "none", [], "")
+    out: Tensor = _linear(x.to(dtype), weight, bias, "none", [], "")
     return out.to(x.dtype)
 
 
@@ -80,17 +82,23 @@ class PackedLinear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None, low_rank: tuple[Tensor, Tensor] | None = None) -> None:
         super().__init__()
-        dtype = product_dtype(weight.dtype, weight.device)
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(dtype), PACKED_ROWS)
-        self.bias = None if bias is None else bias.detach().to(weight.dtype)
-        self.low_rank = low_rank
-        self.dtype = weight.dtype
+        self.dtype, self.product_dtype = weight.dtype, product_dtype(weight.dtype, weight.device)
+        self.out_features, self.in_features = weight.shape
+        weight = weight.detach().to(self.product_dtype)
+        bias = None if bias is None else bias.detach().to(self.product_dtype)
+        self.B: Tensor | None = None
+        if low_rank is not None:  # A stands below the weight: one product gives x @ weight.T and x @ A.T
+            A, B = (factor.detach().to(self.product_dtype) for factor in low_rank)
+            weight = torch.cat([weight, A])
+            bias = None if bias is None else torch.cat([bias, bias.new_zeros(len(A))])
+            self.B = B.contiguous()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS)
+        self.bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O)."""
-        x = x.to(self.dtype)
-        out = onednn_linear(x, self.weight, self.bias)
-        if self.low_rank is not None:
-            A, B = self.low_rank
-            out = out + F.linear(F.linear(x, A), B)
-        return out
+        out: Tensor = _linear(x.to(self.product_dtype), self.weight, self.bias, "none", [], "")
+        if self.B is not None:
+            out, low = torch.split(out, [self.out_features, self.B.shape[1]], dim=-1)
+            out = _linear_plus(low, out, self.B, None, "add")
+        return out.to(self.dtype)

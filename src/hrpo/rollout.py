@@ -249,7 +249,7 @@ def generate(
     # Looking at what has finished waits for an accelerator: there, look rarely.
     look_every = 1 if device.type == "cpu" else 16
     while True:
-        free = at_a_time - -(-len(ages) // G)
+        free = at_a_time - -(-len(ages) // G)  # prompts whose rows have room
         if taken < B and free and (not ages or (techniques.compact and decoder.refills)):
             count = min(free, B - taken)
             first = decoder.admit(prompt_ids[taken : taken + count], G).to(real)  # (count, V)

@@ -1,0 +1,104 @@
+"""Updates on a given rollout, beside TRL's `GRPOTrainer` on the same token ids.
+
+    python -m benchmarks.update [--json FILE] [--prompts FILE]
+
+An update replays policy and reference, takes the loss, goes backward through LoRA adapters and steps the optimizer.
+Two shapes: 4 prompts x 8 completions, and one prompt of 1,500 tokens, as retrieval makes them, x 8; 64 tokens each.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hrpo import Rollout, generate
+from hrpo.trainer import Trainer
+
+from . import ours
+from .harness import finish, lengths_note, medians, note, parse, problems, prompt_ids, show
+from .peers import TrlTrainer
+
+GROUP, TOKENS, RETRIEVAL_TOKENS = 8, 64, 1500
+SHAPES = {"update_vs_trl": 4, "update_rag_vs_trl": 1}  # prompts
+
+
+def main() -> None:
+    """Measure and print."""
+    options = parse(__doc__, runs=3)
+    ratios: dict[str, float] = {}
+    details: dict[str, Any] = {}
+    for dtype in options.dtypes:
+        for name, count in SHAPES.items():
+            key = name if dtype == "fp32" else f"{name}_{dtype}"
+            ratios[key], details[key] = measure(options, dtype, count, retrieval="rag" in name)
+    finish(options, ratios, details)
+
+
+def measure(options: argparse.Namespace, dtype: str, count: int, *, retrieval: bool) -> tuple[float, dict[str, Any]]:
+    """Return TRL's time over ours, and all numbers."""
+    texts = problems(options.prompts)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = ours.trainer(
+            Path(folder), options.model, dtype, texts, prompts=count, group_size=GROUP, max_new_tokens=TOKENS
+        )
+        rollout = roll_out(trainer, options.prompts, count, retrieval=retrieval)
+        advantages = torch.linspace(-1, 1, GROUP).repeat(count)
+        seconds: dict[str, list[float]] = {"hrpo": [], "TRL": []}
+
+        def our_turn(turn: int) -> None:
+            start = time.perf_counter()
+            trainer.update(rollout, advantages)
+            took = time.perf_counter() - start
+            note("hrpo", turn, took)
+            if turn:
+                seconds["hrpo"].append(took)
+
+        peer = TrlTrainer(
+            trainer.model.lm.peft_config["default"].base_model_name_or_path,
+            dtype,
+            texts[:count],
+            group_size=GROUP,
+            given=token_ids(rollout),
+            max_new_tokens=TOKENS,
+        )
+        seconds["TRL"] = peer.seconds(options.runs, our_turn)
+    middle = medians(seconds)
+    lengths = rollout.lengths.tolist()
+    show(
+        f"update, {count} x {GROUP}, prompts of up to {rollout.prompt_ids.shape[1]} tokens, {dtype}",
+        ["", "seconds", "spread"],
+        [(name, f"{middle[name]:.2f}", f"{min(s):.2f} to {max(s):.2f}") for name, s in seconds.items()],
+    )
+    print(f"tokens of a completion: {lengths_note(lengths)}")
+    return middle["TRL"] / middle["hrpo"], {"seconds": seconds, "lengths": lengths}
+
+
+def roll_out(trainer: Trainer, file: Path, count: int, *, retrieval: bool) -> Rollout:
+    """Return a hybrid rollout of the trainer's model; for retrieval, all problems of the file make one long prompt."""
+    model, settings = trainer.model, trainer.config.rollout
+    prompts = prompt_ids(model.tokenizer, file, 16 if retrieval else count)
+    if retrieval:
+        tokens = [token for prompt in prompts for token in prompt]
+        prompts = [(tokens * (RETRIEVAL_TOKENS // len(tokens) + 1))[:RETRIEVAL_TOKENS]] * count
+    return generate(
+        model,
+        prompts,
+        group_size=settings.group_size,
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+    )
+
+
+def token_ids(rollout: Rollout) -> tuple[list[list[int]], list[list[int]]]:
+    """Token ids of prompts, one a group, and of completions, one a row, without padding."""
+    masks = ((rollout.prompt_ids, rollout.prompt_mask), (rollout.completion_ids, rollout.completion_mask))
+    prompts, completions = ([row[m.bool()].tolist() for row, m in zip(ids, mask, strict=True)] for ids, mask in masks)
+    return prompts, completions
+
+
+if __name__ == "__main__":
+    main()

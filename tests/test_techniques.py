@@ -1,0 +1,270 @@
+"""Every technique on and off gives the same numbers, on every architecture; what cannot run packed says so once."""
+
+import dataclasses
+import logging
+
+import pytest
+import torch
+from models import CONFIGS, PROMPTS, SAMPLER, random_lm, random_model
+from peft import LoraConfig, get_peft_model
+from torch.nn import functional as F
+
+from hrpo import HybridCausalLM, Rollout, generate, hrpo_loss, replay
+from hrpo.copies import decoding_copy
+from hrpo.head import head_logprobs
+from hrpo.linear import OneDNN, PackedLinear, product_dtype
+from hrpo.packable import packs_up_to
+from hrpo.techniques import FAST, PLAIN, Techniques
+
+G = 4
+ARCHS = list(CONFIGS)
+NAMES = [field.name for field in dataclasses.fields(Techniques) if getattr(FAST, field.name)]
+WINDOW = {"mistral": 6, "gemma3": 6}  # tokens that their attention slides over
+CPU = torch.device("cpu")
+
+
+def same(actual, expected, atol):
+    torch.testing.assert_close(actual, expected, atol=atol, rtol=0)
+
+
+def adapted(arch: str, dtype: torch.dtype = torch.float64) -> HybridCausalLM:
+    """A model with adapters that do something."""
+    model = random_model(arch, dtype)
+    lm = get_peft_model(model.lm, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear"))
+    with torch.no_grad():
+        for name, parameter in lm.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3)
+    return HybridCausalLM(lm, model.gate, model.settings).to(dtype)
+
+
+def one_off():
+    return [pytest.param(dataclasses.replace(FAST, **{name: False}), id=f"no {name}") for name in NAMES]
+
+
+def same_rollouts(one: Rollout, other: Rollout, atol):
+    for field in dataclasses.fields(Rollout):
+        value = getattr(one, field.name)
+        if isinstance(value, torch.Tensor) and not field.name.startswith("support"):
+            same(getattr(other, field.name), value, atol)
+    mask = one.completion_mask.bool()
+    same(other.support_probs[mask], one.support_probs[mask], atol)
+
+
+@pytest.mark.parametrize("techniques", [*one_off(), pytest.param(PLAIN, id="plain")])
+@pytest.mark.parametrize("arch", ARCHS)
+def test_each_technique_changes_nothing(arch, techniques):
+    model = adapted(arch)
+    fast = generate(model, PROMPTS, group_size=G, seed=3, **SAMPLER)
+    rollout = generate(model, PROMPTS, group_size=G, seed=3, techniques=techniques, **SAMPLER)
+    same_rollouts(fast, rollout, 1e-8)
+    with torch.no_grad():
+        for one, other in zip(replay(model, fast), replay(model, fast, techniques=techniques), strict=True):
+            same(one, other, 1e-8)
+
+
+@pytest.mark.parametrize("techniques", [*one_off(), pytest.param(PLAIN, id="plain")])
+@pytest.mark.parametrize("arch", ARCHS)
+def test_each_technique_in_float32(arch, techniques):
+    """Only float32 has packed weights. The same tokens are fed: at an edge a rounding may choose another one."""
+    model = adapted(arch, torch.float32)
+    fast = generate(model, PROMPTS, group_size=G, seed=3, **SAMPLER)
+    forced = {**SAMPLER, "forced_ids": fast.completion_ids}
+    same_rollouts(fast, generate(model, PROMPTS, group_size=G, techniques=techniques, **forced), 1e-4)
+    with torch.no_grad():
+        for one, other in zip(replay(model, fast), replay(model, fast, techniques=techniques), strict=True):
+            same(one, other, 1e-4)
+
+
+@pytest.mark.parametrize("policy", ["model", "sampler"])
+@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+@pytest.mark.parametrize("arch", ARCHS)
+def test_gradients_of_the_packed_update_equal_those_of_the_plain_one(arch, lora, policy):
+    model = adapted(arch) if lora else random_model(arch)
+    rollout = generate(model, PROMPTS, group_size=G, seed=3, **SAMPLER)
+    advantages = torch.linspace(-1, 1, len(rollout), dtype=torch.float64)
+
+    def gradients(techniques):
+        model.zero_grad()
+        logprobs, reference = replay(model, rollout, policy=policy, techniques=techniques)
+        loss, _ = hrpo_loss(logprobs, reference, advantages, rollout.completion_mask, beta=0.1)
+        loss.backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+
+    plain, fast = gradients(PLAIN), gradients(FAST)
+    assert plain.keys() == fast.keys()
+    for name, gradient in plain.items():
+        assert (fast[name] - gradient).norm() <= 1e-5 * max(gradient.norm().item(), 1e-3), name
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_which_path_serves_whom(arch, caplog):
+    model = random_model(arch)
+    with caplog.at_level(logging.WARNING, "hrpo"):
+        for _ in range(2):
+            generate(model, PROMPTS, **SAMPLER)
+    if arch in WINDOW:
+        assert packs_up_to(model) == WINDOW[arch]
+        (record,) = caplog.records  # once
+        assert f"sequences above {WINDOW[arch]} tokens take the plain path" in record.getMessage()
+    else:
+        assert packs_up_to(model) > 10**6
+        assert not caplog.records
+
+
+def test_an_unknown_attention_takes_the_plain_path(caplog):
+    model = random_model("llama")
+    for layer in model.lm.model.layers:
+        attend = layer.self_attn.forward
+        layer.self_attn.forward = lambda *args, attend=attend, **options: attend(*args, softcap=30.0, **options)
+    with caplog.at_level(logging.WARNING, "hrpo"):
+        assert packs_up_to(model) == 0
+    assert "it takes the plain path: its attention takes softcap" in caplog.text
+
+
+def test_a_wrong_packed_answer_is_noticed(caplog):
+    """A model that looks at absolute places in its row, not at positions, gets other logits when packed."""
+    model = random_model("llama")
+    blocks = model.lm.model.forward
+
+    def shifted(*args, inputs_embeds, **options):
+        ramp = torch.arange(inputs_embeds.shape[1], dtype=inputs_embeds.dtype).view(1, -1, 1)
+        return blocks(*args, inputs_embeds=inputs_embeds + ramp, **options)
+
+    model.lm.model.forward = shifted
+    with caplog.at_level(logging.WARNING, "hrpo"):
+        assert packs_up_to(model) == 0
+    assert "packed logits differ" in caplog.text
+
+
+@pytest.mark.parametrize("compact", [True, False])
+def test_waiting_prompts_take_free_rows(compact):
+    model = random_model("llama")
+    prompts = [[7 + n, *range(8, 8 + n % 5)] for n in range(9)]
+    together = generate(model, prompts, group_size=G, seed=3, **SAMPLER)
+    for rows in (1, 2 * G, 3 * G + 1):
+        finished = []
+        some = generate(
+            model,
+            prompts,
+            group_size=G,
+            seed=3,
+            max_rows=rows,
+            on_finished=finished.append,
+            techniques=dataclasses.replace(FAST, compact=compact),
+            **SAMPLER,
+        )
+        same_rollouts(together, some, 1e-8)
+        assert sum(finished) == len(together)
+
+
+def test_the_copy_leaves_the_model_alone():
+    model = adapted("llama", torch.float32)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    attention = model.bare_lm.config._attn_implementation
+    copies = [decoding_copy(model, FAST) for _ in range(2)]
+    generate(model, PROMPTS, **SAMPLER)
+    assert model.bare_lm.config._attn_implementation == attention
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    for copied in copies:
+        kinds = {type(layer) for layer in copied.modules()}
+        assert PackedLinear in kinds
+        assert torch.nn.Linear not in kinds  # no adapter, no unpacked layer is left
+        assert copied.get_input_embeddings().weight is model.embedding.weight  # shared, not copied
+
+
+def test_bfloat16_keeps_small_updates_beside_the_weight():
+    """A weight of 1 has steps of 1/128 in bfloat16: an update of 1/1000 would vanish in it, and in its output.
+
+    So the input is 1 and -1, where the weight cancels and the update is on the first of the two alone.
+    """
+    lm = random_lm("llama", torch.bfloat16)
+    lm = get_peft_model(lm, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear"))
+    model = HybridCausalLM(lm, random_model("llama").gate, random_model("llama").settings)
+    layer = model.bare_lm.model.layers[0].self_attn.q_proj
+    with torch.no_grad():
+        layer.base_layer.weight.fill_(1)
+        layer.lora_A["default"].weight.zero_()[:, 0] = 0.25
+        layer.lora_B["default"].weight.fill_(0.001 / layer.scaling["default"])
+        x = torch.zeros(3, layer.in_features, dtype=torch.bfloat16)
+        x[:, 0], x[:, 1] = 1, -1
+        expected, without = layer(x), layer.base_layer(x)
+        out = decoding_copy(model, FAST).model.layers[0].self_attn.q_proj(x)
+    assert not without.any()
+    same(expected.float(), torch.full((3, layer.out_features), 0.001), 1e-5)
+    same(out.float(), expected.float(), 1e-5)
+
+
+# ---- the head -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("temperature", "candidates"), [(1.0, False), (0.5, False), (0.5, True)])
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_head_logprobs(frozen, bias, temperature, candidates, chunk):
+    generator = torch.Generator().manual_seed(0)
+    n, D, V = 7, 5, 11
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    near = torch.stack([torch.randperm(V, generator=generator)[:4] for _ in range(n)])
+    tokens = near[:, 1]
+    inputs = [draw(n, D).requires_grad_(), draw(V, D).requires_grad_(not frozen), draw(V) if bias else None]
+    if bias:
+        inputs[2].requires_grad_(not frozen)
+    logits = F.linear(*inputs) / temperature
+    chosen = logits.gather(1, tokens.unsqueeze(1)).squeeze(1)
+    expected = chosen - (logits.gather(1, near) if candidates else logits).logsumexp(1)
+    grad = draw(n)
+    wanted = [x for x in inputs if x is not None and x.requires_grad]
+    gradients = torch.autograd.grad(expected, wanted, grad)
+    actual = head_logprobs(
+        *inputs, tokens, temperature=temperature, candidates=near if candidates else None, chunk=chunk
+    )
+    same(actual, expected, 1e-12)
+    for one, other in zip(torch.autograd.grad(actual, wanted, grad), gradients, strict=True):
+        same(one, other, 1e-12)
+
+
+# ---- oneDNN -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("low_rank", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-5), (torch.bfloat16, 0.1)])
+def test_packed_linear(dtype, atol, bias, low_rank):
+    torch.manual_seed(0)
+    weight, offset, x = torch.randn(20, 12), torch.randn(20), torch.randn(2, 5, 12)
+    A, B = torch.randn(3, 12), torch.randn(20, 3)
+    weight, offset, x, A, B = (tensor.to(dtype) for tensor in (weight, offset, x, A, B))
+    layer = PackedLinear(weight, offset if bias else None, (A, B) if low_rank else None)
+    expected = F.linear(x.float(), weight.float(), offset.float() if bias else None)
+    if low_rank:
+        expected += F.linear(F.linear(x.float(), A.float()), B.float())
+    out = layer(x)
+    assert out.dtype == dtype
+    same(out.float(), expected, atol)
+
+
+def test_products_through_onednn_have_gradients():
+    torch.manual_seed(0)
+    layer, x = torch.nn.Linear(12, 20), torch.randn(2, 5, 12, requires_grad=True)
+    grad = torch.randn(2, 5, 20)
+    wanted = [x, layer.weight, layer.bias]
+    expected = torch.autograd.grad(layer(x), wanted, grad)
+    with OneDNN():
+        out = layer(x)
+    assert type(out.grad_fn).__name__ == "_OneDNNLinearBackward"
+    same(out, layer(x), 1e-5)
+    for one, other in zip(torch.autograd.grad(out, wanted, grad), expected, strict=True):
+        same(one, other, 1e-4)
+
+
+def test_onednn_serves_the_types_it_has():
+    assert product_dtype(torch.float32, CPU) == torch.float32
+    assert product_dtype(torch.bfloat16, CPU) in (torch.bfloat16, torch.float32)  # as the CPU has instructions for it
+    assert product_dtype(torch.float64, CPU) is None
+    assert product_dtype(torch.float32, torch.device("meta")) is None
