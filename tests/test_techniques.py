@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from hrpo import HybridCausalLM, Rollout, generate, hrpo_loss, replay
 from hrpo.copies import decoding_copy
 from hrpo.head import head_logprobs
-from hrpo.linear import OneDNN, PackedLinear, product_dtype
+from hrpo.linear import LinearParts, OneDNN, PackedLinear, PackedProduct, product_dtype
 from hrpo.packable import packs_up_to
 from hrpo.techniques import FAST, PLAIN, Techniques
 
@@ -234,19 +234,47 @@ def test_head_logprobs(frozen, bias, temperature, candidates, chunk):
 
 @pytest.mark.parametrize("low_rank", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-5), (torch.bfloat16, 0.1)])
-def test_packed_linear(dtype, atol, bias, low_rank):
+@pytest.mark.parametrize(("dtype", "precision"), [(torch.float32, 1e-6), (torch.bfloat16, 1 / 128)])
+def test_packed_linear(dtype, precision, bias, low_rank):
     torch.manual_seed(0)
     weight, offset, x = torch.randn(20, 12), torch.randn(20), torch.randn(2, 5, 12)
     A, B = torch.randn(3, 12), torch.randn(20, 3)
     weight, offset, x, A, B = (tensor.to(dtype) for tensor in (weight, offset, x, A, B))
-    layer = PackedLinear(weight, offset if bias else None, (A, B) if low_rank else None)
+    other = torch.randn(7, 12).to(dtype)
     expected = F.linear(x.float(), weight.float(), offset.float() if bias else None)
     if low_rank:
         expected += F.linear(F.linear(x.float(), A.float()), B.float())
-    out = layer(x)
-    assert out.dtype == dtype
-    same(out.float(), expected, atol)
+    atol = 2 * precision * expected.abs().max().item()
+    first = LinearParts(weight, offset if bias else None, *((A, B) if low_rank else ()))
+    for layers in ([first], [LinearParts(other), first]):
+        product = PackedProduct(layers)
+        wanted = [F.linear(x.float(), other.float()), expected][-len(layers) :]
+        for _ in range(2):  # reading in any order, once or again
+            for index in (*reversed(range(len(layers))), 0):
+                out = PackedLinear(product, index, 12)(x)
+                assert out.dtype == dtype
+                same(out.float(), wanted[index], atol)
+        zero = product.read(0 * x, 0)  # another input
+        same(
+            zero.float(),
+            (offset if bias and len(layers) == 1 else torch.zeros_like(zero)).float().expand_as(zero),
+            atol,
+        )
+
+
+def test_layers_that_read_the_same_are_found():
+    model = adapted("llama", torch.float32)
+    packs_up_to(model)
+    prefix = "model.layers.1."
+    found = [names for names in model.read_together if names[0].startswith(prefix)]
+    attention = [prefix + f"self_attn.{name}_proj" for name in "qkv"]
+    assert found == [attention, [prefix + f"mlp.{name}_proj" for name in ("gate", "up")]]
+    products = {name: layer.product for name, layer in decoding_copy(model, FAST).named_modules() if name in attention}
+    assert len(products) == 3
+    assert len({id(product) for product in products.values()}) == 1
+    model = adapted("gpt_neox", torch.float32)  # reads once for attention, once for the MLP, from two norms
+    packs_up_to(model)
+    assert model.read_together == []
 
 
 def test_products_through_onednn_have_gradients():

@@ -1,13 +1,14 @@
 """A copy of the language model for decoding: adapters folded in, weights packed; the model itself stays as it is."""
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
-from torch import Tensor, nn
+from torch import nn
 
-from hrpo.linear import PackedLinear, product_dtype
+from hrpo.linear import LinearParts, PackedLinear, PackedProduct, product_dtype
 from hrpo.model import HybridCausalLM
 from hrpo.techniques import Techniques
 
@@ -28,37 +29,50 @@ def decoding_copy(model: HybridCausalLM, techniques: Techniques) -> Any:
     dtype = model.autocast or model.lm_dtype
     pack = techniques.packed_weights and product_dtype(dtype, model.device) is not None
     fold = techniques.folded_adapter and dtype != torch.bfloat16
-    stand_in: dict[int, Any] = {id(tensor): tensor for tensor in (*bare.parameters(), *bare.buffers())}
+    stand_ins: dict[int, Any] = {id(tensor): tensor for tensor in (*bare.parameters(), *bare.buffers())}
+    layers = {name: layer for name, layer in linear_layers(bare) if pack or (fold and isinstance(layer, LoraLinear))}
+    if not pack:
+        stand_ins |= {id(layer): _folded(layer) for layer in layers.values()}
+        return copy.deepcopy(bare, stand_ins)
+    together = [names for names in model.read_together if layers.keys() >= set(names)]
+    alone = layers.keys() - {name for names in together for name in names}
+    for names in [*together, *([name] for name in alone)]:
+        product = PackedProduct([_parts(layers[name], dtype, fold=fold) for name in names])
+        for index, name in enumerate(names):
+            stand_ins[id(layers[name])] = PackedLinear(product, index, layers[name].in_features)
+    return copy.deepcopy(bare, stand_ins)
+
+
+def linear_layers(lm: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the linear layers of a model, adapted or not, that a copy can replace."""
     inside: tuple[str, ...] = ()  # prefixes of what an adapted layer is made of
-    for name, layer in bare.named_modules():
+    for name, layer in lm.named_modules():
         if inside and name.startswith(inside):
             continue
         if isinstance(layer, LoraLinear):
             inside += (name + ".",)
-            if type(layer.base_layer) is nn.Linear and not layer.lora_variant and (fold or pack):
-                stand_in[id(layer)] = _without_adapter(layer, dtype, fold=fold, pack=pack)
-        elif type(layer) is nn.Linear and pack:
-            stand_in[id(layer)] = _packed(layer.weight, layer.bias, dtype)
-    return copy.deepcopy(bare, stand_in)
+            if type(layer.base_layer) is nn.Linear and not layer.lora_variant:
+                yield name, layer
+        elif type(layer) is nn.Linear:
+            yield name, layer
 
 
-def _without_adapter(layer: Any, dtype: torch.dtype, *, fold: bool, pack: bool) -> nn.Module:
-    base = layer.base_layer
-    names = layer.active_adapters
+def _folded(layer: Any) -> nn.Module:
+    """Return a linear layer that has the adapter in its weight."""
+    parts = _parts(layer, layer.base_layer.weight.dtype, fold=True)
+    folded = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+    folded.weight, folded.bias = nn.Parameter(parts.weight, requires_grad=False), layer.base_layer.bias
+    return folded
+
+
+def _parts(layer: Any, dtype: torch.dtype, *, fold: bool) -> LinearParts:
+    """Return what a layer is made of, its adapter folded into the weight or beside it."""
+    if isinstance(layer, nn.Linear):
+        return LinearParts(layer.weight.to(dtype), layer.bias)
+    base, names = layer.base_layer, layer.active_adapters
     if fold:
-        weight = base.weight + sum(layer.get_delta_weight(name) for name in names).to(base.weight.dtype)
-        if pack:
-            return _packed(weight, base.bias, dtype)
-        folded = nn.Linear(base.in_features, base.out_features, bias=False, device="meta")
-        folded.weight, folded.bias = nn.Parameter(weight, requires_grad=False), base.bias
-        return folded
+        deltas = sum(layer.get_delta_weight(name) for name in names)
+        return LinearParts((base.weight + deltas).to(dtype), base.bias)
     A = torch.cat([layer.lora_A[name].weight for name in names])  # (r, I)
     B = torch.cat([layer.lora_B[name].weight * layer.scaling[name] for name in names], dim=1)  # (O, r)
-    return _packed(base.weight, base.bias, dtype, (A, B))
-
-
-def _packed(
-    weight: Tensor, bias: Tensor | None, dtype: torch.dtype, low_rank: tuple[Tensor, Tensor] | None = None
-) -> PackedLinear:
-    factors = None if low_rank is None else (low_rank[0].to(dtype), low_rank[1].to(dtype))
-    return PackedLinear(weight.to(dtype), bias, factors)
+    return LinearParts(base.weight.to(dtype), base.bias, A.to(dtype), B.to(dtype))

@@ -4,6 +4,8 @@ For float32 the default library reaches half the rate of oneDNN on some CPUs, an
 packed ahead gain once more. docs/performance.md has the figures.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +14,6 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 _linear = torch.ops.mkldnn._linear_pointwise.default
-_linear_plus = torch.ops.mkldnn._linear_pointwise.binary
 PACKED_ROWS = 32  # the weights are laid out for about as many rows; any number works
 
 
@@ -70,35 +71,82 @@ class OneDNN(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class PackedLinear(nn.Module):
-    """A linear layer with its weight packed ahead, for decoding only; it keeps no gradient.
+@dataclass(frozen=True)
+class LinearParts:
+    """What a linear layer is made of: weight (O, I), bias (O,), and factors A (r, I) and B (O, r) of an adapter.
+
+    Their product B @ A, scale included, is added to the weight: here only where it must not be rounded into it.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    A: Tensor | None = None
+    B: Tensor | None = None
+
+
+class PackedProduct:
+    """The products of layers that read the same tensor, done in one with weights packed ahead.
 
     Args:
-        weight: (O, I).
-        bias: (O,) or None.
-        low_rank: factors A (r, I) and B (O, r), scale included, of an adapter that must not be added to the weight.
+        layers: of the same dtype and I.
 
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, low_rank: tuple[Tensor, Tensor] | None = None) -> None:
+    def __init__(self, layers: Sequence[LinearParts]) -> None:
+        first = layers[0].weight
+        self.dtype, self.sizes = first.dtype, [len(layer.weight) for layer in layers]
+        self.inner_dtype = product_dtype(first.dtype, first.device)
+        self.weight = self.pack(torch.cat([layer.weight for layer in layers]))
+        self.bias, self.factors = None, None
+        if any(layer.bias is not None for layer in layers):
+            biases = [first.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias for layer in layers]
+            self.bias = torch.cat(biases).detach().to(self.inner_dtype)
+        if any(layer.A is not None for layer in layers):
+            As = [first[:0] if layer.A is None else layer.A for layer in layers]
+            Bs = [first.new_zeros(len(layer.weight), 0) if layer.B is None else layer.B for layer in layers]
+            diagonal = torch.block_diag(*Bs)  # type: ignore[no-untyped-call]
+            self.factors = self.pack(torch.cat(As)), self.pack(diagonal)
+        self.x: Tensor | None = None
+        self.outs: dict[int, Tensor] = {}
+
+    def pack(self, weight: Tensor) -> Tensor:
+        """Lay a weight out for oneDNN."""
+        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(self.inner_dtype), PACKED_ROWS)
+        return packed
+
+    def read(self, x: Tensor, layer: int) -> Tensor:
+        """Return what one of the layers makes of x, (..., I) -> (..., O); the first to ask does it for all."""
+        if x is not self.x or layer not in self.outs:
+            self.x, self.outs = x, dict(enumerate(self.compute(x)))
+        out = self.outs.pop(layer)
+        if not self.outs:
+            self.x = None
+        return out
+
+    def compute(self, x: Tensor) -> list[Tensor]:
+        """(..., I) -> (..., O) of each layer."""
+        x = x.to(self.inner_dtype)
+        out = _linear(x, self.weight, self.bias, "none", [], "")
+        if self.factors is not None:
+            A, B = self.factors
+            out += _linear(_linear(x, A, None, "none", [], ""), B, None, "none", [], "")
+        return list(torch.split(out.to(self.dtype), self.sizes, dim=-1))
+
+
+class PackedLinear(nn.Module):
+    """A linear layer for decoding only, which keeps no gradient: one of those that share a `PackedProduct`.
+
+    Args:
+        product: what it reads.
+        index: its place there.
+        in_features: I.
+
+    """
+
+    def __init__(self, product: PackedProduct, index: int, in_features: int) -> None:
         super().__init__()
-        self.dtype, self.product_dtype = weight.dtype, product_dtype(weight.dtype, weight.device)
-        self.out_features, self.in_features = weight.shape
-        weight = weight.detach().to(self.product_dtype)
-        bias = None if bias is None else bias.detach().to(self.product_dtype)
-        self.B: Tensor | None = None
-        if low_rank is not None:  # A stands below the weight: one product gives x @ weight.T and x @ A.T
-            A, B = (factor.detach().to(self.product_dtype) for factor in low_rank)
-            weight = torch.cat([weight, A])
-            bias = None if bias is None else torch.cat([bias, bias.new_zeros(len(A))])
-            self.B = B.contiguous()
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS)
-        self.bias = bias
+        self.product, self.index, self.in_features = product, index, in_features
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O)."""
-        out: Tensor = _linear(x.to(self.product_dtype), self.weight, self.bias, "none", [], "")
-        if self.B is not None:
-            out, low = torch.split(out, [self.out_features, self.B.shape[1]], dim=-1)
-            out = _linear_plus(low, out, self.B, None, "add")
-        return out.to(self.dtype)
+        return self.product.read(x, self.index)

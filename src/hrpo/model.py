@@ -101,6 +101,7 @@ class HybridCausalLM(nn.Module):
         self.settings, self.tokenizer, self.autocast = settings, tokenizer, autocast
         self._reference: list[nn.Module] = []  # in a list: no part of parameters() and state_dict()
         self.packs_up_to: int | None = None  # tokens of a sequence that packing serves; None: not tried yet
+        self.read_together: list[list[str]] = []  # linear layers that read the same tensor, known once that was tried
         self._accepts = inspect.signature(type(self.bare_lm).forward).parameters
         width = self.embedding.weight.shape[1]
         if gate.hidden_size != width:

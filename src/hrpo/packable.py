@@ -1,12 +1,15 @@
 """Which models can run packed: tried once on a few tokens, instead of kept as a list of names."""
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hrpo.attention import NotPackableError, packed_attention, run_packed
+from hrpo.copies import linear_layers
 from hrpo.model import HybridCausalLM
 from hrpo.packing import PackedGroups
 
@@ -63,10 +66,34 @@ def _packed_logits(model: HybridCausalLM, ids: Tensor, layout: PackedGroups) -> 
     lm: Any = model.bare_lm
     if not isinstance(lm.get_output_embeddings(), nn.Linear):
         raise NotPackableError("its head is no linear layer")
-    with model.precision(), packed_attention(lm):
+    with model.precision(), packed_attention(lm), _readers(lm) as readers:
         hidden = run_packed(lm, model.embed(ids), layout.positions, layout)
         logits: Tensor = lm.get_output_embeddings()(hidden[layout.predicts_from])
+    model.read_together = [names for _, names in readers if len(names) > 1]
     return logits.double()
+
+
+@contextlib.contextmanager
+def _readers(lm: Any) -> Iterator[list[tuple[Tensor, list[str]]]]:
+    """Within it, note which linear layers read the same tensor: queries, keys and values, for instance."""
+    readers: list[tuple[Tensor, list[str]]] = []
+
+    def note(x: Tensor, name: str) -> None:
+        for tensor, names in readers:
+            if tensor is x:
+                names.append(name)
+                return
+        readers.append((x, [name]))
+
+    hooks = [
+        layer.register_forward_pre_hook(lambda layer, inputs, name=name: note(inputs[0], name))
+        for name, layer in linear_layers(lm)
+    ]
+    try:
+        yield readers
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _plain_logits(model: HybridCausalLM, ids: Tensor) -> Tensor:

@@ -244,6 +244,7 @@ def generate(
     rows = torch.empty(0, dtype=torch.long, device=device)
     t, live, state = rows.clone(), rows.bool(), automaton.start(0)
     logits = torch.empty(0, V, dtype=real, device=device)
+    scratch = torch.empty(at_a_time * G, V, dtype=real, device=device)  # V columns are slow to allocate at each step
     ages: list[int] = []  # t, known without asking the device
     taken = steps = 0
     # Looking at what has finished waits for an accelerator: there, look rarely.
@@ -275,7 +276,8 @@ def generate(
         else:
             pick = _inverse_cdf(chosen_from, uniforms[rows, t])
             token = candidates.gather(1, pick).squeeze(1) if K else pick.squeeze(1)
-        logprob = logits.gather(1, token.unsqueeze(1)).squeeze(1) - logits.logsumexp(dim=1)
+        logprobs = torch.log_softmax(logits, dim=1, out=scratch[: len(ages)])  # (n, V)
+        logprob = logprobs.gather(1, token.unsqueeze(1)).squeeze(1)
 
         state = automaton.advance(state, token)
         completion_ids[rows, t] = torch.where(live, token, pad)
