@@ -97,6 +97,30 @@ def test_gradients_of_the_packed_update_equal_those_of_the_plain_one(arch, lora,
         assert (fast[name] - gradient).norm() <= 1e-5 * max(gradient.norm().item(), 1e-3), name
 
 
+@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+@pytest.mark.parametrize("arch", ARCHS)
+def test_recomputed_blocks_give_the_same_gradients(arch, lora):
+    model = adapted(arch) if lora else random_model(arch)
+    names = [name for name, _ in model.named_modules()]
+    rollout = generate(model, PROMPTS, group_size=G, seed=3, **SAMPLER)
+
+    def gradients(recompute):
+        model.zero_grad()
+        logprobs, _ = replay(model, rollout, recompute=recompute)
+        assert [name for name, _ in model.named_modules()] == names
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+            replay(model, rollout, with_reference=False, recompute=recompute)
+        (logprobs**2).sum().backward()
+        size = sum(x.numel() for x in {id(x): x for x in kept}.values())
+        return size, {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+
+    (size, expected), (less, actual) = gradients(False), gradients(True)
+    for name, gradient in expected.items():
+        same(actual[name], gradient, 1e-10)
+    assert less == size if arch in WINDOW else less < 0.6 * size  # the plain path keeps everything
+
+
 @pytest.mark.parametrize("arch", ARCHS)
 def test_which_path_serves_whom(arch, caplog):
     model = random_model(arch)

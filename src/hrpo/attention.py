@@ -93,12 +93,19 @@ def packed_attention(lm: Any) -> Iterator[None]:
         lm.set_attn_implementation(before)
 
 
-def run_packed(lm: Any, inputs: Tensor, positions: Tensor, layout: Layout) -> Tensor:
-    """Run a model's blocks on packed inputs: (S, D), (S,) -> hidden states (S, D), what its head reads."""
+@contextlib.contextmanager
+def laid_out(layout: Layout) -> Iterator[None]:
+    """Within it, this is the layout that attention goes by."""
     token = _layout.set(layout)
     try:
-        out = lm.base_model(inputs_embeds=inputs.unsqueeze(0), position_ids=positions.unsqueeze(0), use_cache=False)
+        yield
     finally:
         _layout.reset(token)
+
+
+def run_packed(lm: Any, inputs: Tensor, positions: Tensor, layout: Layout) -> Tensor:
+    """Run a model's blocks on packed inputs: (S, D), (S,) -> hidden states (S, D), what its head reads."""
+    with laid_out(layout):
+        out = lm.base_model(inputs_embeds=inputs.unsqueeze(0), position_ids=positions.unsqueeze(0), use_cache=False)
     hidden: Tensor = out.last_hidden_state
     return hidden[0]

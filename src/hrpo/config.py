@@ -158,7 +158,8 @@ class TrainConfig:
         folder: where runs are kept.
         updates: optimizer steps, one rollout each.
         seed: of data order, sampling and initial gate.
-        token_budget: padded tokens of a micro-batch; lower it when memory runs out.
+        token_budget: tokens of a micro-batch, a group's prompt counted once; lower it when memory runs out.
+        recompute: keep less of the forward pass and compute it anew in the backward pass; slower, less memory.
         save_every: updates between checkpoints; the last is always kept.
         model: the language model.
         latent: what is fed while the model thinks.
@@ -174,6 +175,7 @@ class TrainConfig:
     updates: int = 100
     seed: int = 0
     token_budget: int = 4096
+    recompute: bool = False
     save_every: int = 50
     model: ModelConfig = field(default_factory=ModelConfig)
     latent: LatentConfig = field(default_factory=LatentConfig)

@@ -1,11 +1,14 @@
 """Log-probabilities of a `Rollout` under the policy and under the reference (HRPO, arXiv:2505.18454)."""
 
 import contextlib
+import functools
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hrpo.attention import packed_attention, run_packed
+from hrpo.attention import laid_out, packed_attention, run_packed
 from hrpo.config import Policy
 from hrpo.gate import mix_candidates
 from hrpo.head import HEAD_CHUNK, head_logprobs
@@ -13,6 +16,7 @@ from hrpo.linear import OneDNN
 from hrpo.model import HybridCausalLM
 from hrpo.packable import packs_up_to
 from hrpo.packing import PackedGroups
+from hrpo.recompute import recomputed_blocks
 from hrpo.rollout import Rollout
 from hrpo.techniques import FAST, Techniques
 
@@ -23,6 +27,7 @@ def replay(
     *,
     policy: Policy = "model",
     with_reference: bool = True,
+    recompute: bool = False,
     techniques: Techniques = FAST,
 ) -> tuple[Tensor, Tensor | None]:
     """Feed a rollout again and return the log-probability of each of its tokens.
@@ -38,6 +43,7 @@ def replay(
         policy: which distribution the log-probabilities are of: "model", the unscaled logits (as released);
             "tempered", divided by the sampler's temperature (as TRL); "sampler", its top_k candidates only.
         with_reference: compute the reference too.
+        recompute: keep only the inputs of the model's blocks and compute the rest anew in the backward pass.
         techniques: what makes it fast; for tests and benchmarks.
 
     Returns:
@@ -47,13 +53,17 @@ def replay(
     fast = techniques.packed_groups
     path: _Packed | _Plain = _Plain(model, rollout, policy)
     if fast and rollout.prompt_ids.shape[1] + rollout.completion_ids.shape[1] <= packs_up_to(model):
-        path = _Packed(model, rollout, policy, techniques)
-    with OneDNN() if techniques.packed_weights else contextlib.nullcontext():
+        path = _Packed(model, rollout, policy, techniques, recompute)
+    with _products(techniques):
         logprobs = path.logprobs(reference=False)
         if not with_reference:
             return logprobs, None
         with torch.no_grad():
             return logprobs, path.logprobs(reference=True)
+
+
+def _products(techniques: Techniques) -> contextlib.AbstractContextManager[Any]:
+    return OneDNN() if techniques.packed_weights else contextlib.nullcontext()
 
 
 class _Plain:
@@ -100,8 +110,11 @@ class _Plain:
 class _Packed:
     """Each group's prompt once and its completions in one row without padding; the head in chunks."""
 
-    def __init__(self, model: HybridCausalLM, rollout: Rollout, policy: Policy, techniques: Techniques) -> None:
-        self.model, self.rollout, self.policy, self.techniques = model, rollout, policy, techniques
+    def __init__(
+        self, model: HybridCausalLM, rollout: Rollout, policy: Policy, techniques: Techniques, recompute: bool
+    ) -> None:
+        self.model, self.rollout, self.policy = model, rollout, policy
+        self.techniques, self.recompute = techniques, recompute
         self.layout = PackedGroups(rollout.prompt_mask, rollout.completion_mask, rollout.group_size)
 
     def inputs(self, *, reference: bool) -> Tensor:
@@ -116,14 +129,26 @@ class _Packed:
         out, _ = model.gate(tokens[mixed], latents)
         return tokens.index_put((mixed,), out.to(tokens.dtype))
 
+    @contextlib.contextmanager
+    def again(self, lm: Any) -> Iterator[None]:
+        """What holds in the forward pass, for blocks that are computed anew after it."""
+        with packed_attention(lm), laid_out(self.layout), _products(self.techniques):
+            yield
+
+    def blocks(self, lm: Any, *, reference: bool) -> contextlib.AbstractContextManager[None]:
+        """Return the context in which blocks keep only their inputs; nothing where there is no backward pass."""
+        if reference or not self.recompute:
+            return contextlib.nullcontext()
+        return recomputed_blocks(lm, functools.partial(self.again, lm))
+
     def logprobs(self, *, reference: bool) -> Tensor:
         """(N, T)."""
         model, rollout, layout = self.model, self.rollout, self.layout
         inputs = self.inputs(reference=reference)
         with model.weights(reference=reference) as lm:
             bare = lm.get_base_model() if hasattr(lm, "get_base_model") else lm
-            with model.precision(), packed_attention(bare):
-                hidden = run_packed(bare, inputs, layout.positions, layout)[layout.predicts_from]  # (tokens, D)
+            with model.precision(), packed_attention(bare), self.blocks(bare, reference=reference):
+                hidden = run_packed(bare, inputs, layout.positions, layout).index_select(0, layout.predicts_from)
             head = bare.get_output_embeddings()
         mask = rollout.completion_mask.bool()
         dtype = model.autocast or head.weight.dtype

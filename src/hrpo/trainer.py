@@ -36,7 +36,8 @@ from hrpo.tasks.judge import DELIMITER
 
 Metrics = dict[str, float]
 OPTIMIZER_FILE, STATE_FILE = "optimizer.safetensors", "trainer.json"
-CHANGEABLE = {"token_budget", "save_every", "folder", "eval.problems", "eval.batch"}  # what a resumed run may change
+# What a resumed run may change.
+CHANGEABLE = {"token_budget", "recompute", "save_every", "folder", "eval.problems", "eval.batch"}
 SAMPLES_PER_UPDATE = 4  # completions of one prompt that samples.jsonl keeps
 
 
@@ -184,9 +185,13 @@ class Trainer:
         mismatch = torch.zeros((), device=model.device)
         for first, last in rollout.micro_batches(config.token_budget):
             part = rollout.select(first, last)
-            logprobs, reference = replay(
-                model, part, policy=config.loss.policy, with_reference=config.loss.beta != 0
-            )  # (n, t) each
+            logprobs, reference = replay(  # (n, t) each
+                model,
+                part,
+                policy=config.loss.policy,
+                with_reference=config.loss.beta != 0,
+                recompute=config.recompute,
+            )
             loss, stats = hrpo_loss(
                 logprobs,
                 reference,
