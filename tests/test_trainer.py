@@ -179,7 +179,7 @@ def test_learning_rate_factor():
     [
         ({"rollout": RolloutConfig(group_size=1)}, "rollout.group_size"),
         ({"rollout": RolloutConfig(temperature=0)}, "rollout.temperature"),
-        ({"token_budget": 0}, "token_budget"),
+        ({"token_budget": -1}, "token_budget"),
         ({"seed": -1}, "seed"),
         ({"name": "{mode.x}"}, "name"),
         ({"model": ModelConfig(lora_targets="nothing")}, "model.lora_targets"),

@@ -158,7 +158,8 @@ class TrainConfig:
         folder: where runs are kept.
         updates: optimizer steps, one rollout each.
         seed: of data order, sampling and initial gate.
-        token_budget: tokens of a micro-batch, a group's prompt counted once; lower it when memory runs out.
+        token_budget: tokens of a micro-batch, a group's prompt counted once; lower it when memory runs out. 0 takes
+            1,024 on a CPU, where more is no faster, and 16,384 elsewhere.
         recompute: keep less of the forward pass and compute it anew in the backward pass; slower, less memory.
         save_every: updates between checkpoints; the last is always kept.
         model: the language model.
@@ -174,7 +175,7 @@ class TrainConfig:
     folder: str = "runs"
     updates: int = 100
     seed: int = 0
-    token_budget: int = 4096
+    token_budget: int = 0
     recompute: bool = False
     save_every: int = 50
     model: ModelConfig = field(default_factory=ModelConfig)

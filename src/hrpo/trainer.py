@@ -183,7 +183,8 @@ class Trainer:
             rollout, advantages, weights = rollout.groups(signal), advantages[places], weights[places]
         totals: dict[str, Tensor] = {}
         mismatch = torch.zeros((), device=model.device)
-        for first, last in rollout.micro_batches(config.token_budget):
+        budget = config.token_budget or (1024 if model.device.type == "cpu" else 16384)
+        for first, last in rollout.micro_batches(budget):
             part = rollout.select(first, last)
             logprobs, reference = replay(  # (n, t) each
                 model,
@@ -293,7 +294,7 @@ def _check(config: TrainConfig) -> None:
         (rollout.max_new_tokens >= 1, f"rollout.max_new_tokens: must be at least 1, got {rollout.max_new_tokens}"),
         (rollout.temperature > 0, f"rollout.temperature: must be above 0, got {rollout.temperature}"),
         (rollout.top_k >= 0, f"rollout.top_k: must be at least 0, got {rollout.top_k}"),
-        (config.token_budget >= 1, f"token_budget: must be at least 1, got {config.token_budget}"),
+        (config.token_budget >= 0, f"token_budget: must be at least 0, got {config.token_budget}"),
         (config.seed >= 0, f"seed: must be at least 0, got {config.seed}"),
         (config.task.shots >= 0, f"task.shots: must be at least 0, got {config.task.shots}"),
         (config.model.lora_rank >= 0, f"model.lora_rank: must be at least 0, got {config.model.lora_rank}"),
