@@ -27,17 +27,28 @@ SLOW_SECONDS, SLOW_RUNS = 60, 3
 console = Console(width=140)
 
 
-def parse(description: str, *, runs: int = 5) -> argparse.Namespace:
-    """Read the options that all benchmarks share, and set the number of threads."""
+def parse(description: str, *, runs: int = 5, **paths: str) -> argparse.Namespace:
+    """Read the options that all benchmarks share, and set the number of threads.
+
+    Args:
+        description: what `--help` begins with.
+        runs: default of `--runs`.
+        paths: names of further options that take a file, and what they are for.
+
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--prompts", type=Path, default=PROBLEMS, help="a file of problems, one a line")
     parser.add_argument("--json", type=Path, help="write all numbers there")
     parser.add_argument("--runs", type=int, default=runs, help="timed runs of each peer, after one warm-up")
+    parser.add_argument("--minutes", type=float, default=14, help="leave out runs that would end later than that")
     parser.add_argument("--dtype", choices=[*DTYPES, "both"], default="both")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--model", default="smollm2-135m", help="a folder, or a name from `hrpo model`")
     parser.add_argument("--child", help=argparse.SUPPRESS)
+    for name, purpose in paths.items():
+        parser.add_argument(f"--{name}", type=Path, help=purpose)
     options = parser.parse_args()
+    options.deadline = time.perf_counter() + 60 * options.minutes
     torch.set_num_threads(options.threads)
     options.dtypes = list(DTYPES) if options.dtype == "both" else [options.dtype]
     return options
@@ -67,25 +78,34 @@ def bare_model(name: str, dtype: str) -> HybridCausalLM:
     )
 
 
-def compare(peers: dict[str, Callable[[], float | None]], runs: int) -> dict[str, list[float]]:
-    """Run the peers in turn, one warm-up round and then `runs`; seconds of each run.
+def share(options: argparse.Namespace, part: float) -> float:
+    """Return the time by which to end what may take this part of the time that is left."""
+    now = time.perf_counter()
+    return now + part * (options.deadline - now)
 
-    A peer that returns a number has timed itself. One whose warm-up takes long gets fewer runs.
+
+def compare(peers: dict[str, Callable[[], float]], runs: int, until: float) -> dict[str, list[float]]:
+    """Run the peers in turn, one warm-up round and then `runs`, as far as there is time; seconds of each run.
+
+    A peer returns its own seconds. One whose warm-up takes long gets fewer runs.
     """
     seconds: dict[str, list[float]] = {name: [] for name in peers}
     wanted = dict.fromkeys(peers, runs)
+    round_seconds = 0.0
     for turn in range(runs + 1):
+        start = time.perf_counter()
+        if turn > 1 and start + round_seconds > until:
+            break
         for name, peer in peers.items():
             if len(seconds[name]) >= wanted[name]:
                 continue
-            start = time.perf_counter()
-            own = peer()
-            took = time.perf_counter() - start if own is None else own
+            took = peer()
             if turn:
                 seconds[name].append(took)
             elif took > SLOW_SECONDS:
                 wanted[name] = min(runs, SLOW_RUNS)
             note(name, turn, took)
+        round_seconds = time.perf_counter() - start
     return seconds
 
 
@@ -97,6 +117,11 @@ def note(name: str, turn: int, seconds: float) -> None:
 def medians(seconds: dict[str, list[float]]) -> dict[str, float]:
     """Return the median seconds of each peer."""
     return {name: median(values) for name, values in seconds.items()}
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return the range of some seconds and how many there are."""
+    return f"{min(values):.2f} to {max(values):.2f} ({len(values)})"
 
 
 def peak_gigabytes(module: str, *arguments: str) -> float:

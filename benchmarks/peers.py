@@ -1,5 +1,6 @@
 """What others do: a loop as the released code has it, `transformers.generate`, and TRL's `GRPOTrainer`."""
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +17,8 @@ from hrpo import HybridCausalLM
 from hrpo.decoder import left_pad
 
 from .harness import conversation, note
+
+WARM_UP_TOKENS = 150  # of each prompt, in TRL's first step on a given rollout
 
 
 @torch.no_grad()
@@ -145,11 +148,14 @@ class TrlTrainer:
         }
         self.started = 0.0
 
-    def seconds(self, steps: int, between: Callable[[int], object] = lambda step: None) -> list[float]:
+    def seconds(
+        self, steps: int, between: Callable[[int], object] = lambda step: None, until: float = math.inf
+    ) -> list[float]:
         """Train one step more than `steps` and return the seconds of each but the first, which warms up.
 
         A step on a given rollout begins when TRL has received it, a step of its own when the last one has ended.
-        `between` is called after each step, the first too: there the others have their turn.
+        `between` is called after each step, the first too: there the others have their turn. Steps that would end
+        after `until` are left out, but for the first two.
         """
         times: list[float] = []
         this = self
@@ -158,13 +164,17 @@ class TrlTrainer:
             def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
                 this.started = time.perf_counter()
 
-            def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 times.append(time.perf_counter() - this.started)
                 note("TRL", len(times) - 1, times[-1])
                 between(len(times) - 1)
+                if len(times) > 1 and time.perf_counter() + (time.perf_counter() - this.started) > until:
+                    control.should_training_stop = True
 
         def hand_out(texts: list[Any], trainer: Any) -> dict[str, Any]:
             prompts, completions = self.given
+            if not times:  # the warm-up is a short one
+                prompts = [prompt[-WARM_UP_TOKENS:] for prompt in prompts]
             self.started = time.perf_counter()
             return {
                 "prompt_ids": [prompt for prompt in prompts for _ in range(self.group_size)],

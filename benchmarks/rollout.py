@@ -19,7 +19,7 @@ from hrpo.copies import decoding_copy
 from hrpo.linear import PackedLinear
 from hrpo.techniques import FAST
 
-from .harness import bare_model, compare, finish, lengths_note, medians, parse, prompt_ids, show
+from .harness import bare_model, compare, finish, lengths_note, medians, parse, prompt_ids, share, show, spread
 from .peers import release_loop, transformers_generate
 
 PROMPTS, GROUP, TOKENS = 4, 8, 128
@@ -31,15 +31,15 @@ def main() -> None:
     options = parse(__doc__)
     ratios: dict[str, float] = {}
     details: dict[str, Any] = {}
-    for dtype in options.dtypes:
-        numbers, details[dtype] = measure(options, dtype)
+    for left, dtype in zip(range(len(options.dtypes), 0, -1), options.dtypes, strict=True):
+        numbers, details[dtype] = measure(options, dtype, share(options, 1 / left))
         suffix = "" if dtype == "fp32" else f"_{dtype}"
         ratios |= {name + suffix: value for name, value in numbers.items()}
     finish(options, ratios, details)
 
 
-def measure(options: argparse.Namespace, dtype: str) -> tuple[dict[str, float], dict[str, Any]]:
-    """Return ratios and all numbers of one dtype."""
+def measure(options: argparse.Namespace, dtype: str, until: float) -> tuple[dict[str, float], dict[str, Any]]:
+    """Return ratios and all numbers of one dtype, measured by then."""
     model = bare_model(options.model, dtype)
     prompts = prompt_ids(model.tokenizer, options.prompts, PROMPTS)
     lengths: dict[str, list[int]] = {}
@@ -71,7 +71,7 @@ def measure(options: argparse.Namespace, dtype: str) -> tuple[dict[str, float], 
         "one token of each": functools.partial(ours, "one token of each", "hybrid", max_new_tokens=1),
         "matrix products of a decode step": functools.partial(products, model, PROMPTS * GROUP),
     }
-    seconds = compare(peers, options.runs)
+    seconds = compare(peers, options.runs, until)
     middle = medians(seconds)
     step = (middle["hrpo, hybrid, no early stop"] - middle["one token of each"]) / (TOKENS - 1)
     paired = zip(seconds["hrpo, hybrid, no early stop"], seconds["hrpo, discrete, no early stop"], strict=True)
@@ -85,7 +85,7 @@ def measure(options: argparse.Namespace, dtype: str) -> tuple[dict[str, float], 
         (
             name,
             f"{middle[name]:.3f}",
-            f"{min(seconds[name]):.3f} to {max(seconds[name]):.3f}",
+            spread(seconds[name]),
             lengths_note(lengths[name]) if name in lengths else "",
         )
         for name in peers
@@ -94,7 +94,7 @@ def measure(options: argparse.Namespace, dtype: str) -> tuple[dict[str, float], 
     tokens = sorted({len(prompt) for prompt in prompts})
     show(
         f"{PROMPTS} prompts of {tokens[0]} to {tokens[-1]} tokens x {GROUP}, up to {TOKENS} tokens, {dtype}",
-        ["", "seconds", "spread", "tokens of a completion"],
+        ["", "seconds", "range (runs)", "tokens of a completion"],
         rows,
     )
     return ratios, {"seconds": seconds, "decode_step": step, "lengths": lengths}

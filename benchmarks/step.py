@@ -2,10 +2,12 @@
 
     python -m benchmarks.step [--json FILE] [--prompts FILE]
 
-2 prompts x 8 completions of up to 64 tokens, LoRA. Each peak is that of a process of its own.
+4 prompts x 8 completions of up to 64 tokens, LoRA. Each peak is that of a process of its own, after one step. The third
+row recomputes the model's blocks in the backward pass (`recompute: true`), as TRL does by default.
 """
 
 import argparse
+import dataclasses
 import tempfile
 import time
 from pathlib import Path
@@ -14,10 +16,11 @@ from typing import Any
 from hrpo.catalog import resolve
 
 from . import ours
-from .harness import finish, lengths_note, medians, note, parse, peak_gigabytes, problems, show
+from .harness import finish, lengths_note, medians, note, parse, peak_gigabytes, problems, share, show, spread
 from .peers import TrlTrainer
 
-PROMPTS, GROUP, TOKENS = 2, 8, 64
+PROMPTS, GROUP, TOKENS = 4, 8, 64
+SECONDS_FOR_PEAKS = 100
 ROLLOUT = {"prompts": PROMPTS, "group_size": GROUP, "max_new_tokens": TOKENS}
 
 
@@ -29,8 +32,8 @@ def main() -> None:
     middle: dict[str, dict[str, float]] = {}
     details: dict[str, Any] = {}
     peaks: dict[str, dict[str, float]] = {}
-    for dtype in options.dtypes:
-        seconds, lengths = measure(options, dtype)
+    for left, dtype in zip(range(len(options.dtypes), 0, -1), options.dtypes, strict=True):
+        seconds, lengths = measure(options, dtype, share(options, 1 / left) - SECONDS_FOR_PEAKS)
         middle[dtype] = medians(seconds)
         arguments = ["--prompts", str(options.prompts), "--dtype", dtype, "--model", options.model]
         arguments += ["--threads", str(options.threads)]
@@ -38,15 +41,16 @@ def main() -> None:
         details[dtype] = {"seconds": seconds, "lengths": lengths, "peak_gigabytes": peaks[dtype]}
         show(
             f"training step, {PROMPTS} x {GROUP}, up to {TOKENS} tokens, {dtype}",
-            ["", "seconds", "spread", "peak GB"],
+            ["", "seconds", "range (runs)", "peak GB"],
             [
-                (name, f"{middle[dtype][name]:.2f}", f"{min(s):.2f} to {max(s):.2f}", f"{peaks[dtype][name]:.2f}")
+                (name, f"{middle[dtype][name]:.2f}", spread(s), f"{peaks[dtype][name]:.2f}")
                 for name, s in seconds.items()
             ],
         )
-        print(f"tokens of our completions: {lengths_note(lengths)}")
+        print(f"mean tokens of our completions in each step: {lengths_note(lengths)}")
     ratios: dict[str, float] = {}
     if "fp32" in middle:
+        ratios["peak_memory_over_trl_recompute"] = peaks["fp32"]["hrpo, recompute"] / peaks["fp32"]["TRL"]
         ratios["step_vs_trl"] = middle["fp32"]["TRL"] / middle["fp32"]["hrpo"]
         ratios["peak_memory_over_trl"] = peaks["fp32"]["hrpo"] / peaks["fp32"]["TRL"]
     if "bf16" in middle:
@@ -55,23 +59,25 @@ def main() -> None:
     return finish(options, ratios, details)
 
 
-def measure(options: argparse.Namespace, dtype: str) -> tuple[dict[str, list[float]], list[int]]:
-    """Return the seconds of each step, and the lengths of our completions."""
-    seconds: dict[str, list[float]] = {"hrpo": [], "TRL": []}
+def measure(options: argparse.Namespace, dtype: str, until: float) -> tuple[dict[str, list[float]], list[int]]:
+    """Return the seconds of each step, measured by then, and the lengths of our completions."""
+    seconds: dict[str, list[float]] = {"hrpo": [], "hrpo, recompute": [], "TRL": []}
     lengths: list[int] = []
     with tempfile.TemporaryDirectory() as folder:
         trainer = our_trainer(options, dtype, Path(folder))
 
         def our_turn(turn: int) -> None:
-            start = time.perf_counter()
-            metrics = trainer.train_step()
-            took = time.perf_counter() - start
-            note("hrpo", turn, took)
-            if turn:
-                seconds["hrpo"].append(took)
-                lengths.append(round(metrics["length"]))
+            for name in ("hrpo", "hrpo, recompute"):
+                trainer.config = dataclasses.replace(trainer.config, recompute="recompute" in name)
+                start = time.perf_counter()
+                metrics = trainer.train_step()
+                took = time.perf_counter() - start
+                note(name, turn, took)
+                if turn:
+                    seconds[name].append(took)
+                    lengths.append(round(metrics["length"]))
 
-        seconds["TRL"] = their_trainer(options, dtype).seconds(options.runs, our_turn)
+        seconds["TRL"] = their_trainer(options, dtype).seconds(options.runs, our_turn, until)
     return seconds, lengths
 
 
@@ -93,7 +99,9 @@ def one_step(options: argparse.Namespace) -> None:
         their_trainer(options, dtype).seconds(0)
         return
     with tempfile.TemporaryDirectory() as folder:
-        our_trainer(options, dtype, Path(folder)).train_step()
+        trainer = our_trainer(options, dtype, Path(folder))
+        trainer.config = dataclasses.replace(trainer.config, recompute="recompute" in options.child)
+        trainer.train_step()
 
 
 if __name__ == "__main__":

@@ -18,27 +18,33 @@ from hrpo import Rollout, generate
 from hrpo.trainer import Trainer
 
 from . import ours
-from .harness import finish, lengths_note, medians, note, parse, problems, prompt_ids, show
+from .harness import finish, lengths_note, medians, note, parse, problems, prompt_ids, share, show, spread
 from .peers import TrlTrainer
 
 GROUP, TOKENS, RETRIEVAL_TOKENS = 8, 64, 1500
 SHAPES = {"update_vs_trl": 4, "update_rag_vs_trl": 1}  # prompts
+TIME = {"update_vs_trl": 1, "update_rag_vs_trl": 2}  # of each, in relation
 
 
 def main() -> None:
     """Measure and print."""
-    options = parse(__doc__, runs=3)
+    options = parse(__doc__)
     ratios: dict[str, float] = {}
     details: dict[str, Any] = {}
+    left = len(options.dtypes) * sum(TIME.values())
     for dtype in options.dtypes:
         for name, count in SHAPES.items():
             key = name if dtype == "fp32" else f"{name}_{dtype}"
-            ratios[key], details[key] = measure(options, dtype, count, retrieval="rag" in name)
+            until = share(options, TIME[name] / left)
+            ratios[key], details[key] = measure(options, dtype, count, until, retrieval="rag" in name)
+            left -= TIME[name]
     finish(options, ratios, details)
 
 
-def measure(options: argparse.Namespace, dtype: str, count: int, *, retrieval: bool) -> tuple[float, dict[str, Any]]:
-    """Return TRL's time over ours, and all numbers."""
+def measure(
+    options: argparse.Namespace, dtype: str, count: int, until: float, *, retrieval: bool
+) -> tuple[float, dict[str, Any]]:
+    """Return TRL's time over ours, and all numbers, measured by then."""
     texts = problems(options.prompts)
     with tempfile.TemporaryDirectory() as folder:
         trainer = ours.trainer(
@@ -64,13 +70,13 @@ def measure(options: argparse.Namespace, dtype: str, count: int, *, retrieval: b
             given=token_ids(rollout),
             max_new_tokens=TOKENS,
         )
-        seconds["TRL"] = peer.seconds(options.runs, our_turn)
+        seconds["TRL"] = peer.seconds(options.runs, our_turn, until)
     middle = medians(seconds)
     lengths = rollout.lengths.tolist()
     show(
         f"update, {count} x {GROUP}, prompts of up to {rollout.prompt_ids.shape[1]} tokens, {dtype}",
-        ["", "seconds", "spread"],
-        [(name, f"{middle[name]:.2f}", f"{min(s):.2f} to {max(s):.2f}") for name, s in seconds.items()],
+        ["", "seconds", "range (runs)"],
+        [(name, f"{middle[name]:.2f}", spread(s)) for name, s in seconds.items()],
     )
     print(f"tokens of a completion: {lengths_note(lengths)}")
     return middle["TRL"] / middle["hrpo"], {"seconds": seconds, "lengths": lengths}

@@ -107,7 +107,7 @@ class SharedDecoder:
     A prompt has a slot, b of them in use, and its rows have seats there, R of them at most. Keys of prompts are (slots,
     H_kv, d, P), of completions (rows, H_kv, d, capacity): the last two axes stand as a score reads them; values have
     them the other way round. A row's scores over both stand side by side before one softmax. Rows and slots stay dense:
-    the last ones move into the places of those that leave.
+    the last ones move into the places of those that leave. All of it is in inference mode: each operation costs less.
 
     Args:
         lm: a transformers model that attends through layouts, see `use_packed_attention`; its head may be packed.
@@ -134,6 +134,7 @@ class SharedDecoder:
         self.ages: list[int] = []  # of each row: completion tokens fed
         self.prefilling: _Prompts | None = None
 
+    @torch.inference_mode()
     def admit(self, prompts: Sequence[Sequence[int]], group_size: int) -> Tensor:
         """See `Decoder`."""
         last = []
@@ -160,6 +161,7 @@ class SharedDecoder:
             logits: Tensor = self.lm.get_output_embeddings()(hidden)
         return logits
 
+    @torch.inference_mode()
     def step(self, inputs: Tensor) -> Tensor:
         """See `Decoder`."""
         self.t = max(self.ages) + 1
@@ -177,6 +179,7 @@ class SharedDecoder:
         self.age += 1
         return self.head(hidden)
 
+    @torch.inference_mode()
     def keep(self, rows: list[int]) -> None:
         """See `Decoder`."""
         self.slots, self.ages = [self.slots[row] for row in rows], [self.ages[row] for row in rows]
