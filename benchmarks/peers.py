@@ -79,8 +79,8 @@ def release_loop(
 @torch.no_grad()
 def transformers_generate(
     lm: Any,
-    prompt_ids: Sequence[Sequence[int]],
     eos: list[int],
+    prompt_ids: Sequence[Sequence[int]],
     *,
     group_size: int,
     max_new_tokens: int,
