@@ -42,12 +42,15 @@ def parse(description: str, *, runs: int = 5, **paths: str) -> argparse.Namespac
     parser.add_argument("--runs", type=int, default=runs, help="timed runs of each peer, after one warm-up")
     parser.add_argument("--minutes", type=float, default=14, help="leave out runs that would end later than that")
     parser.add_argument("--dtype", choices=[*DTYPES, "both"], default="both")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--model", default="smollm2-135m", help="a folder, or a name from `hrpo model`")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     for name, purpose in paths.items():
         parser.add_argument(f"--{name}", type=Path, help=purpose)
     options = parser.parse_args()
+    if options.device == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # trainers would take a GPU where there is one
     options.deadline = time.perf_counter() + 60 * options.minutes
     torch.set_num_threads(options.threads)
     options.dtypes = list(DTYPES) if options.dtype == "both" else [options.dtype]
@@ -69,13 +72,20 @@ def prompt_ids(tokenizer: Any, file: Path, count: int) -> list[list[int]]:
     return encode(tokenizer, [conversation(problem) for problem in problems(file)[:count]])
 
 
-def bare_model(name: str, dtype: str) -> HybridCausalLM:
+def bare_model(name: str, dtype: str, device: str) -> HybridCausalLM:
     """Return a model with a fresh gate and no adapter, its weights in `dtype` as for inference."""
     torch.manual_seed(0)
     model = HybridCausalLM.from_pretrained(name)
     return HybridCausalLM(
         model.lm.to(getattr(torch, DTYPES[dtype])).requires_grad_(False), model.gate, model.settings, model.tokenizer
-    )
+    ).to(device)
+
+
+def clock() -> float:
+    """Return the time in seconds, after all that a GPU in use has been asked to do."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def share(options: argparse.Namespace, part: float) -> float:
@@ -124,16 +134,27 @@ def spread(values: Sequence[float]) -> str:
     return f"{min(values):.2f} to {max(values):.2f} ({len(values)})"
 
 
-def peak_gigabytes(module: str, *arguments: str) -> float:
-    """Return the peak resident memory of `python -m module arguments`, a process of its own."""
-    child = subprocess.Popen(
-        [sys.executable, "-m", module, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+def peak_gigabytes(device: str, module: str, *arguments: str) -> float:
+    """Return the peak memory of `python -m module arguments`, a process of its own: resident, or that of the GPU.
+
+    The GPU's is what the module prints last, with `report_peak`.
+    """
+    command = [sys.executable, "-m", module, "--device", device, *arguments]
+    if device == "cuda":
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
+        return float(done.stdout.splitlines()[-1])
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
         raise RuntimeError(f"python -m {module} {' '.join(arguments)} ended with {child.returncode}")
     return usage.ru_maxrss * 1024 / 1e9
+
+
+def report_peak() -> None:
+    """Print the peak memory of the GPU in use, in gigabytes."""
+    if torch.cuda.is_initialized():
+        print(torch.cuda.max_memory_allocated() / 1e9)
 
 
 def lengths_note(lengths: Sequence[int]) -> str:
@@ -151,6 +172,7 @@ def machine() -> dict[str, Any]:
     ]
     packages = {name: version(name) for name in ("torch", "transformers", "trl", "peft")}
     return {
+        **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_initialized() else {}),
         "cpu": names[0],
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

@@ -16,7 +16,7 @@ from trl import GRPOConfig, GRPOTrainer
 from hrpo import HybridCausalLM
 from hrpo.decoder import left_pad
 
-from .harness import conversation, note
+from .harness import clock, conversation, note
 
 WARM_UP_TOKENS = 150  # of each prompt, in TRL's first step on a given rollout
 
@@ -39,14 +39,14 @@ def release_loop(
     """
     rows = [prompt for prompt in prompt_ids for _ in range(group_size)]
     lm, table, lengths = model.bare_lm, model.embedding_table(), []
-    eos = torch.tensor(model.eos_token_ids)
+    device, eos = model.device, torch.tensor(model.eos_token_ids, device=model.device)
     for first in range(0, len(rows), micro_batch):
-        ids, mask = left_pad(rows[first : first + micro_batch], eos[0].item(), model.device)
+        ids, mask = left_pad(rows[first : first + micro_batch], eos[0].item(), device)
         n = len(ids)
         cache, inputs = DynamicCache(), model.embed(ids)
-        finished = torch.zeros(n, dtype=torch.bool)
-        completion = torch.empty(n, 0, dtype=torch.long)
-        ends = torch.full((n,), max_new_tokens)
+        finished = torch.zeros(n, dtype=torch.bool, device=device)
+        completion = torch.empty(n, 0, dtype=torch.long, device=device)
+        ends = torch.full((n,), max_new_tokens, device=device)
         for t in range(max_new_tokens):
             positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -inputs.shape[1] :]
             out = lm(
@@ -70,7 +70,7 @@ def release_loop(
             e = model.embed(token.squeeze(1))
             h = (probs.to(table.dtype) @ table).float() / probs.norm(dim=1, keepdim=True)
             mixed, _ = model.gate(e, h)
-            inputs = torch.where(torch.tensor(thinking).unsqueeze(1), mixed.to(e.dtype), e).unsqueeze(1)
+            inputs = torch.where(torch.tensor(thinking, device=device).unsqueeze(1), mixed.to(e.dtype), e).unsqueeze(1)
             mask = torch.cat([mask, mask.new_ones(n, 1)], dim=1)
         lengths += ends.tolist()
     return lengths
@@ -100,7 +100,7 @@ def transformers_generate(
         eos_token_id=eos or -1,  # no id: no early stop
         pad_token_id=eos[0] if eos else 0,
     )[:, ids.shape[1] :]
-    ended = torch.isin(out, torch.tensor(eos)).int()
+    ended = torch.isin(out, torch.tensor(eos, device=out.device)).int()
     return torch.where(ended.any(1), ended.argmax(1) + 1, out.shape[1]).tolist()
 
 
@@ -116,6 +116,7 @@ class TrlTrainer:
         max_new_tokens: of its generation.
         per_device: rows of one forward; the rest is accumulated.
         gradient_checkpointing: TRL's default is True.
+        device: cpu or cuda.
 
     """
 
@@ -132,6 +133,7 @@ class TrlTrainer:
         top_k: int = 50,
         per_device: int = 8,
         gradient_checkpointing: bool = True,
+        device: str = "cpu",
     ) -> None:
         self.given, self.group_size, self.rows = given, group_size, len(problems) * group_size
         self.problems, self.folder, self.dtype = problems, folder, dtype
@@ -145,6 +147,7 @@ class TrlTrainer:
             "top_p": 1.0,
             "gradient_checkpointing": gradient_checkpointing,
             "bf16": dtype == "bf16",
+            "use_cpu": device == "cpu",
         }
         self.started = 0.0
 
@@ -162,10 +165,10 @@ class TrlTrainer:
 
         class Clock(TrainerCallback):
             def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-                this.started = time.perf_counter()
+                this.started = clock()
 
             def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                times.append(time.perf_counter() - this.started)
+                times.append(clock() - this.started)
                 note("TRL", len(times) - 1, times[-1])
                 between(len(times) - 1)
                 if len(times) > 1 and time.perf_counter() + (time.perf_counter() - this.started) > until:
@@ -175,7 +178,7 @@ class TrlTrainer:
             prompts, completions = self.given
             if not times:  # the warm-up is a short one
                 prompts = [prompt[-WARM_UP_TOKENS:] for prompt in prompts]
-            self.started = time.perf_counter()
+            self.started = clock()
             return {
                 "prompt_ids": [prompt for prompt in prompts for _ in range(self.group_size)],
                 "completion_ids": completions,
@@ -194,7 +197,6 @@ class TrlTrainer:
                     loss_type="grpo",
                     learning_rate=5e-6,
                     max_grad_norm=0.1,
-                    use_cpu=True,
                     shuffle_dataset=False,
                     disable_tqdm=True,
                     logging_strategy="no",

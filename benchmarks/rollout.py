@@ -1,28 +1,32 @@
 """Rollouts: hybrid and discrete, beside a loop as released and `transformers.generate`; a decode step and its limit.
 
-    python -m benchmarks.rollout [--json FILE] [--prompts FILE]
+    python -m benchmarks.rollout [--json FILE] [--prompts FILE] [--device cuda]
 
 4 prompts x 8 completions of up to 128 tokens on the plain model, no adapter, natural stopping. `hybrid_over_discrete`
-and `decode_over_matmuls` are taken without early stops, so that both sides do the same number of steps.
+and `decode_over_matmuls` are taken without early stops, so that both sides do the same number of steps. On
+CUDA, further rows decode with a captured graph, the capture included; the matrix products alone are captured too.
 """
 
 import argparse
+import dataclasses
 import functools
-import time
 from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from hrpo import HybridCausalLM, generate
 from hrpo.copies import decoding_copy
+from hrpo.decoder import capture
 from hrpo.linear import PackedLinear
 from hrpo.techniques import FAST
 
-from .harness import bare_model, compare, finish, lengths_note, medians, parse, prompt_ids, share, show, spread
+from .harness import bare_model, clock, compare, finish, lengths_note, medians, parse, prompt_ids, share, show, spread
 from .peers import release_loop, transformers_generate
 
 PROMPTS, GROUP, TOKENS = 4, 8, 128
+CAPTURED = "hrpo, hybrid, captured graph"
 SAMPLER: dict[str, Any] = {"group_size": GROUP, "max_new_tokens": TOKENS, "temperature": 0.5, "top_k": 50}
 
 
@@ -40,21 +44,21 @@ def main() -> None:
 
 def measure(options: argparse.Namespace, dtype: str, until: float) -> tuple[dict[str, float], dict[str, Any]]:
     """Return ratios and all numbers of one dtype, measured by then."""
-    model = bare_model(options.model, dtype)
+    model = bare_model(options.model, dtype, options.device)
     prompts = prompt_ids(model.tokenizer, options.prompts, PROMPTS)
     lengths: dict[str, list[int]] = {}
 
     def ours(name: str, mode: str, **changes: Any) -> float:
-        start = time.perf_counter()
+        start = clock()
         rollout = generate(model, prompts, latent_mode=mode, **{**SAMPLER, **changes})
-        seconds = time.perf_counter() - start
+        seconds = clock() - start
         lengths.setdefault(name, []).extend(rollout.lengths.tolist())
         return seconds
 
     def others(name: str, run: Any, *arguments: Any) -> float:
-        start = time.perf_counter()
+        start = clock()
         found = run(*arguments, prompts, **SAMPLER)
-        seconds = time.perf_counter() - start
+        seconds = clock() - start
         lengths.setdefault(name, []).extend(found)
         return seconds
 
@@ -71,46 +75,66 @@ def measure(options: argparse.Namespace, dtype: str, until: float) -> tuple[dict
         "one token of each": functools.partial(ours, "one token of each", "hybrid", max_new_tokens=1),
         "matrix products of a decode step": functools.partial(products, model, PROMPTS * GROUP),
     }
+    if options.device == "cuda":
+        static = dataclasses.replace(FAST, static_shapes=True)
+        for name, changes in {CAPTURED: {}, f"{CAPTURED}, no early stop": full}.items():
+            peers[name] = functools.partial(ours, name, "hybrid", techniques=static, **changes)
     seconds = compare(peers, options.runs, until)
     middle = medians(seconds)
-    step = (middle["hrpo, hybrid, no early stop"] - middle["one token of each"]) / (TOKENS - 1)
+    steps = {
+        name: (middle[f"{name}, no early stop"] - middle["one token of each"]) / (TOKENS - 1)
+        for name in ("hrpo, hybrid", CAPTURED)
+        if name in middle
+    }
     paired = zip(seconds["hrpo, hybrid, no early stop"], seconds["hrpo, discrete, no early stop"], strict=True)
     ratios = {
         "rollout_vs_release_loop": middle["loop as released, hybrid"] / middle["hrpo, hybrid"],
         "rollout_vs_transformers_generate": middle["transformers.generate"] / middle["hrpo, discrete"],
         "hybrid_over_discrete": median(hybrid / discrete for hybrid, discrete in paired),
-        "decode_over_matmuls": step / middle["matrix products of a decode step"],
+        "decode_over_matmuls": steps["hrpo, hybrid"] / middle["matrix products of a decode step"],
     }
+    if CAPTURED in steps:
+        ratios["captured_decode_over_matmuls"] = steps[CAPTURED] / middle["matrix products of a decode step"]
+    places = 3 if options.device == "cpu" else 5
     rows = [
         (
             name,
-            f"{middle[name]:.3f}",
+            f"{middle[name]:.{places}f}",
             spread(seconds[name]),
             lengths_note(lengths[name]) if name in lengths else "",
         )
         for name in peers
     ]
-    rows.append(("a decode step of 32 rows", f"{step:.3f}", "", "hybrid, no early stop, after the first token"))
+    for name, step in steps.items():
+        note = f"{name.removeprefix('hrpo, ')}, no early stop, after the first token"
+        rows.append(("a decode step of 32 rows", f"{step:.{places}f}", "", note))
     tokens = sorted({len(prompt) for prompt in prompts})
     show(
         f"{PROMPTS} prompts of {tokens[0]} to {tokens[-1]} tokens x {GROUP}, up to {TOKENS} tokens, {dtype}",
         ["", "seconds", "range (runs)", "tokens of a completion"],
         rows,
     )
-    return ratios, {"seconds": seconds, "decode_step": step, "lengths": lengths}
+    return ratios, {"seconds": seconds, "decode_step": steps["hrpo, hybrid"], "lengths": lengths}
 
 
 @torch.no_grad()
 def products(model: HybridCausalLM, rows: int, repeats: int = 20) -> float:
     """Return the seconds of a decode step's matrix products alone: the same layers and weights, in order."""
-    layers = [layer for layer in decoding_copy(model, FAST).modules() if isinstance(layer, PackedLinear)]
-    inputs = {layer.in_features: torch.randn(rows, layer.in_features).to(model.lm_dtype) for layer in layers}
+    layers = [layer for layer in decoding_copy(model, FAST).modules() if isinstance(layer, (PackedLinear, nn.Linear))]
+    inputs = {layer.in_features: torch.randn(rows, layer.in_features).to(model.embedding.weight) for layer in layers}
+
+    def run() -> Tensor:
+        for layer in layers:
+            out = layer(inputs[layer.in_features])
+        return out
+
+    if model.device.type == "cuda":
+        run, _ = capture(run)  # the time of the products, not that of asking for each
     times = []
     for _ in range(repeats):
-        start = time.perf_counter()
-        for layer in layers:
-            layer(inputs[layer.in_features])
-        times.append(time.perf_counter() - start)
+        start = clock()
+        run()
+        times.append(clock() - start)
     return median(times)
 
 

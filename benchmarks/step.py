@@ -1,6 +1,6 @@
 """Whole training steps, beside TRL's `GRPOTrainer`: rollout, rewards, update; seconds and peak memory.
 
-    python -m benchmarks.step [--json FILE] [--prompts FILE]
+    python -m benchmarks.step [--json FILE] [--prompts FILE] [--device cuda]
 
 4 prompts x 8 completions of up to 64 tokens, LoRA. Each peak is that of a process of its own, after one step. The third
 row recomputes the model's blocks in the backward pass (`recompute: true`), as TRL does by default.
@@ -9,14 +9,26 @@ row recomputes the model's blocks in the backward pass (`recompute: true`), as T
 import argparse
 import dataclasses
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 from hrpo.catalog import resolve
 
 from . import ours
-from .harness import finish, lengths_note, medians, note, parse, peak_gigabytes, problems, share, show, spread
+from .harness import (
+    clock,
+    finish,
+    lengths_note,
+    medians,
+    note,
+    parse,
+    peak_gigabytes,
+    problems,
+    report_peak,
+    share,
+    show,
+    spread,
+)
 from .peers import TrlTrainer
 
 PROMPTS, GROUP, TOKENS = 4, 8, 64
@@ -37,7 +49,9 @@ def main() -> None:
         middle[dtype] = medians(seconds)
         arguments = ["--prompts", str(options.prompts), "--dtype", dtype, "--model", options.model]
         arguments += ["--threads", str(options.threads)]
-        peaks[dtype] = {name: peak_gigabytes("benchmarks.step", *arguments, "--child", name) for name in seconds}
+        peaks[dtype] = {
+            name: peak_gigabytes(options.device, "benchmarks.step", *arguments, "--child", name) for name in seconds
+        }
         details[dtype] = {"seconds": seconds, "lengths": lengths, "peak_gigabytes": peaks[dtype]}
         show(
             f"training step, {PROMPTS} x {GROUP}, up to {TOKENS} tokens, {dtype}",
@@ -69,9 +83,9 @@ def measure(options: argparse.Namespace, dtype: str, until: float) -> tuple[dict
         def our_turn(turn: int) -> None:
             for name in ("hrpo", "hrpo, recompute"):
                 trainer.config = dataclasses.replace(trainer.config, recompute="recompute" in name)
-                start = time.perf_counter()
+                start = clock()
                 metrics = trainer.train_step()
-                took = time.perf_counter() - start
+                took = clock() - start
                 note(name, turn, took)
                 if turn:
                     seconds[name].append(took)
@@ -89,7 +103,9 @@ def our_trainer(options: argparse.Namespace, dtype: str, folder: Path) -> Any:
 def their_trainer(options: argparse.Namespace, dtype: str) -> TrlTrainer:
     """TRL's, on the same problems; it generates by itself."""
     texts = problems(options.prompts)[:PROMPTS]
-    return TrlTrainer(resolve(options.model), dtype, texts, group_size=GROUP, max_new_tokens=TOKENS)
+    return TrlTrainer(
+        resolve(options.model), dtype, texts, group_size=GROUP, max_new_tokens=TOKENS, device=options.device
+    )
 
 
 def one_step(options: argparse.Namespace) -> None:
@@ -97,11 +113,12 @@ def one_step(options: argparse.Namespace) -> None:
     (dtype,) = options.dtypes
     if options.child == "TRL":
         their_trainer(options, dtype).seconds(0)
-        return
+        return report_peak()
     with tempfile.TemporaryDirectory() as folder:
         trainer = our_trainer(options, dtype, Path(folder))
         trainer.config = dataclasses.replace(trainer.config, recompute="recompute" in options.child)
         trainer.train_step()
+    return report_peak()
 
 
 if __name__ == "__main__":

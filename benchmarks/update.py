@@ -1,6 +1,6 @@
 """Updates on a given rollout, beside TRL's `GRPOTrainer` on the same token ids.
 
-    python -m benchmarks.update [--json FILE] [--prompts FILE]
+    python -m benchmarks.update [--json FILE] [--prompts FILE] [--device cuda]
 
 An update replays policy and reference, takes the loss, goes backward through LoRA adapters and steps the optimizer.
 Two shapes: 4 prompts x 8 completions, and one prompt of 1,500 tokens, as retrieval makes them, x 8; 64 tokens each.
@@ -8,7 +8,6 @@ Two shapes: 4 prompts x 8 completions, and one prompt of 1,500 tokens, as retrie
 
 import argparse
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from hrpo import Rollout, generate
 from hrpo.trainer import Trainer
 
 from . import ours
-from .harness import finish, lengths_note, medians, note, parse, problems, prompt_ids, share, show, spread
+from .harness import clock, finish, lengths_note, medians, note, parse, problems, prompt_ids, share, show, spread
 from .peers import TrlTrainer
 
 GROUP, TOKENS, RETRIEVAL_TOKENS = 8, 64, 1500
@@ -51,13 +50,13 @@ def measure(
             Path(folder), options.model, dtype, texts, prompts=count, group_size=GROUP, max_new_tokens=TOKENS
         )
         rollout = roll_out(trainer, options.prompts, count, retrieval=retrieval)
-        advantages = torch.linspace(-1, 1, GROUP).repeat(count)
+        advantages = torch.linspace(-1, 1, GROUP).repeat(count).to(trainer.model.device)
         seconds: dict[str, list[float]] = {"hrpo": [], "TRL": []}
 
         def our_turn(turn: int) -> None:
-            start = time.perf_counter()
+            start = clock()
             trainer.update(rollout, advantages)
-            took = time.perf_counter() - start
+            took = clock() - start
             note("hrpo", turn, took)
             if turn:
                 seconds["hrpo"].append(took)
@@ -69,6 +68,7 @@ def measure(
             group_size=GROUP,
             given=token_ids(rollout),
             max_new_tokens=TOKENS,
+            device=options.device,
         )
         seconds["TRL"] = peer.seconds(options.runs, our_turn, until)
     middle = medians(seconds)

@@ -345,6 +345,11 @@ def test_micro_batches(budget, ranges):
     assert list(by_hand().micro_batches(budget)) == ranges
 
 
+@pytest.mark.parametrize(("bounds", "budget"), [((1, 100), 10), ((20, 100), 20), ((1, 9), 9)])
+def test_a_budget_that_cuts_no_group(bounds, budget):
+    assert by_hand().whole_groups(*bounds) == budget  # the groups cost 1 + 3 and 3 + 7
+
+
 def test_micro_batches_of_part_groups_stay_within_their_group():
     rows = torch.arange(12) // 6  # two prompts, six completions each
     mask = by_hand().completion_mask[rows]  # of 2 and 1 tokens

@@ -82,6 +82,7 @@ class RolloutConfig:
         max_new_tokens: length limit of a completion, T.
         temperature: of the sampler, tau.
         top_k: candidates kept at each step; 0 keeps the whole vocabulary. The paper's text has none, its code 50.
+        static_shapes: decode in steps that are all alike, which CUDA repeats as a captured graph; finished rows stay.
     """
 
     prompts: int = 8
@@ -89,6 +90,7 @@ class RolloutConfig:
     max_new_tokens: int = 512
     temperature: float = 0.5
     top_k: int = 50
+    static_shapes: bool = False
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ class TrainConfig:
         updates: optimizer steps, one rollout each.
         seed: of data order, sampling and initial gate.
         token_budget: tokens of a micro-batch, a group's prompt counted once; lower it when memory runs out. 0 takes
-            1,024 on a CPU, where more is no faster, and 16,384 elsewhere.
+            a group, or 1,024 to 4,096, on a CPU, where more is no faster, and 16,384 elsewhere.
         recompute: keep less of the forward pass and compute it anew in the backward pass; slower, less memory.
         save_every: updates between checkpoints; the last is always kept.
         model: the language model.

@@ -1,10 +1,11 @@
 """What a language model computes while decoding: prompts once, then a token a row, rows coming and going.
 
-`SharedDecoder` is the fast one; `PlainDecoder` keeps to the padded batches and the cache of transformers, serves every
-architecture, and is what the tests compare with.
+`SharedDecoder` is the fast one, and `StaticDecoder` the same with steps that a CUDA graph can repeat; `PlainDecoder`
+keeps to the padded batches and the cache of transformers, serves every architecture, and is what the tests compare
+with.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -19,12 +20,15 @@ from hrpo.techniques import Techniques
 
 FIRST_CAPACITY = 64  # positions of completions that keys and values have room for at first; doubled when full
 PREFILL_TOKENS = 8192  # of prompts in one forward
+CAPTURED_ON = ("cuda",)  # devices on which steps of static shapes are captured; elsewhere they run one by one
+WARM_UPS = 3  # runs before a capture, as many as PyTorch's documentation takes
 
 
 class Decoder(Protocol):
     """Rows of a batch, group_size next to each other for each prompt when they come in."""
 
-    refills: bool  # whether prompts may come in while others are being completed
+    compacts: bool  # whether rows may leave while others are being completed
+    refills: bool  # whether prompts may come in then
 
     def admit(self, prompts: Sequence[Sequence[int]], group_size: int) -> Tensor:
         """Compute prompts, each for group_size new rows at the end of the batch; logits of each prompt (b, V)."""
@@ -58,7 +62,8 @@ def make_decoder(
         return PlainDecoder(model)
     lm = decoding_copy(model, techniques)
     use_packed_attention(lm)
-    return SharedDecoder(
+    kind = StaticDecoder if techniques.static_shapes else SharedDecoder
+    return kind(
         lm,
         model,
         prompts=prompts,
@@ -70,7 +75,7 @@ def make_decoder(
 class PlainDecoder:
     """The model as it is, one batch of left-padded prompts at a time."""
 
-    refills = False
+    compacts, refills = True, False
 
     def __init__(self, model: HybridCausalLM) -> None:
         self.model = model
@@ -118,7 +123,7 @@ class SharedDecoder:
 
     """
 
-    refills = True
+    compacts = refills = True
 
     def __init__(
         self, lm: Any, model: HybridCausalLM, *, prompts: int, longest_prompt: int, max_new_tokens: int
@@ -170,14 +175,13 @@ class SharedDecoder:
         self.together = min(self.ages) == self.t - 1
         self.own_bias = None if self.together else self.bias(self.age)
         logits = self.compute(inputs)
+        self.age += 1
         self.ages = [age + 1 for age in self.ages]
         return logits
 
     def compute(self, inputs: Tensor) -> Tensor:
-        """Do what a step asks of the device: (n, D) -> logits (n, V)."""
-        hidden = self.run(inputs, self.prompt_length + self.age)  # (n, D)
-        self.age += 1
-        return self.head(hidden)
+        """Run the model at the rows' ages; doing it again changes nothing: (n, D) -> logits (n, V)."""
+        return self.head(self.run(inputs, self.prompt_length + self.age))
 
     @torch.inference_mode()
     def keep(self, rows: list[int]) -> None:
@@ -301,6 +305,73 @@ class SharedDecoder:
         keys[..., : k.shape[2]], values[:, :, : v.shape[2]] = k.transpose(2, 3), v
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
         return out.transpose(1, 2).flatten(0, 1)[prompts.unpad]
+
+
+class StaticDecoder(SharedDecoder):
+    """Steps that do the same operations, on the same tensors, from a batch's first token to its last.
+
+    So a CUDA graph can repeat them. A step attends to all positions that there will ever be; a bias that the device
+    makes from its own `age` and `prompt_length` hides those that do not belong to a row yet. A batch keeps its rows
+    until all have finished; the next one sits in its tensors, and its steps are captured anew only where it has another
+    number of rows. Models that look at positions on the host, as some long-context RoPEs do, cannot be captured.
+    """
+
+    compacts = refills = False
+    shape = (0, 0)  # rows and prompts of the batch
+    repeat: Callable[[], None] | None = None  # the captured step
+
+    @torch.inference_mode()
+    def step(self, inputs: Tensor) -> Tensor:
+        """See `Decoder`. Where steps are captured, the next one overwrites the logits."""
+        if self.device.type not in CAPTURED_ON:
+            logits = self.compute(inputs)
+        else:
+            if self.repeat is None:
+                self.inputs = inputs.clone()
+                self.repeat, self.logits = capture(lambda: self.compute(self.inputs))
+            self.inputs.copy_(inputs)
+            self.repeat()
+            logits = self.logits
+        self.age += 1
+        return logits
+
+    def compute(self, inputs: Tensor) -> Tensor:
+        """See `SharedDecoder`."""
+        self.prompt_bias = self.bias(self.prompt_length[:: self.R] - 1, self.P)
+        self.own_bias = self.bias(self.age)
+        return super().compute(inputs)
+
+    def arrange(self) -> None:
+        """Seat a new batch, in the tensors of the last one where that had as many rows."""
+        shape = (len(self.slots), len(self.lengths))
+        if shape == self.shape:
+            self.prompt_length.copy_(torch.tensor(self.lengths).repeat_interleave(self.R))
+            self.age.zero_()
+        elif self.slots:
+            if len(self.slots) > self.rows:
+                self.make_room(len(self.slots), self.max_new_tokens)
+            super().arrange()
+            self.P, self.t, self.together = self.longest_prompt, self.max_new_tokens, False
+            self.shape, self.repeat = shape, None
+
+
+def capture(compute: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+    """Capture a function as a CUDA graph: return what repeats it, on the same tensors, and the result it overwrites.
+
+    Args:
+        compute: may not wait for the device; called a few times.
+
+    """
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # libraries set themselves up in their first calls, which no graph can hold
+        for _ in range(WARM_UPS):
+            compute()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = compute()
+    return graph.replay, out
 
 
 class _Prompts:

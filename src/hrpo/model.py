@@ -220,7 +220,10 @@ class HybridCausalLM(nn.Module):
 
     def precision(self) -> torch.autocast:
         """Return the context in which the language model runs: autocast, or nothing."""
-        return torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None)
+        # Without its cache of cast weights, as PyTorch asks for where a CUDA graph is captured: a cast taken from the
+        # cache would be missing in the graph. Nothing is lost: each weight is read once in such a context.
+        enabled = self.autocast is not None
+        return torch.autocast(self.device.type, self.autocast, enabled=enabled, cache_enabled=False)
 
     def embed(self, token_ids: Tensor, *, reference: bool = False) -> Tensor:
         """Return the model's own, or the reference's, input embedding e: (...,) -> (..., D)."""

@@ -113,6 +113,11 @@ class Rollout:
         }
         return replace(self, **kept)
 
+    def whole_groups(self, least: int, most: int) -> int:
+        """Return the tokens of the largest group, within bounds: a budget for micro-batches that cuts none."""
+        groups = self.prompt_mask.sum(1) + self.lengths.view(-1, self.group_size).sum(1)
+        return min(max(int(groups.max()), least), most)
+
     def micro_batches(self, token_budget: int) -> Iterator[tuple[int, int]]:
         """Yield row ranges whose tokens stay within a budget: whole groups, or rows of one where it must be.
 
@@ -230,6 +235,7 @@ def generate(
     decoder = make_decoder(
         model, techniques, prompts=at_a_time, longest_prompt=max(map(len, prompt_ids)), max_new_tokens=T
     )
+    compact = techniques.compact and decoder.compacts
 
     completion_ids = torch.full((N, T), pad, device=device)
     completion_mask = torch.zeros((N, T), dtype=torch.long, device=device)
@@ -251,7 +257,7 @@ def generate(
     look_every = 1 if device.type == "cpu" else 16
     while True:
         free = at_a_time - -(-len(ages) // G)  # prompts whose rows have room
-        if taken < B and free and (not ages or (techniques.compact and decoder.refills)):
+        if taken < B and free and (not ages or (compact and decoder.refills)):
             count = min(free, B - taken)
             first = decoder.admit(prompt_ids[taken : taken + count], G).to(real)  # (count, V)
             fresh = torch.arange(taken * G, (taken + count) * G, device=device)
@@ -291,7 +297,7 @@ def generate(
         oldest = max(ages)
         if steps % look_every == 0 or oldest == T - 1:
             alive = [row and age < T - 1 for row, age in zip(live.tolist(), ages, strict=True)]
-            if not any(alive) or (techniques.compact and not all(alive)):
+            if not any(alive) or (compact and not all(alive)):
                 survivors = _survivors(alive)
                 if on_finished is not None:
                     on_finished(len(alive) - len(survivors))

@@ -1,4 +1,4 @@
-"""What makes it fast. Every technique is exact and on; tests and benchmarks switch them off one by one."""
+"""What makes it fast. Every technique is exact; tests and benchmarks switch those that are on off one by one."""
 
 from dataclasses import dataclass
 
@@ -15,6 +15,9 @@ class Techniques:
         folded_adapter: decode with the adapter added to the weights of a copy (never in bfloat16, which would round
             small updates away).
         chunked_head: head and log-softmax for a few completion positions at a time (needs packed_groups).
+        static_shapes: decode with steps that are all alike, over the full length and without dropping rows (so
+            compact does nothing), and on CUDA capture one as a graph to repeat (needs packed_groups). Off until it is
+            measured on a GPU.
 
     """
 
@@ -23,6 +26,7 @@ class Techniques:
     packed_weights: bool = True
     folded_adapter: bool = True
     chunked_head: bool = True
+    static_shapes: bool = False
 
 
 FAST = Techniques()

@@ -33,11 +33,15 @@ from hrpo.rewards import score
 from hrpo.rollout import Rollout, generate, sample_key
 from hrpo.tasks import Example, load_task
 from hrpo.tasks.judge import DELIMITER
+from hrpo.techniques import FAST
 
 Metrics = dict[str, float]
 OPTIMIZER_FILE, STATE_FILE = "optimizer.safetensors", "trainer.json"
 # What a resumed run may change.
 CHANGEABLE = {"token_budget", "recompute", "save_every", "folder", "eval.problems", "eval.batch"}
+# Tokens of a micro-batch where the config leaves it open, least and most: on accelerators, and on CPUs, where larger
+# ones are no faster.
+TOKEN_BUDGETS = {False: (16384, 16384), True: (1024, 4096)}
 SAMPLES_PER_UPDATE = 4  # completions of one prompt that samples.jsonl keeps
 
 
@@ -167,6 +171,7 @@ class Trainer:
             temperature=settings.temperature,
             top_k=settings.top_k,
             sample_keys=[sample_key(self.config.seed, self.step, b, g) for b in range(len(examples)) for g in range(G)],
+            techniques=dataclasses.replace(FAST, static_shapes=settings.static_shapes),
         )
 
     def update(self, rollout: Rollout, advantages: Tensor) -> Metrics:
@@ -183,7 +188,7 @@ class Trainer:
             rollout, advantages, weights = rollout.groups(signal), advantages[places], weights[places]
         totals: dict[str, Tensor] = {}
         mismatch = torch.zeros((), device=model.device)
-        budget = config.token_budget or (1024 if model.device.type == "cpu" else 16384)
+        budget = config.token_budget or rollout.whole_groups(*TOKEN_BUDGETS[model.device.type == "cpu"])
         for first, last in rollout.micro_batches(budget):
             part = rollout.select(first, last)
             logprobs, reference = replay(  # (n, t) each
