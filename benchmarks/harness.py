@@ -188,9 +188,10 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> N
 
 
 def finish(options: argparse.Namespace, ratios: dict[str, float], details: dict[str, Any]) -> None:
-    """Print the ratios and the machine, and write the JSON that was asked for."""
+    """Print the ratios, if any, and the machine, and write the JSON that was asked for."""
     facts = machine()
-    show("ratios", ["", "ratio"], [(name, f"{value:.2f}") for name, value in ratios.items()])
+    if ratios:
+        show("ratios", ["", "ratio"], [(name, f"{value:.2f}") for name, value in ratios.items()])
     console.print(", ".join(f"{name} {value}" for name, value in facts.items()))
     if options.json:
         result = {"ratios": ratios, "machine": facts, **details}

@@ -22,11 +22,11 @@ from matplotlib import pyplot as plt
 
 GROUP, LONG_PROMPT = 8, 1500
 CURVES = {  # title: (what is varied, its values, the rest)
-    "completion tokens, 4 prompts x 8": ("tokens", [16, 32, 64, 96, 128], {}),
-    "prompts, x 8 completions of 64 tokens": ("prompts", [1, 2, 4, 8, 16], {}),
+    "completion tokens, 4 prompts x 8": ("tokens", [16, 32, 64, 128], {}),
+    "prompts, x 8 completions of 64 tokens": ("prompts", [1, 2, 4, 8], {}),
     "completions of a prompt of 1,500 tokens, 2 tokens each": (
         "group",
-        [1, 4, 8, 16],
+        [1, 4, 16],
         {"prompts": 1, "tokens": 2, "length": LONG_PROMPT},
     ),
 }
