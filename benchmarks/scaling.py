@@ -85,7 +85,7 @@ def measure(
 
 
 def draw(details: dict[str, Any], path: Path) -> None:
-    """Draw each curve beside the line through its first and last point."""
+    """Draw each curve, from zero."""
     figure, axes = plt.subplots(1, len(details), figsize=(13, 3.6), layout="constrained")
     for axis, (title, curve) in zip(axes, details.items(), strict=True):
         name, values = next(iter(curve.items()))
