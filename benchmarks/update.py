@@ -3,7 +3,8 @@
     python -m benchmarks.update [--json FILE] [--prompts FILE] [--device cuda]
 
 An update replays policy and reference, takes the loss, goes backward through LoRA adapters and steps the optimizer.
-Two shapes: 4 prompts x 8 completions, and one prompt of 1,500 tokens, as retrieval makes them, x 8; up to 64 tokens each.
+Two shapes: 4 prompts x 8 completions, and one prompt of 1,500 tokens, as retrieval makes them, x 8; up to 64
+tokens each.
 """
 
 import argparse
