@@ -50,7 +50,7 @@ class Parser(ArgumentParser):
 
 
 def _train_parser(parser: Parser) -> None:
-    parser.usage = "hrpo train --config FILE [--section.field VALUE ...] [--resume]"
+    parser.usage = f"{parser.prog} --config FILE [--section.field VALUE ...] [--resume]"
     parser.add_argument("--config", action="config", help="a YAML file of settings; what follows it overrides it")
     parser.add_argument("--resume", action="store_true", help="go on from the run's newest checkpoint")
     parser.add_class_arguments(TrainConfig)
@@ -66,9 +66,14 @@ def _train(args: Namespace) -> None:
     config = TrainConfig(**{field.name: values[field.name] for field in dataclasses.fields(TrainConfig)})
     evaluation = train(config, resume=args.resume)
     folder = config.run_folder
-    title = f"{config.eval.problems} held-out problems of {config.task.name}, {config.latent.mode}; 95 % intervals"
+    title = f"{config.eval.problems} held-out problems of {config.task.name}, {config.latent_mode}; 95 % intervals"
     print_table(title, ["", "before", "after"], result_rows(evaluation, read_lines(folder / "metrics.jsonl")))
     console.print(f"report: {folder / 'report.md'}")
+
+
+def _sft(args: Namespace) -> None:
+    args.objective = "sft"
+    _train(args)
 
 
 def _eval_parser(parser: Parser) -> None:
@@ -140,6 +145,7 @@ def _model(args: Namespace) -> None:
 
 COMMANDS: dict[str, tuple[Callable[[Parser], None], Callable[[Namespace], None], str]] = {
     "train": (_train_parser, _train, "train a model with HRPO or GRPO"),
+    "sft": (_train_parser, _sft, "fine-tune a model on written solutions: a warm start"),
     "eval": (_eval_parser, _eval, "evaluate a checkpoint on its task's test problems"),
     "generate": (_generate_parser, _generate, "ask a checkpoint something, and look at its latents"),
     "model": (_model_parser, _model, "list the models known by name, or fetch one"),

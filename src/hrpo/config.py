@@ -11,6 +11,8 @@ LatentMode = Literal["hybrid", "discrete"]
 Policy = Literal["model", "tempered", "sampler"]
 Reduction = Literal["sequence", "token"]
 AdvantageScale = Literal["std", "unscaled"]
+Objective = Literal["hrpo", "sft"]
+Target = Literal["solution", "answer"]
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,20 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class SftConfig:
+    """Supervised fine-tuning, `hrpo sft`.
+
+    Args:
+        target: what the model learns to write: the worked "solution", the answer after #### at its end, or the
+            "answer" alone.
+        batch: problems per update.
+    """
+
+    target: Target = "solution"
+    batch: int = 32
+
+
+@dataclass(frozen=True)
 class EvalConfig:
     """Held-out evaluation before and after training.
 
@@ -156,7 +172,7 @@ class TrainConfig:
     """One run.
 
     Args:
-        name: of the run; it lives in FOLDER/NAME. {mode} and {seed} stand for the latent mode and the seed.
+        name: of the run; it lives in FOLDER/NAME. {mode} and {seed} stand for the latent mode (or sft) and the seed.
         folder: where runs are kept.
         updates: optimizer steps, one rollout each.
         seed: of data order, sampling and initial gate.
@@ -164,11 +180,14 @@ class TrainConfig:
             a group, or 1,024 to 4,096, on a CPU, where more is no faster, and 16,384 elsewhere.
         recompute: keep less of the forward pass and compute it anew in the backward pass; slower, less memory.
         save_every: updates between checkpoints; the last is always kept.
+        objective: "hrpo", reinforcement learning in either latent mode; or "sft", supervised fine-tuning on tokens
+            alone, which `hrpo sft` sets.
         model: the language model.
         latent: what is fed while the model thinks.
         task: the problems.
         rollout: how completions are sampled.
-        loss: the objective.
+        loss: the objective of reinforcement learning.
+        sft: supervised fine-tuning.
         optimizer: AdamW with a cosine schedule.
         eval: held-out evaluation before and after.
     """
@@ -180,13 +199,20 @@ class TrainConfig:
     token_budget: int = 0
     recompute: bool = False
     save_every: int = 50
+    objective: Objective = "hrpo"
     model: ModelConfig = field(default_factory=ModelConfig)
     latent: LatentConfig = field(default_factory=LatentConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    sft: SftConfig = field(default_factory=SftConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+
+    @property
+    def latent_mode(self) -> LatentMode:
+        """What is fed while the model thinks; supervised fine-tuning knows tokens alone."""
+        return "discrete" if self.objective == "sft" else self.latent.mode
 
     @property
     def run_folder(self) -> Path:
@@ -195,7 +221,8 @@ class TrainConfig:
         Raises:
             InputError: the name has other braces than {mode} and {seed}.
         """
+        mode = "sft" if self.objective == "sft" else self.latent.mode
         try:
-            return Path(self.folder) / self.name.format(mode=self.latent.mode, seed=self.seed)
+            return Path(self.folder) / self.name.format(mode=mode, seed=self.seed)
         except (AttributeError, KeyError, ValueError, IndexError) as error:
             raise InputError(f"name: {self.name!r} may hold {{mode}} and {{seed}}, and no other braces") from error

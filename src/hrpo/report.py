@@ -11,6 +11,7 @@ from hrpo import files
 
 CURVES = {
     "reward": "mean reward",
+    "nll": "-log p per token of the solutions (nats)",
     "signal": "share of groups with a signal",
     "format_rate": "completions with one delimiter",
     "length": "completion length (tokens)",
@@ -48,8 +49,13 @@ def result_rows(evaluation: dict[str, Any], metrics: list[dict[str, Any]]) -> li
     ):
         rows.append([label, *(form.format(p["sampled"][key]) if "sampled" in p else "-" for p in (before, after))])
     first, last = metrics[0], metrics[-1]
-    rows.append(["training reward", f"{first['reward']:.3f}", f"{last['reward']:.3f}"])
-    rows.append(["groups with a signal", f"{first['signal']:.0%}", f"{last['signal']:.0%}"])
+    for label, key, form in (
+        ("training reward", "reward", "{:.3f}"),
+        ("groups with a signal", "signal", "{:.0%}"),
+        ("training nll (nats per token)", "nll", "{:.3f}"),
+    ):
+        if key in first:
+            rows.append([label, form.format(first[key]), form.format(last[key])])
     return rows
 
 
@@ -72,7 +78,7 @@ def summary_rows(result: dict[str, Any]) -> list[list[str]]:
 def result_markdown(evaluation: dict[str, Any], metrics: list[dict[str, Any]]) -> str:
     """Return the final table in Markdown, with what it was measured on."""
     problems = evaluation.get("after", {}).get("greedy", {}).get("problems", 0)
-    seconds = sum(row["rollout_seconds"] + row["update_seconds"] for row in metrics)
+    seconds = sum(row.get("rollout_seconds", 0) + row["update_seconds"] for row in metrics)
     lines = ["", "| | before, first update | after, last update |", "|---|---|---|"]
     lines += ["| " + " | ".join(row) + " |" for row in result_rows(evaluation, metrics)]
     held_out = f"{problems} held-out problems, 95 % intervals (Wilson) in brackets"

@@ -31,6 +31,7 @@ from hrpo.replay import replay
 from hrpo.report import write_report
 from hrpo.rewards import score
 from hrpo.rollout import Rollout, generate, sample_key
+from hrpo.sft import negative_log_likelihood, write_down
 from hrpo.tasks import Example, load_task
 from hrpo.tasks.judge import DELIMITER
 from hrpo.techniques import FAST
@@ -117,9 +118,10 @@ class Trainer:
             task=_absolute(config.task),
             seed=config.seed,
         )
-        if config.loss.beta and checkpoint is None:
+        with_reference = config.loss.beta != 0 and config.objective == "hrpo"
+        if with_reference and checkpoint is None:
             self.model.keep_reference()
-        elif config.loss.beta:
+        elif with_reference:
             self.model.load_reference(trust_remote_code=config.model.trust_remote_code)
         self.optimizer = _make_optimizer(self.model, config)
         if checkpoint is not None:
@@ -130,7 +132,11 @@ class Trainer:
             _keep_lines(self.folder / name, self.step)
 
     def train_step(self) -> Metrics:
-        """Do one update: roll out, reward, compare, replay, step."""
+        """Do one update."""
+        return self.supervised_step() if self.config.objective == "sft" else self.policy_step()
+
+    def policy_step(self) -> Metrics:
+        """Do one update of reinforcement learning: roll out, reward, compare, replay, step."""
         config, start = self.config, time.perf_counter()
         examples = self.batch(self.step)
         rollout = self.roll_out(examples)
@@ -157,6 +163,24 @@ class Trainer:
             "tokens_per_second": tokens / (end - start),
             "rollout_seconds": rolled_out - start,
             "update_seconds": end - rolled_out,
+        }
+
+    def supervised_step(self) -> Metrics:
+        """Do one update of supervised fine-tuning: write down, replay, step."""
+        start = time.perf_counter()
+        written = write_down(self.model, self.task, self.batch(self.step), self.config.sft.target)
+        nll = negative_log_likelihood(self.model, written, self.token_budget(written), recompute=self.config.recompute)
+        norm = self.step_optimizer()
+        self.step += 1
+        tokens, seconds = int(written.completion_mask.sum()), time.perf_counter() - start
+        return {
+            "step": self.step,
+            "nll": nll,
+            "length": written.lengths.float().mean().item(),
+            "tokens": tokens,
+            "tokens_per_second": tokens / seconds,
+            "update_seconds": seconds,
+            **norm,
         }
 
     def roll_out(self, examples: list[Example]) -> Rollout:
@@ -188,8 +212,7 @@ class Trainer:
             rollout, advantages, weights = rollout.groups(signal), advantages[places], weights[places]
         totals: dict[str, Tensor] = {}
         mismatch = torch.zeros((), device=model.device)
-        budget = config.token_budget or rollout.whole_groups(*TOKEN_BUDGETS[model.device.type == "cpu"])
-        for first, last in rollout.micro_batches(budget):
+        for first, last in rollout.micro_batches(self.token_budget(rollout)):
             part = rollout.select(first, last)
             logprobs, reference = replay(  # (n, t) each
                 model,
@@ -211,23 +234,36 @@ class Trainer:
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value
             if config.loss.policy == "model":
                 mismatch = torch.maximum(mismatch, (logprobs.detach() - part.sample_logprobs).abs().max())
-        factor = learning_rate_factor(self.step, config.updates, config.optimizer.warmup)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * factor
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, config.optimizer.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        norm = self.step_optimizer()
         result = {name: value.item() for name, value in totals.items()}
         if config.loss.policy == "model":
             result["replay_error"] = mismatch.item()
-        return {**result, "grad_norm": norm.item(), "lr": config.optimizer.lr * factor}
+        return {**result, **norm}
+
+    def step_optimizer(self) -> Metrics:
+        """Clip the gradients, step at this update's learning rates, and forget the gradients."""
+        settings = self.config.optimizer
+        factor = learning_rate_factor(self.step, self.config.updates, settings.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return {"grad_norm": norm.item(), "lr": settings.lr * factor}
+
+    def token_budget(self, rollout: Rollout) -> int:
+        """Return the tokens of a micro-batch."""
+        bounds = TOKEN_BUDGETS[self.model.device.type == "cpu"]
+        return self.config.token_budget or rollout.whole_groups(*bounds)
 
     def batch(self, step: int) -> list[Example]:
         """Return the problems of an update: each epoch goes through the training problems in an order of its own."""
-        size, B = len(self.task.train), self.config.rollout.prompts
+        config = self.config
+        size = len(self.task.train)
+        B = config.sft.batch if config.objective == "sft" else config.rollout.prompts
         places = range(step * B, (step + 1) * B)
-        return [self.task.train[_epoch(self.config.seed, at // size, size)[at % size]] for at in places]
+        return [self.task.train[_epoch(config.seed, at // size, size)[at % size]] for at in places]
 
     def save(self) -> Path:
         """Write a checkpoint: the model, its settings, the optimizer's state and the step."""
@@ -294,6 +330,7 @@ def _check(config: TrainConfig) -> None:
         (config.save_every >= 1, f"save_every: must be at least 1, got {config.save_every}"),
         (config.eval.batch >= 1, f"eval.batch: must be at least 1, got {config.eval.batch}"),
         (config.eval.problems >= 0, f"eval.problems: must be at least 0, got {config.eval.problems}"),
+        (config.sft.batch >= 1, f"sft.batch: must be at least 1, got {config.sft.batch}"),
         (rollout.prompts >= 1, f"rollout.prompts: must be at least 1, got {rollout.prompts}"),
         (rollout.group_size >= 2, f"rollout.group_size: must be at least 2 to compare, got {rollout.group_size}"),
         (rollout.max_new_tokens >= 1, f"rollout.max_new_tokens: must be at least 1, got {rollout.max_new_tokens}"),
@@ -363,7 +400,7 @@ def _load_model(config: TrainConfig, checkpoint: Path | None) -> HybridCausalLM:
         dtype=config.model.dtype,
         r_min=config.latent.r_min,
         r_max=config.latent.r_max,
-        latent_mode=config.latent.mode,
+        latent_mode=config.latent_mode,
         trust_remote_code=config.model.trust_remote_code,
     )
 
@@ -372,7 +409,7 @@ def _make_optimizer(model: HybridCausalLM, config: TrainConfig) -> torch.optim.A
     """One group a learning rate: the language model or its adapters, the gates' linear layers, Lambda."""
     settings = config.optimizer
     groups = [([p for p in model.lm.parameters() if p.requires_grad], settings.lr)]
-    if config.latent.mode == "hybrid":
+    if config.latent_mode == "hybrid":
         gate = model.gate
         linears = [*gate.reset_gate.parameters(), *gate.input_gate.parameters()]
         groups += [(linears, settings.gate_lr), ([gate.Lambda], settings.lambda_lr)]
