@@ -63,10 +63,10 @@ def main() -> None:
             )
             examples = trainer.batch(0)
             advantages = torch.linspace(-1, 1, 8).repeat(4)
-            rollout = trainer.roll_out(examples)
+            rollout = trainer.roll_out(examples, key=0)
             trainer.update(rollout, advantages)
             parts = {
-                "rollout": kinds(lambda trainer=trainer, examples=examples: trainer.roll_out(examples)),
+                "rollout": kinds(lambda trainer=trainer, examples=examples: trainer.roll_out(examples, key=0)),
                 "update": kinds(
                     lambda trainer=trainer, rollout=rollout, advantages=advantages: trainer.update(rollout, advantages)
                 ),

@@ -20,7 +20,8 @@ from hrpo.config import (
     TrainConfig,
 )
 from hrpo.errors import InputError
-from hrpo.trainer import Trainer, learning_rate_factor, newest_checkpoint, train
+from hrpo.run import train
+from hrpo.trainer import Trainer, learning_rate_factor, newest_checkpoint
 
 
 @pytest.fixture
@@ -91,6 +92,7 @@ def test_run_folder(config, tmp_path):
         "answers-after-sampled.jsonl",
         "answers-before-greedy.jsonl",
         "answers-before-sampled.jsonl",
+        "check.json",
         "checkpoint-2",
         "checkpoint-4",
         "config.yaml",

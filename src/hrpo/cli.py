@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 from hrpo import __version__
 from hrpo.catalog import KNOWN
 from hrpo.config import TrainConfig
-from hrpo.errors import InputError
+from hrpo.errors import InputError, StoppedError
 
 # jsonargparse's words, and ours
 UNKNOWN_OPTION = re.compile(
@@ -60,15 +60,32 @@ def _train(args: Namespace) -> None:
     _quiet()
     from hrpo.progress import console, print_table
     from hrpo.report import read_lines, result_rows
-    from hrpo.trainer import train
+    from hrpo.run import train
 
-    values = args.as_dict()
-    config = TrainConfig(**{field.name: values[field.name] for field in dataclasses.fields(TrainConfig)})
+    config = _train_config(args)
     evaluation = train(config, resume=args.resume)
     folder = config.run_folder
     title = f"{config.eval.problems} held-out problems of {config.task.name}, {config.latent_mode}; 95 % intervals"
     print_table(title, ["", "before", "after"], result_rows(evaluation, read_lines(folder / "metrics.jsonl")))
     console.print(f"report: {folder / 'report.md'}")
+
+
+def _train_config(args: Namespace) -> TrainConfig:
+    values = args.as_dict()
+    return TrainConfig(**{field.name: values[field.name] for field in dataclasses.fields(TrainConfig)})
+
+
+def _check_parser(parser: Parser) -> None:
+    parser.usage = "hrpo check --config FILE [--section.field VALUE ...]"
+    parser.add_argument("--config", action="config", help="a YAML file of settings; what follows it overrides it")
+    parser.add_class_arguments(TrainConfig)
+
+
+def _check(args: Namespace) -> None:
+    _quiet()
+    from hrpo.check import check_config, show
+
+    show(check_config(_train_config(args)))
 
 
 def _sft(args: Namespace) -> None:
@@ -145,6 +162,7 @@ def _model(args: Namespace) -> None:
 
 COMMANDS: dict[str, tuple[Callable[[Parser], None], Callable[[Namespace], None], str]] = {
     "train": (_train_parser, _train, "train a model with HRPO or GRPO"),
+    "check": (_check_parser, _check, "measure on a few prompts what a training run would be like"),
     "sft": (_train_parser, _sft, "fine-tune a model on written solutions: a warm start"),
     "eval": (_eval_parser, _eval, "evaluate a checkpoint on its task's test problems"),
     "generate": (_generate_parser, _generate, "ask a checkpoint something, and look at its latents"),
@@ -174,6 +192,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         run(parser.instantiate(parser.parse_args(words[1:])))
     except InputError as error:
         sys.exit(_complain(str(error)))
+    except StoppedError as error:
+        print(f"hrpo: stopped: {error}", file=sys.stderr)
+        sys.exit(3)
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -11,6 +11,7 @@ LatentMode = Literal["hybrid", "discrete"]
 Policy = Literal["model", "tempered", "sampler"]
 Reduction = Literal["sequence", "token"]
 AdvantageScale = Literal["std", "unscaled"]
+LongPrompts = Literal["drop", "refuse"]
 Objective = Literal["hrpo", "sft"]
 Target = Literal["solution", "answer"]
 
@@ -84,6 +85,8 @@ class RolloutConfig:
         max_new_tokens: length limit of a completion, T.
         temperature: of the sampler, tau.
         top_k: candidates kept at each step; 0 keeps the whole vocabulary. The paper's text has none, its code 50.
+        max_prompt_tokens: longest prompt that is trained on; 0 takes what the model's context leaves.
+        long_prompts: "drop" leaves problems with a longer prompt out, and says how many; "refuse" does not start.
         static_shapes: decode in steps that are all alike, which CUDA repeats as a captured graph; finished rows stay.
     """
 
@@ -92,6 +95,8 @@ class RolloutConfig:
     max_new_tokens: int = 512
     temperature: float = 0.5
     top_k: int = 50
+    max_prompt_tokens: int = 0
+    long_prompts: LongPrompts = "drop"
     static_shapes: bool = False
 
 
@@ -155,6 +160,19 @@ class SftConfig:
 
 
 @dataclass(frozen=True)
+class CheckConfig:
+    """A look at a few completions before training, and at the rewards while it goes.
+
+    Args:
+        prompts: training problems that are tried; 0 switches the check off.
+        patience: training stops after so many updates in a row without a signal in any group; 0 goes on for ever.
+    """
+
+    prompts: int = 8
+    patience: int = 20
+
+
+@dataclass(frozen=True)
 class EvalConfig:
     """Held-out evaluation before and after training.
 
@@ -189,6 +207,7 @@ class TrainConfig:
         loss: the objective of reinforcement learning.
         sft: supervised fine-tuning.
         optimizer: AdamW with a cosine schedule.
+        check: a look at a few completions before training, and at the rewards while it goes.
         eval: held-out evaluation before and after.
     """
 
@@ -207,6 +226,7 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     sft: SftConfig = field(default_factory=SftConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    check: CheckConfig = field(default_factory=CheckConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     @property

@@ -36,7 +36,7 @@ class Bar:
         if not console.is_terminal and (self.done == self.total or now - self.printed >= every):
             self.printed = now
             left = (now - self.start) / (self.done - self.first) * (self.total - self.done)
-            console.print(f"{self.label} {self.done}/{self.total} {note} left {_clock(left)}")
+            console.print(f"{self.label} {self.done}/{self.total} {note} left {clock(left)}")
 
 
 def metrics_note(metrics: Mapping[str, float]) -> str:
@@ -60,6 +60,8 @@ def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
     console.print(table)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Return a duration as 1:05, or 2:01:05 from an hour on."""
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -20,15 +20,15 @@ from torch import Tensor
 
 from hrpo import files
 from hrpo.advantages import group_advantages, signal_share
-from hrpo.config import ModelConfig, TaskConfig, TrainConfig
+from hrpo.advice import distinct_share
+from hrpo.config import ModelConfig, RolloutConfig, TaskConfig, TrainConfig
 from hrpo.errors import InputError
 from hrpo.evaluate import as_rows, evaluate
+from hrpo.limits import fitting
 from hrpo.loss import hrpo_loss, token_weights
 from hrpo.model import SETTINGS_FILE, HybridCausalLM, Lora
-from hrpo.progress import bar, metrics_note
 from hrpo.prompts import decode, encode
 from hrpo.replay import replay
-from hrpo.report import write_report
 from hrpo.rewards import score
 from hrpo.rollout import Rollout, generate, sample_key
 from hrpo.sft import negative_log_likelihood, write_down
@@ -39,41 +39,20 @@ from hrpo.techniques import FAST
 Metrics = dict[str, float]
 OPTIMIZER_FILE, STATE_FILE = "optimizer.safetensors", "trainer.json"
 # What a resumed run may change.
-CHANGEABLE = {"token_budget", "recompute", "save_every", "folder", "eval.problems", "eval.batch"}
+CHANGEABLE = {
+    "token_budget",
+    "recompute",
+    "save_every",
+    "folder",
+    "check.prompts",
+    "check.patience",
+    "eval.problems",
+    "eval.batch",
+}
 # Tokens of a micro-batch where the config leaves it open, least and most: on accelerators, and on CPUs, where larger
 # ones are no faster.
 TOKEN_BUDGETS = {False: (16384, 16384), True: (1024, 4096)}
 SAMPLES_PER_UPDATE = 4  # completions of one prompt that samples.jsonl keeps
-
-
-def train(config: TrainConfig, *, resume: bool = False) -> dict[str, Any]:
-    """Train, evaluate before and after, and leave everything in the run folder.
-
-    The folder holds config.yaml, metrics.jsonl, samples.jsonl, checkpoint-N, evaluation.json, the answers to the
-    test problems, report.md and curves.png.
-
-    Returns:
-        The evaluation: {"before": {"greedy": {...}, "sampled": {...}}, "after": ...}.
-
-    Raises:
-        InputError: a setting cannot be used, or the folder is another run's.
-
-    """
-    trainer = Trainer(config, resume=resume)
-    evaluation = trainer.evaluation()
-    if "before" not in evaluation:
-        evaluation["before"] = trainer.evaluate("before")
-    with bar("update", config.updates, trainer.step) as progress:
-        while trainer.step < config.updates:
-            metrics = trainer.train_step()
-            trainer.log(metrics)
-            progress.advance(note=metrics_note(metrics))
-            if trainer.step % config.save_every == 0 or trainer.step == config.updates:
-                trainer.save()
-    if "after" not in evaluation:
-        evaluation["after"] = trainer.evaluate("after")
-    write_report(trainer.folder)
-    return evaluation
 
 
 def learning_rate_factor(step: int, updates: int, warmup: float) -> float:
@@ -109,6 +88,8 @@ class Trainer:
         set_seed(config.seed)  # of the fresh gate and adapters; sampling has keys of its own
         self.step = 0 if checkpoint is None else int(json.loads((checkpoint / STATE_FILE).read_text())["step"])
         self.model = _load_model(config, checkpoint).to(accelerator.device)
+        _check_top_k(config, self.model)
+        self.task = fitting(self.task, self.model, config)
         self.model.settings = dataclasses.replace(
             self.model.settings,
             temperature=config.rollout.temperature,
@@ -126,7 +107,7 @@ class Trainer:
         self.optimizer = _make_optimizer(self.model, config)
         if checkpoint is not None:
             _load_optimizer(self.optimizer, checkpoint / OPTIMIZER_FILE)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        _make_folder(self.folder)
         files.write_text(self.folder / "config.yaml", yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
         for name in ("metrics.jsonl", "samples.jsonl"):  # what was logged after the checkpoint happens again
             _keep_lines(self.folder / name, self.step)
@@ -139,7 +120,7 @@ class Trainer:
         """Do one update of reinforcement learning: roll out, reward, compare, replay, step."""
         config, start = self.config, time.perf_counter()
         examples = self.batch(self.step)
-        rollout = self.roll_out(examples)
+        rollout = self.roll_out(examples, key=self.step)
         completions = decode(self.model.tokenizer, rollout)
         G = config.rollout.group_size
         rewards = score(self.task, [example for example in examples for _ in range(G)], completions)  # (N,)
@@ -154,6 +135,7 @@ class Trainer:
             "step": self.step,
             "reward": rewards.mean().item(),
             "signal": signal_share(rewards, G),
+            "distinct": distinct_share(rollout.completion_ids, G),
             "format_rate": sum(text.count(DELIMITER) == 1 for text in completions) / len(completions),
             "length": rollout.lengths.float().mean().item(),
             "truncation_rate": rollout.truncated(self.model.eos_token_ids).float().mean().item(),
@@ -183,23 +165,28 @@ class Trainer:
             **norm,
         }
 
-    def roll_out(self, examples: list[Example]) -> Rollout:
-        """Sample group_size completions of each problem; their random numbers depend on (seed, step, b, g) alone."""
+    def roll_out(self, examples: list[Example], *, key: int | str, max_new_tokens: int | None = None) -> Rollout:
+        """Sample group_size completions of each problem; their random numbers depend on (seed, key, b, g) alone."""
         settings, prompts = self.config.rollout, [self.task.messages(example.question) for example in examples]
         G = settings.group_size
         return generate(
             self.model,
             encode(self.model.tokenizer, prompts),
             group_size=G,
-            max_new_tokens=settings.max_new_tokens,
+            max_new_tokens=max_new_tokens or settings.max_new_tokens,
             temperature=settings.temperature,
             top_k=settings.top_k,
-            sample_keys=[sample_key(self.config.seed, self.step, b, g) for b in range(len(examples)) for g in range(G)],
+            sample_keys=[sample_key(self.config.seed, key, b, g) for b in range(len(examples)) for g in range(G)],
+            max_rows=settings.prompts * G,
             techniques=dataclasses.replace(FAST, static_shapes=settings.static_shapes),
         )
 
     def update(self, rollout: Rollout, advantages: Tensor) -> Metrics:
-        """Replay the rollout in micro-batches, sum their gradients, and step the optimizer."""
+        """Learn from a rollout."""
+        return {**self.gradients(rollout, advantages), **self.step_optimizer()}
+
+    def gradients(self, rollout: Rollout, advantages: Tensor) -> Metrics:
+        """Replay the rollout in micro-batches and leave the sum of their gradients in the parameters."""
         config, model = self.config, self.model
         mask = rollout.completion_mask
         if config.loss.mask_truncated:
@@ -234,11 +221,10 @@ class Trainer:
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value
             if config.loss.policy == "model":
                 mismatch = torch.maximum(mismatch, (logprobs.detach() - part.sample_logprobs).abs().max())
-        norm = self.step_optimizer()
         result = {name: value.item() for name, value in totals.items()}
         if config.loss.policy == "model":
             result["replay_error"] = mismatch.item()
-        return {**result, **norm}
+        return result
 
     def step_optimizer(self) -> Metrics:
         """Clip the gradients, step at this update's learning rates, and forget the gradients."""
@@ -334,6 +320,12 @@ def _check(config: TrainConfig) -> None:
         (rollout.prompts >= 1, f"rollout.prompts: must be at least 1, got {rollout.prompts}"),
         (rollout.group_size >= 2, f"rollout.group_size: must be at least 2 to compare, got {rollout.group_size}"),
         (rollout.max_new_tokens >= 1, f"rollout.max_new_tokens: must be at least 1, got {rollout.max_new_tokens}"),
+        (
+            rollout.max_prompt_tokens >= 0,
+            f"rollout.max_prompt_tokens: must be at least 0, got {rollout.max_prompt_tokens}",
+        ),
+        (config.check.prompts >= 0, f"check.prompts: must be at least 0, got {config.check.prompts}"),
+        (config.check.patience >= 0, f"check.patience: must be at least 0, got {config.check.patience}"),
         (rollout.temperature > 0, f"rollout.temperature: must be above 0, got {rollout.temperature}"),
         (rollout.top_k >= 0, f"rollout.top_k: must be at least 0, got {rollout.top_k}"),
         (config.token_budget >= 0, f"token_budget: must be at least 0, got {config.token_budget}"),
@@ -351,6 +343,13 @@ def _check(config: TrainConfig) -> None:
             raise InputError(message)
 
 
+def _check_top_k(config: TrainConfig, model: HybridCausalLM) -> None:
+    """Refuse more candidates than tokens, but for the default, which takes at most all."""
+    top_k = config.rollout.top_k
+    if top_k > model.vocab_size and top_k != RolloutConfig().top_k:
+        raise InputError(f"rollout.top_k: the model has {model.vocab_size} tokens, got {top_k}; 0 takes all of them")
+
+
 def _start_or_resume(folder: Path, config: TrainConfig, resume: bool) -> Path | None:
     """Return the checkpoint to go on from, None to start anew."""
     config_file = folder / "config.yaml"
@@ -365,6 +364,13 @@ def _start_or_resume(folder: Path, config: TrainConfig, resume: bool) -> Path | 
     if changed:
         raise InputError(f"--resume: {', '.join(changed)} differ from {config_file}; a run keeps its settings")
     return newest_checkpoint(folder)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"folder: cannot make {folder} ({error.strerror}); name another --folder") from error
 
 
 def _differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> Iterator[str]:

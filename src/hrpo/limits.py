@@ -1,0 +1,98 @@
+"""Prompts that are too long: left out and counted, or refused."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from hrpo.config import TrainConfig
+from hrpo.errors import InputError
+from hrpo.model import HybridCausalLM
+from hrpo.progress import console
+from hrpo.prompts import encode
+from hrpo.tasks import Example, Task
+
+CHUNK = 1000  # conversations tokenized at a time
+
+
+def context_length(model: HybridCausalLM) -> int | None:
+    """Return the positions that the model was made for; None where its config names no limit."""
+    length = getattr(model.bare_lm.config.get_text_config(), "max_position_embeddings", None)
+    return length or None
+
+
+def longest_prompt(model: HybridCausalLM, max_new_tokens: int, max_prompt_tokens: int = 0) -> int | None:
+    """Return how many tokens a prompt may have: the setting, and what the model's context leaves; None for no limit.
+
+    Raises:
+        InputError: the context is full without a prompt.
+
+    """
+    context = context_length(model)
+    room = None if context is None else context - max_new_tokens
+    if room is not None and room < 1:
+        raise InputError(
+            f"rollout.max_new_tokens: {max_new_tokens} leave no room for a prompt in the model's context of {context}"
+        )
+    limits = [limit for limit in (room, max_prompt_tokens) if limit]
+    return min(limits, default=None)
+
+
+def fitting(task: Task, model: HybridCausalLM, config: TrainConfig) -> Task:
+    """Return the task without the training problems whose prompt is too long.
+
+    A problem set that is generated as it goes is not searched; its prompts are all alike.
+
+    Raises:
+        InputError: nothing is left; or some are too long and `rollout.long_prompts` is "refuse"; or a test prompt
+            is too long, which could not be left out without changing what is measured.
+
+    """
+    rollout = config.rollout
+    limit = longest_prompt(model, rollout.max_new_tokens, rollout.max_prompt_tokens)
+    train = task.train if isinstance(task.train, list) else list[Example]()
+    drop = set(too_long(model, task, train, limit))
+    field = (
+        f"rollout.max_prompt_tokens: of {len(train)} training problems {len(drop)} have a prompt above {limit} tokens"
+    )
+    if drop and rollout.long_prompts == "refuse":
+        raise InputError(f"{field}; raise it, or set rollout.long_prompts to drop")
+    if drop and len(drop) == len(train):
+        raise InputError(f"{field}, which leaves none; raise it, or show fewer worked examples (task.shots)")
+    if drop:
+        console.print(f"{field}; they are left out")
+    check_test_prompts(task, model, task.test[: config.eval.problems], rollout.max_new_tokens, "rollout.max_new_tokens")
+    if not drop:
+        return task
+    return dataclasses.replace(task, train=[example for i, example in enumerate(train) if i not in drop])
+
+
+def check_test_prompts(
+    task: Task, model: HybridCausalLM, problems: Sequence[Example], max_new_tokens: int, field: str
+) -> None:
+    """Refuse test problems that leave no room for their answer in the model's context.
+
+    Raises:
+        InputError: names `field`.
+
+    """
+    limit = longest_prompt(model, max_new_tokens)
+    count = len(too_long(model, task, problems, limit))
+    if count:
+        raise InputError(
+            f"{field}: {count} of {len(problems)} test prompts have over {limit} tokens, so that the model's context "
+            f"of {context_length(model)} has no room for {max_new_tokens} more"
+        )
+
+
+def too_long(model: HybridCausalLM, task: Task, problems: Sequence[Example], limit: int | None) -> list[int]:
+    """Return which problems have a prompt of more than `limit` tokens."""
+    if limit is None or not problems:
+        return []
+    # A token holds a byte of text at least, so that most need no tokenizing.
+    around = len(encode(model.tokenizer, [task.messages("")])[0])
+    unsure = [i for i, problem in enumerate(problems) if around + len(problem.question.encode()) > limit]
+    found = []
+    for at in range(0, len(unsure), CHUNK):
+        part = unsure[at : at + CHUNK]
+        prompts = encode(model.tokenizer, [task.messages(problems[i].question) for i in part])
+        found += [i for i, prompt in zip(part, prompts, strict=True) if len(prompt) > limit]
+    return found

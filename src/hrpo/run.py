@@ -1,0 +1,65 @@
+"""A run from its first look at the rewards to its report."""
+
+import json
+from typing import Any
+
+from hrpo import files
+from hrpo.advice import Signs, advice
+from hrpo.check import as_dict, check, show
+from hrpo.config import TrainConfig
+from hrpo.errors import StoppedError
+from hrpo.progress import bar, metrics_note
+from hrpo.report import read_lines, write_report
+from hrpo.trainer import Metrics, Trainer
+
+
+def train(config: TrainConfig, *, resume: bool = False) -> dict[str, Any]:
+    """Check, evaluate, train, evaluate again, and leave everything in the run folder.
+
+    The folder holds config.yaml, check.json, metrics.jsonl, samples.jsonl, checkpoint-N, evaluation.json, the answers
+    to the test problems, report.md and curves.png.
+
+    Returns:
+        The evaluation: {"before": {"greedy": {...}, "sampled": {...}}, "after": ...}.
+
+    Raises:
+        InputError: a setting cannot be used, or the folder is another run's.
+        StoppedError: no group has had a signal for `check.patience` updates; a checkpoint is saved.
+
+    """
+    trainer = Trainer(config, resume=resume)
+    if config.objective == "hrpo" and config.check.prompts and trainer.step == 0:
+        checked = check(trainer)
+        files.write_text(trainer.folder / "check.json", json.dumps(as_dict(checked), indent=2) + "\n")
+        show(checked)
+    evaluation = trainer.evaluation()
+    if "before" not in evaluation:
+        evaluation["before"] = trainer.evaluate("before")
+    updates = read_lines(trainer.folder / "metrics.jsonl")
+    with bar("update", config.updates, trainer.step) as progress:
+        while trainer.step < config.updates:
+            metrics = trainer.train_step()
+            trainer.log(metrics)
+            updates.append(metrics)
+            progress.advance(note=metrics_note(metrics))
+            stop = without_signal(updates, config.check.patience)
+            if stop or trainer.step % config.save_every == 0 or trainer.step == config.updates:
+                trainer.save()
+            if stop:
+                raise StoppedError(_reason(updates, config))
+    if "after" not in evaluation:
+        evaluation["after"] = trainer.evaluate("after")
+    write_report(trainer.folder)
+    return evaluation
+
+
+def without_signal(updates: list[Metrics], patience: int) -> bool:
+    """Whether none of the last `patience` updates had a group with a signal; never where patience is 0."""
+    last = updates[-patience:] if patience else []
+    return len(last) == patience > 0 and not any(update.get("signal", 1) for update in last)
+
+
+def _reason(updates: list[Metrics], config: TrainConfig) -> str:
+    tips = advice(Signs.of_updates(updates[-config.check.patience :]), config)
+    head = f"no group had a signal in the last {config.check.patience} updates, so nothing was learnt (check.patience)"
+    return "\n".join([head, *(f"- {tip}" for tip in tips)])
