@@ -49,7 +49,7 @@ class Check:
     advice: list[str]
 
 
-def check_config(config: TrainConfig) -> Check:
+def check_run(config: TrainConfig) -> Check:
     """Check a run that has not begun; nothing is left on disk.
 
     Raises:

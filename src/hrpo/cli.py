@@ -50,19 +50,25 @@ class Parser(ArgumentParser):
 
 
 def _train_parser(parser: Parser) -> None:
-    parser.usage = f"{parser.prog} --config FILE [--section.field VALUE ...] [--resume]"
+    parser.usage = f"{parser.prog} --config FILE [--section.field VALUE ...] [--resume | --dry-run]"
     parser.add_argument("--config", action="config", help="a YAML file of settings; what follows it overrides it")
     parser.add_argument("--resume", action="store_true", help="go on from the run's newest checkpoint")
+    parser.add_argument("--dry-run", action="store_true", help="validate, print the plan, load no weights")
     parser.add_class_arguments(TrainConfig)
 
 
 def _train(args: Namespace) -> None:
     _quiet()
+    config = _train_config(args)
+    if args.dry_run:
+        from hrpo.plan import show_plan
+
+        show_plan(config, resume=args.resume)
+        return
     from hrpo.progress import console, print_table
     from hrpo.report import read_lines, result_rows
     from hrpo.run import train
 
-    config = _train_config(args)
     evaluation = train(config, resume=args.resume)
     folder = config.run_folder
     title = f"{config.eval.problems} held-out problems of {config.task.name}, {config.latent_mode}; 95 % intervals"
@@ -83,9 +89,9 @@ def _check_parser(parser: Parser) -> None:
 
 def _check(args: Namespace) -> None:
     _quiet()
-    from hrpo.check import check_config, show
+    from hrpo.check import check_run, show
 
-    show(check_config(_train_config(args)))
+    show(check_run(_train_config(args)))
 
 
 def _sft(args: Namespace) -> None:

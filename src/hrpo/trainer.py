@@ -76,12 +76,12 @@ class Trainer:
     """
 
     def __init__(self, config: TrainConfig, *, resume: bool = False) -> None:
-        _check(config)
+        check_config(config)
         accelerator = Accelerator()
         if accelerator.num_processes > 1:
             raise InputError("this version trains in one process; start it without `accelerate launch`")
         self.config, self.folder = config, config.run_folder
-        checkpoint = _start_or_resume(self.folder, config, resume)
+        checkpoint = start_or_resume(self.folder, config, resume)
         self.task = load_task(config.task, config.seed)
         if not self.task.train:
             raise InputError("task.path: no training problems are left")
@@ -308,7 +308,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return max(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
 
 
-def _check(config: TrainConfig) -> None:
+def check_config(config: TrainConfig) -> None:
     """Refuse settings that cannot train."""
     rollout, latent, warmup = config.rollout, config.latent, config.optimizer.warmup
     rules = [
@@ -350,7 +350,7 @@ def _check_top_k(config: TrainConfig, model: HybridCausalLM) -> None:
         raise InputError(f"rollout.top_k: the model has {model.vocab_size} tokens, got {top_k}; 0 takes all of them")
 
 
-def _start_or_resume(folder: Path, config: TrainConfig, resume: bool) -> Path | None:
+def start_or_resume(folder: Path, config: TrainConfig, resume: bool) -> Path | None:
     """Return the checkpoint to go on from, None to start anew."""
     config_file = folder / "config.yaml"
     if not resume:

@@ -1,0 +1,73 @@
+"""Memory that a training run will need, from the shapes of its model alone: no weights, nothing is run."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from hrpo.config import TrainConfig
+from hrpo.head import HEAD_CHUNK
+
+GIB = 2**30
+
+
+def estimate_memory(config: TrainConfig, lm_config: Any, *, cpu: bool) -> dict[str, int]:
+    """Return bytes by what they are for; their sum is the peak, since a rollout's and an update's parts are compared.
+
+    Counted are weights, adapters, gradients, AdamW's state, the reference, the decoding copy, keys and values,
+    candidates, and the activations of a micro-batch. Activations are counted for decoder blocks as Llama has them.
+
+    Args:
+        config: of the run; prompts are taken to have `rollout.max_prompt_tokens` (512 where it is 0) and completions
+            `rollout.max_new_tokens`, the most there can be.
+        lm_config: transformers' config of the model.
+        cpu: on a CPU all weights are packed again for decoding.
+
+    """
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        lm: Any = AutoModelForCausalLM.from_config(lm_config)
+    text = lm_config.get_text_config()
+    D, L, V = text.hidden_size, text.num_hidden_layers, text.vocab_size
+    heads = text.num_attention_heads
+    width = getattr(text, "head_dim", None) or D // heads
+    kv = (getattr(text, "num_key_value_heads", None) or heads) * width
+    inner = getattr(text, "intermediate_size", None) or 4 * D
+    rank, rollout = config.model.lora_rank, config.rollout
+    half = config.model.dtype == "bfloat16"
+    act = 2 if half else 8 if config.model.dtype == "float64" else 4
+    stored = act if rank or not half else 4
+
+    head = lm.get_output_embeddings()
+    linears = [layer for layer in lm.modules() if isinstance(layer, nn.Linear) and layer is not head]
+    total = sum(p.numel() for p in lm.parameters())
+    in_linears = sum(layer.weight.numel() for layer in linears)
+    adapters = rank * sum(layer.in_features + layer.out_features for layer in linears)
+    gate = 2 * D * (D + 1) + D
+    trained = (adapters or total) + gate
+
+    B, G, T, P = rollout.prompts, rollout.group_size, rollout.max_new_tokens, rollout.max_prompt_tokens or 512
+    group = P + G * T
+    tokens = config.token_budget or (min(max(group, 1024), 4096) if cpu else 16384)
+    tokens = min(tokens, B * group)
+    block = 8 * D + 2 * kv + 4 * inner + 7 * rank  # values that a block keeps for its backward pass, per token
+    kept = (L * D + block) if config.recompute else L * block
+    decoding = {
+        "decoding copy": (in_linears + D * V) * act if cpu else 0 if half or not rank else in_linears * stored,
+        "keys and values": 2 * L * kv * act * (B * G * T + B * P),
+        "candidates and logits": B * G * (T * (rollout.top_k or 20) * 8 + 3 * V * 4),
+    }
+    update = {
+        "activations": tokens * kept * act,
+        "head": 2 * HEAD_CHUNK * V * 4,
+        "gradients": trained * 4,
+    }
+    parts = {
+        "weights": total * stored,
+        "adapters and gate": (adapters + gate) * 4,
+        "reference": total * stored if not rank and config.loss.beta else 0,
+        "AdamW": trained * 8,
+    }
+    larger = update if sum(update.values()) > sum(decoding.values()) else decoding
+    return {name: size for name, size in (parts | larger).items() if size}

@@ -1,0 +1,65 @@
+"""What a training run would do: settings resolved and validated, nothing loaded, nothing written."""
+
+import dataclasses
+from typing import Any
+
+import torch
+import yaml
+
+from hrpo.catalog import resolve
+from hrpo.config import TrainConfig
+from hrpo.estimate import estimate_memory
+from hrpo.progress import console, print_table
+from hrpo.tasks import check_task
+from hrpo.trainer import check_config, start_or_resume
+
+
+def show_plan(config: TrainConfig, *, resume: bool = False) -> None:
+    """Validate a run as training does, short of its model's weights and its data, and print what it would be.
+
+    Raises:
+        InputError: a setting cannot be used, or the run folder is taken.
+
+    """
+    check_config(config)
+    check_task(config.task)
+    start_or_resume(config.run_folder, config, resume)
+    source = resolve(config.model.name)
+    console.print(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False).rstrip(), markup=False)
+    print_table(f"plan of {config.run_folder}; nothing is loaded or written", ["", "planned"], rows(config, source))
+
+
+def rows(config: TrainConfig, source: str) -> list[list[str]]:
+    """Return the rows of the plan's table: what, value."""
+    rollout, sft = config.rollout, config.objective == "sft"
+    completions = config.sft.batch if sft else rollout.prompts * rollout.group_size
+    prompt = str(rollout.max_prompt_tokens) if rollout.max_prompt_tokens else "what the context leaves"
+    each = "written solutions" if sft else f"{rollout.prompts} prompts x {rollout.group_size}"
+    planned = [
+        ["objective, latent mode", f"{config.objective}, {config.latent_mode}"],
+        ["model", source],
+        ["task", config.task.name],
+        ["updates", f"{config.updates:,}"],
+        ["completions per update", f"{completions} ({each})"],
+        ["completions in all", f"{config.updates * completions:,}"],
+        ["longest prompt, completion (tokens)", f"{prompt}, {rollout.max_new_tokens}"],
+    ]
+    lm_config = _lm_config(config, source)
+    if lm_config is None:
+        return [*planned, ["memory", "unknown: the model's config is not at hand"]]
+    parts = estimate_memory(config, lm_config, cpu=not torch.cuda.is_available())
+    return [
+        *planned,
+        *([f"memory: {name}", f"{size / 1e9:.2f} GB"] for name, size in parts.items()),
+        ["memory, estimated peak", f"{sum(parts.values()) / 1e9:.2f} GB"],
+    ]
+
+
+def _lm_config(config: TrainConfig, source: str) -> Any:
+    """Return transformers' config of the model; None where it would have to be downloaded and cannot be."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=config.model.trust_remote_code)
+    except OSError:
+        return None
