@@ -174,6 +174,34 @@ def test_the_reference_of_a_fine_tuned_checkpoint_is_its_base(base, tmp_path):
     assert not torch.equal(logits(model), plain)
 
 
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("mode", ["hybrid", "discrete"])
+def test_a_new_run_starts_from_a_saved_model(base, tmp_path, lora, mode):
+    saved = trained(base, r_min=0.7, r_max=0.8, latent_mode=mode)
+    saved.settings = dataclasses.replace(saved.settings, **SETTINGS)
+    saved.save_pretrained(tmp_path / "saved")
+    model = HybridCausalLM.from_pretrained(
+        tmp_path / "saved", lora=lora, new_run=True, r_min=0.3, r_max=0.4, latent_mode="hybrid"
+    )
+    assert model.settings.base_model == str(tmp_path / "saved")
+    assert (model.settings.latent_mode, model.settings.step, model.settings.top_k) == ("hybrid", 0, 7)
+    assert torch.equal(logits(model), logits(saved))
+    kept = mode == "hybrid"  # a gate that was never trained is drawn anew
+    assert torch.equal(model.gate.Lambda, saved.gate.Lambda) == kept
+    assert (model.gate.r_min, model.gate.r_max) == ((0.7, 0.8) if kept else (0.3, 0.4))
+
+    with torch.no_grad():  # trained further, saved, loaded: the reference is still the model that it started from
+        for parameter in model.lm.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(tmp_path / "further")
+    loaded = HybridCausalLM.from_pretrained(tmp_path / "further")
+    loaded.load_reference()
+    assert torch.equal(logits(loaded), logits(model))
+    assert not torch.equal(logits(loaded), logits(saved))
+    assert torch.equal(logits(loaded, reference=True), logits(saved))
+
+
 # ---- whole or not at all ----------------------------------------------------------------------------------------
 
 
@@ -429,8 +457,9 @@ def test_other_refusals(base, tmp_path):
     (tmp_path / "nothing-in-it").mkdir()
     with pytest.raises(InputError, match="nothing-in-it"):
         HybridCausalLM.from_pretrained(tmp_path / "nothing-in-it")
-    HybridCausalLM.from_pretrained(base).save_pretrained(tmp_path / "saved")
-    with pytest.raises(InputError, match=r"saved.*leave lora out"):
-        HybridCausalLM.from_pretrained(tmp_path / "saved", lora=LORA)
+    HybridCausalLM.from_pretrained(base, lora=LORA).save_pretrained(tmp_path / "saved")
+    for options in ({"lora": LORA}, {"new_run": True}):
+        with pytest.raises(InputError, match=r"saved holds an adapter.*hrpo export"):
+            HybridCausalLM.from_pretrained(tmp_path / "saved", **options)
     with pytest.raises(InputError, match=r"8 wide.*24 wide"):
         HybridCausalLM(HybridCausalLM.from_pretrained(base).lm, HybridGate(8), HybridSettings("memory"))

@@ -115,8 +115,6 @@ def test_run_folder(config, tmp_path):
         Trainer(config)
     with pytest.raises(InputError, match="no run"):
         Trainer(dataclasses.replace(config, name="mistyped"), resume=True)
-    with pytest.raises(InputError, match="saved hybrid"):
-        Trainer(dataclasses.replace(config, name="b", model=ModelConfig(str(folder / "checkpoint-2"))))
     assert Trainer(dataclasses.replace(config, token_budget=50), resume=True).step == 4
     with pytest.raises(InputError, match="seed"):
         Trainer(dataclasses.replace(config, seed=4), resume=True)
@@ -125,6 +123,37 @@ def test_run_folder(config, tmp_path):
     settings = model.settings
     assert (settings.base_model, settings.latent_mode, settings.step) == ("tiny", "hybrid", 4)
     assert (settings.temperature, settings.top_k, settings.max_new_tokens) == (0.5, 50, 48)
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_a_run_starts_from_another(config, tmp_path, lora_rank):
+    first = Trainer(config)
+    first.train_step()
+    first.save()
+    further = dataclasses.replace(config, name="further", model=ModelConfig(str(first.folder), lora_rank=lora_rank))
+    second = Trainer(further)
+    assert second.step == 0
+    assert second.model.settings.base_model == str(newest_checkpoint(first.folder))
+    assert torch.equal(second.model.gate.Lambda, first.model.gate.Lambda)
+    assert torch.equal(second.model.embedding.weight, first.model.embedding.weight)
+    second.train_step()
+    second.save()
+    resumed = Trainer(further, resume=True).model
+    ids = torch.tensor([[2, 3, 4]])
+    with torch.no_grad():
+        expected, _ = first.model(first.model.embed(ids), torch.ones_like(ids))
+        for reference in (True, False):
+            actual, _ = resumed(resumed.embed(ids, reference=reference), torch.ones_like(ids), reference=reference)
+            assert torch.equal(actual, expected) == reference
+    if lora_rank:
+        with pytest.raises(InputError, match="hrpo export"):
+            Trainer(dataclasses.replace(config, name="third", model=ModelConfig(str(second.folder))))
+
+
+def test_a_run_does_not_start_from_one_without_checkpoint(config, tmp_path):
+    Trainer(config)
+    with pytest.raises(InputError, match=r"model.name: the run .*test has no checkpoint"):
+        Trainer(dataclasses.replace(config, name="b", model=ModelConfig(str(tmp_path / "test"))))
 
 
 def test_discrete_mode_leaves_the_gate_alone(config):

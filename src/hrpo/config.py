@@ -21,7 +21,8 @@ class ModelConfig:
     """The language model.
 
     Args:
-        name: a folder, a name that `hrpo model` lists, or a name on the Hub.
+        name: a folder, a name that `hrpo model` lists, or a name on the Hub. A run folder stands for its newest
+            checkpoint, which must hold whole weights (`hrpo export` makes them of an adapter).
         dtype: bfloat16 keeps frozen weights in bfloat16, or runs trainable float32 ones under autocast.
         lora_rank: rank of the adapters on the linear layers of the blocks; 0 trains all weights.
         lora_alpha: the adapters' output is scaled by lora_alpha / lora_rank.

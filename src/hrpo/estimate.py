@@ -8,8 +8,6 @@ from torch import nn
 from hrpo.config import TrainConfig
 from hrpo.head import HEAD_CHUNK
 
-GIB = 2**30
-
 
 def estimate_memory(config: TrainConfig, lm_config: Any, *, cpu: bool) -> dict[str, int]:
     """Return bytes by what they are for; their sum is the peak, since a rollout's and an update's parts are compared.

@@ -13,12 +13,12 @@ from hrpo.config import TaskConfig
 from hrpo.errors import InputError
 from hrpo.evaluate import as_rows, evaluate
 from hrpo.files import write_text
-from hrpo.model import SETTINGS_FILE, HybridCausalLM
+from hrpo.model import HybridCausalLM
 from hrpo.prompts import decode, encode
 from hrpo.rollout import Rollout, generate
 from hrpo.tasks import load_task
 from hrpo.tasks.task import ask
-from hrpo.trainer import newest_checkpoint
+from hrpo.trainer import model_in
 
 TRACED_CANDIDATES = 5
 
@@ -28,13 +28,9 @@ def load_for_inference(name: str, *, trust_remote_code: bool = False) -> HybridC
 
     A saved model decodes in the mode it was trained in; a plain one has no trained gate, so it decodes discretely.
     """
-    folder = newest_checkpoint(Path(name)) or Path(name)
-    if (folder / "config.yaml").is_file():
-        raise InputError(f"--checkpoint: the run {name} has no checkpoint yet")
-    saved = (folder / SETTINGS_FILE).is_file()
     try:
         model = HybridCausalLM.from_pretrained(
-            folder if saved else name, latent_mode="discrete", trust_remote_code=trust_remote_code
+            model_in(name), latent_mode="discrete", trust_remote_code=trust_remote_code
         )
     except InputError as error:
         raise InputError(str(error).replace("model.name:", "--checkpoint:")) from error

@@ -120,20 +120,25 @@ class HybridCausalLM(nn.Module):
         r_min: float = 0.99,
         r_max: float = 0.999,
         latent_mode: LatentMode = "hybrid",
+        new_run: bool = False,
         trust_remote_code: bool = False,
     ) -> "HybridCausalLM":
         """Load a plain model, which gets a fresh gate, or a saved hybrid one, which gets its own back.
 
+        A new run may start from a saved model that holds whole weights: it becomes the base model, and so the
+        reference. Its gate goes on where it was trained; after "discrete" training it is a fresh one.
+
         Args:
             path_or_name: a folder, a name from `hrpo model`, or a name on the Hub.
-            lora: add adapters (plain models only); None trains the model's own weights.
+            lora: add adapters, which on a saved model starts a new run; None trains the model's own weights.
             dtype: "bfloat16" holds frozen weights in bfloat16 when there are adapters, and otherwise runs float32
                 weights under autocast. What is trained, and the gate, stays float32. Default: what a saved model
                 remembers, and float32 for a plain one.
             device: where to put it.
             r_min: of a fresh gate.
             r_max: of a fresh gate.
-            latent_mode: of a plain model; a saved one keeps its own.
+            latent_mode: of a plain model and of a new run; else a saved model keeps its own.
+            new_run: start a new run from a saved model; a plain one has no other.
             trust_remote_code: run code that comes with the model.
 
         Raises:
@@ -142,24 +147,32 @@ class HybridCausalLM(nn.Module):
         """
         folder = Path(resolve(str(path_or_name)))
         saved = (folder / SETTINGS_FILE).is_file()
+        own_adapter = own_gate = False
         if saved:
             settings = _read_settings(folder / SETTINGS_FILE)
-            has_adapter = (folder / "adapter_config.json").is_file()
-            if lora is not None:
-                raise InputError(f"{folder}: a saved hybrid model keeps its own weights; leave lora out")
+            own_adapter, own_gate = (folder / "adapter_config.json").is_file(), True
+            if new_run or lora is not None:
+                if own_adapter:
+                    raise InputError(
+                        f"model.name: {folder} holds an adapter, not a whole model; "
+                        f"run `hrpo export --checkpoint {folder} --out DIR` first, and start from DIR"
+                    )
+                own_gate = settings.latent_mode == "hybrid"  # else it was never trained
+                base_model = str(folder.resolve())
+                settings = dataclasses.replace(settings, base_model=base_model, latent_mode=latent_mode, step=0)
         else:
             named = str(path_or_name) in KNOWN or not folder.is_dir()
             settings = HybridSettings(str(path_or_name) if named else str(folder.resolve()), latent_mode)
-            has_adapter = lora is not None
+        has_adapter = own_adapter or lora is not None
         dtype_name = cast(Dtype, str(dtype or settings.dtype).removeprefix("torch."))
         if dtype_name not in get_args(Dtype):
             raise InputError(f"model.dtype: must be one of {', '.join(get_args(Dtype))}, got {dtype_name}")
         settings = dataclasses.replace(settings, dtype=dtype_name)
         half = dtype_name == "bfloat16"
         weights_dtype: torch.dtype = getattr(torch, "float32" if half and not has_adapter else dtype_name)
-        base = resolve(settings.base_model) if saved and has_adapter else str(folder)
+        base = resolve(settings.base_model) if own_adapter else str(folder)
         lm: Any = _load_lm(base, weights_dtype, trust_remote_code)
-        if saved and has_adapter:
+        if own_adapter:
             lm = _load_adapter(lm, folder)
         elif lora is not None:
             targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
@@ -170,7 +183,7 @@ class HybridCausalLM(nn.Module):
                 raise InputError(f"model.lora_targets: {_first_line(error)}") from error
         bare: Any = lm.get_base_model() if isinstance(lm, PeftModel) else lm
         gate = HybridGate(bare.get_input_embeddings().weight.shape[1], r_min, r_max)
-        if saved:
+        if own_gate:
             gate = _read_gate(folder / GATE_FILE, gate.hidden_size)
         tokenizer = _load_tokenizer(folder if saved else Path(base), trust_remote_code)
         autocast = torch.bfloat16 if half and not has_adapter else None

@@ -26,7 +26,7 @@ from hrpo.errors import InputError
 from hrpo.evaluate import as_rows, evaluate
 from hrpo.limits import fitting
 from hrpo.loss import hrpo_loss, token_weights
-from hrpo.model import SETTINGS_FILE, HybridCausalLM, Lora
+from hrpo.model import HybridCausalLM, Lora
 from hrpo.prompts import decode, encode
 from hrpo.replay import replay
 from hrpo.rewards import score
@@ -308,6 +308,14 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return max(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
 
 
+def model_in(name: str) -> str:
+    """Return the newest checkpoint of a run folder, and any other model's name as it is."""
+    newest = newest_checkpoint(Path(name))
+    if newest is None and (Path(name) / "config.yaml").is_file():
+        raise InputError(f"model.name: the run {name} has no checkpoint yet")
+    return str(newest or name)
+
+
 def check_config(config: TrainConfig) -> None:
     """Refuse settings that cannot train."""
     rollout, latent, warmup = config.rollout, config.latent, config.optimizer.warmup
@@ -398,15 +406,14 @@ def _absolute(task: TaskConfig) -> dict[str, Any]:
 
 def _load_model(config: TrainConfig, checkpoint: Path | None) -> HybridCausalLM:
     fresh = checkpoint is None
-    if fresh and (Path(config.model.name) / SETTINGS_FILE).is_file():
-        raise InputError(f"model.name: {config.model.name} is a saved hybrid model; --resume goes on with a run")
     return HybridCausalLM.from_pretrained(
-        config.model.name if checkpoint is None else checkpoint,
+        checkpoint or model_in(config.model.name),
         lora=lora_of(config.model) if fresh else None,
         dtype=config.model.dtype,
         r_min=config.latent.r_min,
         r_max=config.latent.r_max,
         latent_mode=config.latent_mode,
+        new_run=fresh,
         trust_remote_code=config.model.trust_remote_code,
     )
 
