@@ -81,7 +81,8 @@ def check(trainer: Trainer) -> Check:
 
     share = min(B, count)  # prompts of an update that the gradients are taken of
     start = time.perf_counter()
-    trainer.gradients(rollout.select(0, share * G), torch.linspace(-1, 1, share * G, device=model.device))
+    part = rollout.select(0, share * G)
+    trainer.gradients(part, torch.linspace(-1, 1, share * G, device=model.device))
     trainer.optimizer.zero_grad()
     gradient_seconds = time.perf_counter() - start
     update_peak = peak_memory(model.device)
@@ -97,9 +98,11 @@ def check(trainer: Trainer) -> Check:
     per_completion = rollout_seconds / len(rollout)
     update_seconds = B * G * per_completion + gradient_seconds * B / share
     answers = 4 * min(config.eval.problems, len(trainer.task.test))  # greedy and sampled, before and after
-    grown = (rollout_peak - held) * max(B / count, 1)
+    micro_batch, tokens = trainer.token_budget(part), int(part.prompt_mask.sum() + part.completion_mask.sum())
+    fuller = min(micro_batch, tokens * B / share) / min(micro_batch, tokens)  # what an update holds, over what was held
+    grown = max((rollout_peak - held) * max(B / count, 1), (update_peak - held) * fuller)
     trained = sum(p.numel() for group in trainer.optimizer.param_groups for p in group["params"])
-    peak = round(max(held + grown, update_peak)) + ADAM_BYTES * trained
+    peak = held + round(grown) + ADAM_BYTES * trained
     available = total_memory(model.device)
     return Check(
         prompts=count,

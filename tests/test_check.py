@@ -1,0 +1,168 @@
+"""The check before a run, its advice, and the stop of a run that learns nothing."""
+
+import dataclasses
+import json
+import statistics
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from hrpo.advice import Signs, advice, distinct_share, memory_advice
+from hrpo.check import check, check_run
+from hrpo.cli import main
+from hrpo.config import (
+    CheckConfig,
+    EvalConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RolloutConfig,
+    TaskConfig,
+    TrainConfig,
+)
+from hrpo.errors import StoppedError
+from hrpo.run import train, without_signal
+from hrpo.trainer import Trainer, newest_checkpoint
+
+
+@pytest.fixture
+def config(tmp_path):
+    return TrainConfig(
+        name="test",
+        folder=str(tmp_path / "runs"),
+        updates=6,
+        model=ModelConfig(lora_rank=0),
+        rollout=RolloutConfig(prompts=3, group_size=4, max_new_tokens=48),
+        optimizer=OptimizerConfig(lr=1e-4),
+        check=CheckConfig(prompts=5, patience=3),
+        eval=EvalConfig(problems=0),
+    )
+
+
+GOOD = Signs(reward=0.4, signal=0.8, format_rate=0.95, truncation_rate=0.0, distinct=0.9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({}, []),
+        ({"truncation_rate": 0.5}, ["rollout.max_new_tokens (now 512)"]),
+        ({"format_rate": 0.1}, ["task.shots 2"]),
+        ({"format_rate": 0.1, "signal": 0.0, "reward": 0.0}, ["hrpo sft"]),
+        ({"signal": 0.1, "reward": 0.97}, ["harder problems"]),
+        ({"signal": 0.1, "distinct": 0.2}, ["rollout.temperature (now 0.5)"]),
+        ({"signal": 0.0, "reward": 0.0}, ["rollout.group_size (now 8)"]),
+        ({"signal": 0.2}, ["rollout.group_size (now 8)"]),
+        (
+            {"signal": 0.0, "reward": 0.0, "format_rate": 0.0, "truncation_rate": 1.0},
+            ["rollout.max_new_tokens", "task.shots"],
+        ),
+    ],
+)
+def test_advice_names_the_option(changes, named):
+    tips = advice(dataclasses.replace(GOOD, **changes), TrainConfig())
+    assert len(tips) == len(named)
+    for tip, option in zip(tips, named, strict=True):
+        assert option in tip
+
+
+def test_advice_does_not_repeat_what_was_done():
+    config = TrainConfig(task=TaskConfig(shots=4))
+    (tip,) = advice(dataclasses.replace(GOOD, format_rate=0.2), config)
+    assert "in spite of 4 worked examples" in tip
+    assert "task.shots" not in tip
+    assert memory_advice(5, 10, config) == []
+    (tip,) = memory_advice(10, 10, config)
+    assert "recompute" in tip
+    (tip,) = memory_advice(10, 10, dataclasses.replace(config, recompute=True))
+    assert "recompute" not in tip
+
+
+def test_distinct_share():
+    ids = torch.tensor([[1, 2], [1, 2], [1, 2], [3, 2], [1, 1], [2, 2], [3, 3], [4, 4]])
+    assert distinct_share(ids, 4) == pytest.approx((2 + 4) / 8)
+
+
+def test_check_changes_nothing(config):
+    """The same first update with the check before it and without."""
+    plain, checked = Trainer(config), Trainer(dataclasses.replace(config, name="checked"))
+    before = torch.get_rng_state()
+    result = check(checked)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(p.grad is None for p in checked.model.parameters())
+    a, b = plain.train_step(), checked.train_step()
+    assert {k: v for k, v in a.items() if "second" not in k} == {k: v for k, v in b.items() if "second" not in k}
+    assert (result.prompts, result.completions) == (5, 20)
+    assert 0 < result.signs.format_rate <= 1
+    assert 0 < result.length <= result.longest <= 48
+
+
+def test_estimates(tmp_path):
+    """Time and peak memory come near what a run takes, in a process of its own."""
+    code = """
+import sys, torch
+from hrpo.cli import main
+from hrpo.memory import peak_memory
+main(["train", "--config", "recipes/quickstart.yaml", "--updates=3", "--eval.problems=0", "--folder", sys.argv[1]])
+print(peak_memory(torch.device("cpu")))
+"""
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
+    peak = int(done.stdout.splitlines()[-1])
+    (folder,) = tmp_path.iterdir()
+    checked = json.loads((folder / "check.json").read_text())
+    assert 0.8 * peak < checked["peak_bytes"] < 1.25 * peak
+    updates = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    seconds = statistics.median(row["rollout_seconds"] + row["update_seconds"] for row in updates)
+    assert seconds / 4 < checked["update_seconds"] < seconds * 4  # other work may slow either
+    assert checked["run_seconds"] == pytest.approx(3 * checked["update_seconds"])
+
+
+def test_check_command(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    main(["check", "--model.lora_rank=0", "--rollout.max_new_tokens=3", "--check.prompts=2"])
+    printed = capsys.readouterr().out
+    assert "groups with a signal" in printed
+    assert "- 100% of the completions are cut off" in printed or "rollout.max_new_tokens (now 3)" in printed
+    assert list(tmp_path.iterdir()) == []  # nothing is left behind
+
+
+def test_a_run_without_a_signal_stops(config):
+    """Two tokens are never an answer, so all rewards are 0."""
+    config = dataclasses.replace(config, rollout=RolloutConfig(2, 2, max_new_tokens=2), loss=LossConfig(beta=0.0))
+    with pytest.raises(StoppedError) as stopped:
+        train(config)
+    assert "check.patience" in str(stopped.value)
+    assert "rollout.max_new_tokens (now 2)" in str(stopped.value)
+    folder = config.run_folder
+    assert newest_checkpoint(folder).name == "checkpoint-3"
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 3
+    checked = json.loads((folder / "check.json").read_text())
+    assert checked["signal"] == 0
+    assert any("rollout.max_new_tokens" in tip for tip in checked["advice"])
+
+
+def test_stopped_run_exits_with_3(capsys, tmp_path):
+    words = ["train", "--folder", str(tmp_path), "--model.lora_rank=0", "--eval.problems=0", "--check.prompts=0"]
+    words += ["--rollout.max_new_tokens=2", "--rollout.prompts=2", "--check.patience=1"]
+    with pytest.raises(SystemExit) as exit_info:
+        main(words)
+    assert exit_info.value.code == 3
+    printed = capsys.readouterr().err
+    assert printed.startswith("hrpo: stopped: no group had a signal")
+    assert "Traceback" not in printed
+
+
+def test_patience():
+    updates = [{"signal": 0.5}, {"signal": 0.0}, {"signal": 0.0}]
+    assert without_signal(updates, 2)
+    assert not without_signal(updates, 3)
+    assert not without_signal(updates, 4)
+    assert not without_signal(updates, 0)
+    assert not without_signal([{"nll": 1.0}] * 5, 2)
+
+
+def test_check_run_leaves_the_folder_alone(config, tmp_path):
+    check_run(config)
+    assert list(tmp_path.iterdir()) == []
