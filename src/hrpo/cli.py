@@ -73,6 +73,7 @@ def _train(args: Namespace) -> None:
 
 def _eval_parser(parser: Parser) -> None:
     parser.add_argument("--checkpoint", required=True, help="a checkpoint, or a run folder for its newest one")
+    parser.add_argument("--task", default="", help="evaluate on this task; needed where the task is a file FILE.py")
     parser.add_argument("--test_path", default="", help="the test file, where it lies elsewhere than in training")
     parser.add_argument("--problems", type=int, default=500, help="test problems, from the first; 0 takes all")
     parser.add_argument("--batch", type=int, default=64, help="problems decoded at a time")
@@ -89,6 +90,7 @@ def _eval(args: Namespace) -> None:
 
     result = evaluate_checkpoint(
         args.checkpoint,
+        task=args.task,
         test_path=args.test_path,
         problems=args.problems,
         batch=args.batch,

@@ -20,18 +20,18 @@ from torch import Tensor
 
 from hrpo import files
 from hrpo.advantages import group_advantages, signal_share
-from hrpo.config import ModelConfig, TaskConfig, TrainConfig
+from hrpo.config import ModelConfig, TrainConfig
 from hrpo.errors import InputError
 from hrpo.evaluate import as_rows, evaluate
 from hrpo.loss import hrpo_loss, token_weights
 from hrpo.model import SETTINGS_FILE, HybridCausalLM, Lora
-from hrpo.progress import bar, metrics_note
+from hrpo.progress import bar, console, metrics_note
 from hrpo.prompts import decode, encode
 from hrpo.replay import replay
 from hrpo.report import write_report
 from hrpo.rewards import score
 from hrpo.rollout import Rollout, generate, sample_key
-from hrpo.tasks import Example, load_task
+from hrpo.tasks import Example, load_task, remembered
 from hrpo.tasks.judge import DELIMITER
 from hrpo.techniques import FAST
 
@@ -59,6 +59,8 @@ def train(config: TrainConfig, *, resume: bool = False) -> dict[str, Any]:
 
     """
     trainer = Trainer(config, resume=resume)
+    for reason, count in trainer.task.dropped.items():
+        console.print(f"{config.task.name}: {count} training problems left out: {reason}")
     evaluation = trainer.evaluation()
     if "before" not in evaluation:
         evaluation["before"] = trainer.evaluate("before")
@@ -114,7 +116,7 @@ class Trainer:
             top_k=config.rollout.top_k,
             max_new_tokens=config.rollout.max_new_tokens,
             preamble=list(self.task.preamble),
-            task=_absolute(config.task),
+            task=remembered(config.task),
             seed=config.seed,
         )
         if config.loss.beta and checkpoint is None:
@@ -136,7 +138,7 @@ class Trainer:
         rollout = self.roll_out(examples)
         completions = decode(self.model.tokenizer, rollout)
         G = config.rollout.group_size
-        rewards = score(self.task, [example for example in examples for _ in range(G)], completions)  # (N,)
+        rewards, parts = score(self.task, [example for example in examples for _ in range(G)], completions)  # (N,)
         advantages = group_advantages(rewards, G, config.loss.advantage_scale).to(self.model.device)  # (N,)
         rolled_out = time.perf_counter()
         stats = self.update(rollout, advantages)
@@ -147,6 +149,7 @@ class Trainer:
         return {
             "step": self.step,
             "reward": rewards.mean().item(),
+            **({f"reward/{name}": mean for name, mean in parts.items()} if len(parts) > 1 else {}),
             "signal": signal_share(rewards, G),
             "format_rate": sum(text.count(DELIMITER) == 1 for text in completions) / len(completions),
             "length": rollout.lengths.float().mean().item(),
@@ -345,12 +348,6 @@ def lora_of(config: ModelConfig) -> Lora | None:
         return None
     names = [name.strip() for name in config.lora_targets.split(",")]
     return Lora(config.lora_rank, config.lora_alpha, names[0] if names == ["all-linear"] else names)
-
-
-def _absolute(task: TaskConfig) -> dict[str, Any]:
-    """Return a task's settings with paths that hold from any folder."""
-    paths = {name: str(Path(value).resolve()) for name in ("path", "test_path") if (value := getattr(task, name))}
-    return {**dataclasses.asdict(task), **paths}
 
 
 def _load_model(config: TrainConfig, checkpoint: Path | None) -> HybridCausalLM:

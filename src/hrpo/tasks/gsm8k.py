@@ -47,14 +47,14 @@ def read(path: Path) -> list[Example]:
     return examples
 
 
-def load(config: TaskConfig, seed: int) -> Task:
+def load(config: TaskConfig, seed: int, *, test_only: bool = False) -> Task:
     """Return the task; training rows that occur among the test rows are dropped, and so are the worked examples.
 
     Without a training file there are no training rows; a test file is needed always.
     """
     if not config.path and not config.test_path:
         raise InputError("task.path: GSM8K needs its training file, such as train.jsonl (test.jsonl beside it)")
-    train = read(Path(config.path)) if config.path else []
+    train = read(Path(config.path)) if config.path and not test_only else []
     test = read(Path(config.test_path) if config.test_path else Path(config.path).with_name("test.jsonl"))
     seen = {example.question for example in test}
     train = [example for example in train if example.question not in seen]
