@@ -140,10 +140,24 @@ def _model(args: Namespace) -> None:
         print(f"{name:15} {known.description} ({known.licence}; {known.source})")
 
 
+def _tasks_parser(parser: Parser) -> None:
+    parser.usage = "hrpo tasks [NAME] [--path PATH]"
+    parser.add_argument("name", nargs="?", default="", help="a task, to see three of its prompts; else all are listed")
+    parser.add_argument("--path", default="", help="a file of problems, or a folder of one or several benchmarks")
+
+
+def _tasks(args: Namespace) -> None:
+    from hrpo.tasks.listing import list_tasks, show_task
+
+    for line in show_task(args.name, args.path) if args.name else list_tasks(args.path):
+        print(line)
+
+
 COMMANDS: dict[str, tuple[Callable[[Parser], None], Callable[[Namespace], None], str]] = {
     "train": (_train_parser, _train, "train a model with HRPO or GRPO"),
     "eval": (_eval_parser, _eval, "evaluate a checkpoint on its task's test problems"),
     "generate": (_generate_parser, _generate, "ask a checkpoint something, and look at its latents"),
+    "tasks": (_tasks_parser, _tasks, "list the tasks, or show some prompts of one"),
     "model": (_model_parser, _model, "list the models known by name, or fetch one"),
 }
 USAGE = "usage: hrpo {" + " | ".join(COMMANDS) + "} [options]"

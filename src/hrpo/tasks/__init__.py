@@ -1,20 +1,37 @@
 """Tasks by name, and how their answers are judged."""
 
 import dataclasses
+import difflib
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from hrpo.config import TaskConfig
 from hrpo.errors import InputError
-from hrpo.tasks import arithmetic, custom, gsm8k
+from hrpo.tasks import arithmetic, choice, custom, knowledge, mathematics, procedural
 from hrpo.tasks.judge import Verdict, judge
-from hrpo.tasks.task import Example, Task
+from hrpo.tasks.task import Example, Spec, Task
 
-__all__ = ["TASKS", "Example", "Task", "Verdict", "check_task", "is_file", "judge", "load_task", "remembered"]
+__all__ = [
+    "BENCHMARKS",
+    "TASKS",
+    "Example",
+    "Task",
+    "Verdict",
+    "check_task",
+    "is_file",
+    "judge",
+    "load_task",
+    "remembered",
+]
 
-TASKS: dict[str, Callable[..., Task]] = {"arithmetic": arithmetic.load, "gsm8k": gsm8k.load}
+BENCHMARKS = {
+    benchmark.name: benchmark for family in (mathematics, choice, knowledge) for benchmark in family.BENCHMARKS
+}
+TASKS: dict[str, Spec] = {
+    "arithmetic": arithmetic.SPEC,
+    **{name: benchmark.spec() for name, benchmark in BENCHMARKS.items()},
+}
 REWARDS = ("correct", "format")
 
 
@@ -23,8 +40,12 @@ def is_file(name: str) -> bool:
     return name.endswith(".py")
 
 
-def check_task(config: TaskConfig) -> None:
+def check_task(config: TaskConfig, *, test_only: bool = False) -> None:
     """Refuse settings that cannot be used, without reading a file of problems, running code or asking the Hub.
+
+    Args:
+        config: which task, and its settings.
+        test_only: no training problems are needed.
 
     Raises:
         InputError: an unknown name, a file that does not exist, or a value out of range.
@@ -33,25 +54,9 @@ def check_task(config: TaskConfig) -> None:
     for field in ("shots", "max_solution_chars"):
         if getattr(config, field) < 0:
             raise InputError(f"task.{field}: must be at least 0, got {getattr(config, field)}")
-    if not config.rewards:
-        raise InputError("task.rewards: names no reward; the default is correct: 1.0")
-    labels = [_label(name) for name in config.rewards]
-    for name, weight in config.rewards.items():
-        file, _, function = name.rpartition(":")
-        if name not in REWARDS and not (is_file(file) and function):
-            raise InputError(f"task.rewards: {name!r} is none of {', '.join(REWARDS)}, FILE.py:FUNCTION")
-        if name not in REWARDS and not Path(file).is_file():
-            raise InputError(f"task.rewards: no file {file}")
-        if not math.isfinite(weight):
-            raise InputError(f"task.rewards: the weight of {name} must be a number, got {weight}")
-        if labels.count(_label(name)) > 1:
-            raise InputError(f"task.rewards: two rewards are called {_label(name)}")
-    if is_file(config.name):
-        custom.check(config)
-    elif config.name not in TASKS:
-        raise InputError(f"task.name: {config.name!r} is none of {', '.join(TASKS)}, nor a file FILE.py")
-    elif config.name == "arithmetic":
-        arithmetic.check(config)
+    if not test_only:
+        _check_rewards(config.rewards)
+    _home(config.name)[1](config, test_only=test_only)
 
 
 def load_task(config: TaskConfig, seed: int = 0, *, test_only: bool = False) -> Task:
@@ -66,9 +71,8 @@ def load_task(config: TaskConfig, seed: int = 0, *, test_only: bool = False) -> 
         InputError: no task of this name, or its files cannot be used.
 
     """
-    check_task(config)
-    load = custom.load if is_file(config.name) else TASKS[config.name]
-    task = load(config, seed, test_only=test_only)
+    check_task(config, test_only=test_only)
+    task: Task = _home(config.name)[0](config, seed, test_only=test_only)
     if test_only:
         return task
     functions = {_label(name): custom.reward_function(name) for name in config.rewards if name not in REWARDS}
@@ -82,6 +86,35 @@ def remembered(config: TaskConfig) -> dict[str, Any]:
     name = _absolute(config.name) if is_file(config.name) else config.name
     rewards = {key if key in REWARDS else _absolute(key): weight for key, weight in config.rewards.items()}
     return {**dataclasses.asdict(config), **paths, "name": name, "rewards": rewards}
+
+
+def _home(name: str) -> tuple[Any, Any]:
+    """Return what loads a task and what checks its settings."""
+    if is_file(name):
+        return custom.load, custom.check
+    if name.startswith(procedural.PREFIX):
+        return procedural.load, procedural.check
+    if name not in TASKS:
+        close = difflib.get_close_matches(name, TASKS, n=1)
+        hint = f"did you mean {close[0]}?" if close else "`hrpo tasks` lists them; FILE.py names your own"
+        raise InputError(f"task.name: there is no task {name!r}; {hint}")
+    return TASKS[name].load, TASKS[name].check
+
+
+def _check_rewards(rewards: dict[str, float]) -> None:
+    if not rewards:
+        raise InputError("task.rewards: names no reward; the default is correct: 1.0")
+    labels = [_label(name) for name in rewards]
+    for name, weight in rewards.items():
+        file, _, function = name.rpartition(":")
+        if name not in REWARDS and not (is_file(file) and function):
+            raise InputError(f"task.rewards: {name!r} is none of {', '.join(REWARDS)}, FILE.py:FUNCTION")
+        if name not in REWARDS and not Path(file).is_file():
+            raise InputError(f"task.rewards: no file {file}")
+        if not math.isfinite(weight):
+            raise InputError(f"task.rewards: the weight of {name} must be a number, got {weight}")
+        if labels.count(_label(name)) > 1:
+            raise InputError(f"task.rewards: two rewards are called {_label(name)}")
 
 
 def _label(reward: str) -> str:

@@ -20,7 +20,7 @@ from hrpo.tasks.task import SYSTEM_PROMPT, Example, RewardFunction, Task, prepar
 RESERVED = ("prompts", "completions")  # what reward functions get beside a row's columns
 
 
-def check(config: TaskConfig) -> None:
+def check(config: TaskConfig, *, test_only: bool = False) -> None:
     """Refuse a file that does not exist, without running it.
 
     Raises:
@@ -61,6 +61,7 @@ def load(config: TaskConfig, seed: int, *, test_only: bool = False) -> Task:
         system=system,
         reward=None if reward is None else guard(path, "reward", reward),
         metric=None if metric is None else guard(path, "metric", metric, unit=True),
+        same=lambda example: example.question,  # spaces or case may be what the task is about
     )
 
 

@@ -88,6 +88,32 @@ class Task:
         return self.assess([completion], [example])[0][0]
 
 
+@dataclass(frozen=True)
+class Spec:
+    """What there is to say of a task by name, and how to get it.
+
+    Args:
+        kind: how answers are judged.
+        train: training problems, as published; 0 where the task is for tests only.
+        test: test problems, as published.
+        source: whose it is.
+        licence: of the data.
+        load: `load(config, seed, test_only=...)`, as `hrpo.tasks.load_task`.
+        check: `check(config, test_only=...)`, as `hrpo.tasks.check_task`.
+        at_hand: `at_hand(folder)` says in words where its problems are.
+
+    """
+
+    kind: Kind
+    train: int
+    test: int
+    source: str
+    licence: str
+    load: Callable[..., Task]
+    check: Callable[..., None]
+    at_hand: Callable[[str], str]
+
+
 def columns_of(examples: Sequence[Example]) -> dict[str, list[Any]]:
     """Return what reward functions get beside the completions, a value for each example; None where it lacks one."""
     names = dict.fromkeys(name for example in examples for name in example.columns)
@@ -111,6 +137,7 @@ def prepare(
     dropped: Mapping[str, int] | None = None,
     reward: RewardFunction | None = None,
     metric: RewardFunction | None = None,
+    same: Callable[[Example], str] = lambda example: loosely(str(example.columns.get("stem", example.question))),
 ) -> Task:
     """Make a task of rows: drop training rows that occur among the test rows, and set worked examples apart.
 
@@ -125,13 +152,15 @@ def prepare(
         dropped: what has been left out already, by reason.
         reward: the task's own reward.
         metric: the task's own metric.
+        same: two problems are the same where this is; by default their questions, without options and passages, up
+            to spaces and case.
 
     Raises:
         InputError: there are not as many worked examples as asked for.
 
     """
-    seen = {_stem(example) for rows in (test, held_out) for example in rows}
-    left = [example for example in train if _stem(example) not in seen]
+    seen = {same(example) for rows in (test, held_out) for example in rows}
+    left = [example for example in train if same(example) not in seen]
     reasons = {**(dropped or {}), "in the test set": len(train) - len(left)}
     if config.max_solution_chars:
         left = [example for example in left if len(example.solution) <= config.max_solution_chars]
@@ -155,9 +184,9 @@ def prepare(
     )
 
 
-def _stem(example: Example) -> str:
-    """Return what makes two problems the same: the question, without options and context, up to spaces and case."""
-    return " ".join(str(example.columns.get("stem", example.question)).split()).casefold()
+def loosely(text: str) -> str:
+    """Return a text without spaces and case."""
+    return "".join(text.split()).casefold()
 
 
 def make_preamble(system: str, shots: Sequence[Example]) -> list[Message]:
