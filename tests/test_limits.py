@@ -7,7 +7,7 @@ import pytest
 from hrpo import HybridCausalLM
 from hrpo.config import EvalConfig, ModelConfig, RolloutConfig, TrainConfig
 from hrpo.errors import InputError
-from hrpo.limits import context_length, fitting, longest_prompt, too_long
+from hrpo.limits import context_length, fitting, longest_prompt, show_dropped, too_long
 from hrpo.prompts import encode
 from hrpo.tasks import Example, Task
 from hrpo.trainer import Trainer
@@ -33,9 +33,10 @@ def test_long_prompts_are_left_out_and_counted(model, task, capsys):
     lengths = [len(prompt) for prompt in encode(model.tokenizer, [task.messages(q) for q in QUESTIONS])]
     limit = lengths[2]
     assert too_long(model, task, task.train, limit) == [3, 4]
-    kept = fitting(task, model, config(max_prompt_tokens=limit)).train
-    assert [example.question for example in kept] == QUESTIONS[:3]
-    assert f"of 5 training problems 2 have a prompt above {limit} tokens; they are left out" in capsys.readouterr().out
+    kept = fitting(task, model, config(max_prompt_tokens=limit))
+    assert [example.question for example in kept.train] == QUESTIONS[:3]
+    show_dropped(kept)
+    assert f"mine: 2 training problems left out: a prompt above {limit} tokens" in capsys.readouterr().out
     assert fitting(task, model, config(max_prompt_tokens=lengths[4])) is task
     assert fitting(task, model, config()) is task
 

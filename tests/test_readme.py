@@ -27,7 +27,8 @@ COMMAND_LINES = [
 
 
 def test_python():
-    (code,) = blocks("python")
+    example, code = blocks("python")
+    assert example == (ROOT / "examples" / "word_order.py").read_text()
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 

@@ -9,13 +9,13 @@ import re
 from pathlib import Path
 
 import pytest
+from hrpo.tasks.gsm8k import read
 
 from hrpo.config import TaskConfig
 from hrpo.errors import InputError
 from hrpo.rewards import correctness, score
 from hrpo.tasks import Example, judge, load_task
 from hrpo.tasks.arithmetic import draw, solve, split_of
-from hrpo.tasks.gsm8k import read
 from hrpo.tasks.task import SYSTEM_PROMPT
 
 # ---- arithmetic ---------------------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ def test_arithmetic_examples():
 
 
 def test_unknown_task():
-    with pytest.raises(InputError, match=r"^task\.name: 'chess' is none of arithmetic, gsm8k$"):
+    with pytest.raises(InputError, match=r"^task\.name: 'chess' is none of arithmetic, gsm8k, nor a file FILE\.py$"):
         load_task(TaskConfig("chess"))
 
 
@@ -144,7 +144,8 @@ def test_rewards():
     task = load_task(TaskConfig("arithmetic"))
     examples = [Example("1+2", "3")] * 4
     completions = ["1+2=3\n#### 3", "3", "#### 4", "#### 3 #### 3"]
-    rewards = score(task, examples, completions)
+    rewards, means = score(task, examples, completions)
+    assert means == {"correct": 0.25}
     assert rewards.tolist() == [1, 0, 0, 0]
     assert rewards.is_floating_point()
     assert correctness(["#### b", "#### the Nile"], gold=["B", ["Nile"]], kind="choice", prompts=["", ""])[0] == 1.0

@@ -68,7 +68,7 @@ def test_start_has_several_habits(model):
     prompts = encode(model.tokenizer, [task.messages(example.question) for example in examples])
     rollout = generate(model, prompts, group_size=G, max_new_tokens=64)
     texts = decode(model.tokenizer, rollout)
-    rewards = score(task, [example for example in examples for _ in range(G)], texts)
+    rewards, _ = score(task, [example for example in examples for _ in range(G)], texts)
     assert signal_share(rewards, G) >= 0.5
     assert 0.1 < rewards.mean() < 0.7
     counts = {text.count("####") for text in texts}

@@ -11,9 +11,9 @@ from hrpo.config import TrainConfig
 
 @dataclass(frozen=True)
 class Signs:
-    """Shares in 0..1 over some groups of completions.
+    """What some groups of completions have in common; shares in 0..1.
 
-    reward: mean reward, over the sum of the rewards' weights.
+    reward: mean reward, whose most is the sum of the weights of `task.rewards`.
     signal: groups whose rewards differ.
     format_rate: completions with exactly one delimiter.
     truncation_rate: completions cut off at the length limit.
@@ -42,6 +42,7 @@ def distinct_share(completion_ids: Tensor, group_size: int) -> float:
 def advice(signs: Signs, config: TrainConfig) -> list[str]:
     """Return what to change, most important first, each naming its option; nothing where all is well."""
     rollout, shots = config.rollout, config.task.shots
+    reward = signs.reward / (sum(weight for weight in config.task.rewards.values() if weight > 0) or 1.0)
     tips = []
     if signs.truncation_rate > 0.2:
         tips.append(
@@ -58,14 +59,14 @@ def advice(signs: Signs, config: TrainConfig) -> list[str]:
     if signs.signal >= 0.25:
         return tips
     groups = f"{signs.signal:.0%} of the groups have a signal"
-    if signs.reward > 0.9:
+    if reward > 0.9:
         tips.append(f"{groups} since nearly all rewards are full already: take harder problems (task)")
     elif signs.distinct < 0.5:
         tips.append(
             f"{groups} and completions of a group are much alike ({signs.distinct:.0%} differ): "
             f"raise rollout.temperature (now {rollout.temperature:g})"
         )
-    elif signs.reward < 0.05 and signs.format_rate >= 0.5:
+    elif reward < 0.05 and signs.format_rate >= 0.5:
         tips.append(
             f"{groups}: the format is right but hardly an answer is: take easier problems (task), show "
             f"worked examples (task.shots, now {shots}), begin with a warm start on worked solutions (hrpo sft), or "

@@ -11,6 +11,7 @@ import torch
 from hrpo.advantages import signal_share
 from hrpo.advice import Signs, advice, distinct_share, memory_advice
 from hrpo.config import TrainConfig
+from hrpo.limits import show_dropped
 from hrpo.memory import peak_memory, total_memory
 from hrpo.progress import clock, console, print_table
 from hrpo.prompts import decode
@@ -57,7 +58,9 @@ def check_run(config: TrainConfig) -> Check:
 
     """
     with tempfile.TemporaryDirectory() as folder:
-        return check(Trainer(dataclasses.replace(config, folder=folder)))
+        trainer = Trainer(dataclasses.replace(config, folder=folder))
+        show_dropped(trainer.task)
+        return check(trainer)
 
 
 def check(trainer: Trainer) -> Check:
@@ -77,7 +80,7 @@ def check(trainer: Trainer) -> Check:
     rollout_seconds = time.perf_counter() - start
     rollout_peak = peak_memory(model.device)
     completions = decode(model.tokenizer, rollout)
-    rewards = score(trainer.task, [example for example in examples for _ in range(G)], completions)  # (N,)
+    rewards, _ = score(trainer.task, [example for example in examples for _ in range(G)], completions)  # (N,)
 
     share = min(B, count)  # prompts of an update that the gradients are taken of
     start = time.perf_counter()

@@ -101,6 +101,7 @@ def _sft(args: Namespace) -> None:
 
 def _eval_parser(parser: Parser) -> None:
     parser.add_argument("--checkpoint", required=True, help="a checkpoint, or a run folder for its newest one")
+    parser.add_argument("--task", default="", help="evaluate on this task; needed where the task is a file FILE.py")
     parser.add_argument("--test_path", default="", help="the test file, where it lies elsewhere than in training")
     parser.add_argument("--problems", type=int, default=500, help="test problems, from the first; 0 takes all")
     parser.add_argument("--batch", type=int, default=64, help="problems decoded at a time")
@@ -117,6 +118,7 @@ def _eval(args: Namespace) -> None:
 
     result = evaluate_checkpoint(
         args.checkpoint,
+        task=args.task,
         test_path=args.test_path,
         problems=args.problems,
         batch=args.batch,
@@ -166,12 +168,26 @@ def _model(args: Namespace) -> None:
         print(f"{name:15} {known.description} ({known.licence}; {known.source})")
 
 
+def _tasks_parser(parser: Parser) -> None:
+    parser.usage = "hrpo tasks [NAME] [--path PATH]"
+    parser.add_argument("name", nargs="?", default="", help="a task, to see three of its prompts; else all are listed")
+    parser.add_argument("--path", default="", help="a file of problems, or a folder of one or several benchmarks")
+
+
+def _tasks(args: Namespace) -> None:
+    from hrpo.tasks.listing import list_tasks, show_task
+
+    for line in show_task(args.name, args.path) if args.name else list_tasks(args.path):
+        print(line)
+
+
 COMMANDS: dict[str, tuple[Callable[[Parser], None], Callable[[Namespace], None], str]] = {
     "train": (_train_parser, _train, "train a model with HRPO or GRPO"),
     "check": (_check_parser, _check, "measure on a few prompts what a training run would be like"),
     "sft": (_train_parser, _sft, "fine-tune a model on written solutions: a warm start"),
     "eval": (_eval_parser, _eval, "evaluate a checkpoint on its task's test problems"),
     "generate": (_generate_parser, _generate, "ask a checkpoint something, and look at its latents"),
+    "tasks": (_tasks_parser, _tasks, "list the tasks, or show some prompts of one"),
     "model": (_model_parser, _model, "list the models known by name, or fetch one"),
 }
 USAGE = "usage: hrpo {" + " | ".join(COMMANDS) + "} [options]"

@@ -58,9 +58,11 @@ class TaskConfig:
     """The problems.
 
     Args:
-        name: arithmetic or gsm8k.
-        path: the training file, in its publisher's format (gsm8k).
-        test_path: the test file; for gsm8k "test.jsonl" beside the training file where this is left out.
+        name: a name that `hrpo tasks` lists, reasoning_gym/NAME, or a Python file of your own (docs/your-task.md).
+        path: the training file as its publisher has it, or a folder with training and test file; empty: the Hub.
+        test_path: the test file; where this is left out, it is looked for beside the training file.
+        rewards: what is rewarded, each with its weight: correct (the task's own reward), format (exactly one
+            delimiter), or FILE.py:FUNCTION in TRL's signature.
         shots: worked examples that every prompt begins with.
         max_solution_chars: train only on problems whose written solution is at most this long; 0 takes all.
         min_terms: fewest terms of a problem (arithmetic).
@@ -70,6 +72,7 @@ class TaskConfig:
     name: str = "arithmetic"
     path: str = ""
     test_path: str = ""
+    rewards: dict[str, float] = field(default_factory=lambda: {"correct": 1.0})
     shots: int = 0
     max_solution_chars: int = 0
     min_terms: int = 3

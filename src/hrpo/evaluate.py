@@ -18,7 +18,10 @@ ROUND = 8  # batches decoded together, one problem taking the row of another; a 
 
 @dataclass(frozen=True)
 class Answer:
-    """One completion of a test problem. `hidden_ratio` is the mean over its `mixed` positions, 0 without any."""
+    """One completion of a test problem.
+
+    `hidden_ratio` is the mean over its `mixed` positions, 0 without any; `metric` is of tasks that have one.
+    """
 
     question: str
     gold: str | list[str]
@@ -29,14 +32,28 @@ class Answer:
     truncated: bool
     mixed: int
     hidden_ratio: float
+    metric: float | None = None
 
 
-def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
+def wilson(right: float, total: int, z: float = 1.96) -> tuple[float, float]:
     """95 % interval of a proportion (Wilson 1927)."""
     share = right / total
     centre = (share + z**2 / (2 * total)) / (1 + z**2 / total)
     half = z / (1 + z**2 / total) * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
     return max(centre - half, 0.0), min(centre + half, 1.0)
+
+
+def mean_interval(values: Sequence[float], z: float = 1.96) -> tuple[float, float]:
+    """95 % interval of a mean.
+
+    In 0..1 it is Wilson's, which shares of right answers have: no values there have a larger variance for their mean.
+    Else it is the normal one.
+    """
+    mean = sum(values) / len(values)
+    if min(values) >= 0 and max(values) <= 1:
+        return wilson(sum(values), len(values), z)
+    half = z * math.sqrt(sum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1) / len(values))
+    return mean - half, mean + half
 
 
 def answer_problems(
@@ -79,8 +96,9 @@ def answer_problems(
         mixed = rollout.hybrid_mask.sum(1)
         ratios = (ratio.sum(1) / mixed.clamp(min=1)).tolist()
         cut, lengths = rollout.truncated(model.eos_token_ids).tolist(), rollout.lengths.tolist()
-        for i, text in enumerate(decode(model.tokenizer, rollout)):
-            verdict = task.judge(text, part[i])
+        texts = decode(model.tokenizer, rollout)
+        verdicts, metrics = task.assess(texts, part)
+        for i, (text, verdict) in enumerate(zip(texts, verdicts, strict=True)):
             answers.append(
                 Answer(
                     question=part[i].question,
@@ -92,6 +110,7 @@ def answer_problems(
                     truncated=cut[i],
                     mixed=int(mixed[i]),
                     hidden_ratio=ratios[i],
+                    metric=None if metrics is None else metrics[i],
                 )
             )
     return answers
@@ -117,19 +136,25 @@ def evaluate(
 
 
 def summarize(answers: Sequence[Answer]) -> dict[str, Any]:
-    """Return accuracy (strict and lenient) with 95 % intervals, and mean length (tokens), hidden ratio and shares."""
+    """Return accuracy (strict and lenient) with 95 % intervals, mean length (tokens), hidden ratio and shares.
+
+    Where the task has a metric of its own, its mean and interval too.
+    """
     n = len(answers)
 
     def mean(values: Sequence[float]) -> float:
         return sum(values) / n
 
     strict, lenient = sum(a.strict for a in answers), sum(a.lenient for a in answers)
+    metrics = [a.metric for a in answers if a.metric is not None]
+    own = {"metric": mean(metrics), "metric_interval": mean_interval(metrics)} if metrics else {}
     return {
         "problems": n,
         "accuracy": strict / n,
         "accuracy_interval": wilson(strict, n),
         "lenient_accuracy": lenient / n,
         "lenient_accuracy_interval": wilson(lenient, n),
+        **own,
         "format_rate": mean([a.completion.count(DELIMITER) == 1 for a in answers]),
         "length": mean([a.length for a in answers]),
         "truncation_rate": mean([a.truncated for a in answers]),

@@ -16,7 +16,7 @@ from hrpo.files import write_text
 from hrpo.model import HybridCausalLM
 from hrpo.prompts import decode, encode
 from hrpo.rollout import Rollout, generate
-from hrpo.tasks import load_task
+from hrpo.tasks import is_file, load_task, remembered
 from hrpo.tasks.task import ask
 from hrpo.trainer import model_in
 
@@ -67,6 +67,7 @@ def complete(
 def evaluate_checkpoint(
     checkpoint: str,
     *,
+    task: str = "",
     test_path: str = "",
     problems: int = 500,
     batch: int = 64,
@@ -78,6 +79,8 @@ def evaluate_checkpoint(
 
     Args:
         checkpoint: a saved hybrid model, or a run folder for its newest one.
+        task: evaluate on this task instead, asked as in training. A plain model has no task but this; a task that is
+            a file runs only where it is named here, since a checkpoint may come from anywhere.
         test_path: the test file, where it lies elsewhere than in training.
         problems: how many test problems, from the first; 0 takes all.
         batch: problems decoded at a time.
@@ -94,19 +97,34 @@ def evaluate_checkpoint(
         raise InputError(f"--problems must be at least 0 and --batch at least 1, got {problems} and {batch}")
     settings = model.settings
     seed = settings.seed if seed is None else seed
-    if not settings.task:
-        raise InputError(f"--checkpoint: {checkpoint} is a plain model that remembers no task; evaluate a checkpoint")
-    saved = TaskConfig(**settings.task)
-    if test_path or saved.test_path:
-        saved = dataclasses.replace(saved, path="", shots=0, test_path=test_path or saved.test_path)
-    task = dataclasses.replace(load_task(saved, settings.seed), preamble=settings.preamble)
-    chosen = task.test[: problems or len(task.test)]
-    numbers, answers = evaluate(model, task, chosen, seed=seed, batch=batch, label="evaluation:")
+    saved = _task_to_evaluate(checkpoint, settings.task, task, test_path)
+    problem_set = load_task(saved, settings.seed, test_only=True)
+    if settings.task:
+        problem_set = dataclasses.replace(problem_set, preamble=settings.preamble)
+    chosen = problem_set.test[: problems or len(problem_set.test)]
+    numbers, answers = evaluate(model, problem_set, chosen, seed=seed, batch=batch, label="evaluation:")
     result = {"checkpoint": checkpoint, "settings": dataclasses.asdict(settings), "seed": seed, **numbers}
     if out:
         rows = {how: as_rows(part) for how, part in answers.items()}
         write_text(Path(out), json.dumps({**result, "answers": rows}, indent=1) + "\n")
     return result
+
+
+def _task_to_evaluate(checkpoint: str, saved: dict[str, Any], task: str, test_path: str) -> TaskConfig:
+    """Return the task's settings: the checkpoint's own, or those of the task that is asked for."""
+    if not saved and not task:
+        raise InputError(f"--task: {checkpoint} is a plain model that remembers no task; name one")
+    trained = TaskConfig(**saved)
+    if not task and is_file(trained.name):
+        raise InputError(
+            f"--task: this checkpoint's task is a file, whose code runs only if you say so: --task {trained.name}"
+        )
+    if task and not (saved and remembered(TaskConfig(task))["name"] == trained.name):
+        return TaskConfig(task, test_path=test_path)
+    own = dataclasses.replace(trained, rewards={"correct": 1.0}, shots=0)
+    if test_path or own.test_path:
+        own = dataclasses.replace(own, path="", test_path=test_path or own.test_path)
+    return own
 
 
 def trace_lines(model: HybridCausalLM, rollout: Rollout, row: int) -> Iterator[str]:

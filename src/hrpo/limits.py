@@ -37,7 +37,7 @@ def longest_prompt(model: HybridCausalLM, max_new_tokens: int, max_prompt_tokens
 
 
 def fitting(task: Task, model: HybridCausalLM, config: TrainConfig) -> Task:
-    """Return the task without the training problems whose prompt is too long.
+    """Return the task without the training problems whose prompt is too long; `dropped` counts them.
 
     A problem set that is generated as it goes is not searched; its prompts are all alike.
 
@@ -57,12 +57,17 @@ def fitting(task: Task, model: HybridCausalLM, config: TrainConfig) -> Task:
         raise InputError(f"{field}; raise it, or set rollout.long_prompts to drop")
     if drop and len(drop) == len(train):
         raise InputError(f"{field}, which leaves none; raise it, or show fewer worked examples (task.shots)")
-    if drop:
-        console.print(f"{field}; they are left out")
     check_test_prompts(task, model, task.test[: config.eval.problems], rollout.max_new_tokens, "rollout.max_new_tokens")
     if not drop:
         return task
-    return dataclasses.replace(task, train=[example for i, example in enumerate(train) if i not in drop])
+    kept = [example for i, example in enumerate(train) if i not in drop]
+    return dataclasses.replace(task, train=kept, dropped={**task.dropped, f"a prompt above {limit} tokens": len(drop)})
+
+
+def show_dropped(task: Task) -> None:
+    """Say which training problems are left out, and why."""
+    for reason, count in task.dropped.items():
+        console.print(f"{task.name}: {count} training problems left out: {reason}")
 
 
 def check_test_prompts(

@@ -42,6 +42,8 @@ def result_rows(evaluation: dict[str, Any], metrics: list[dict[str, Any]]) -> li
         for label, key in (("accuracy", "accuracy"), ("lenient accuracy", "lenient_accuracy")):
             cells = [_percent(part[how], key) if how in part else "-" for part in (before, after)]
             rows.append([f"{how} {label}", *cells])
+        if "metric" in before.get(how, {}) or "metric" in after.get(how, {}):
+            rows.append([f"{how} metric", *(_number(part[how]) if how in part else "-" for part in (before, after))])
     for label, key, form in (
         ("sampled length (tokens)", "length", "{:.1f}"),
         ("completions with one delimiter", "format_rate", "{:.1%}"),
@@ -65,6 +67,8 @@ def summary_rows(result: dict[str, Any]) -> list[list[str]]:
     rows = [["problems", *(str(column["problems"]) for column in columns)]]
     for label, key in (("accuracy [95 %]", "accuracy"), ("lenient accuracy [95 %]", "lenient_accuracy")):
         rows.append([label, *(_percent(column, key) for column in columns)])
+    if "metric" in result["greedy"]:
+        rows.append(["metric [95 %]", *(_number(column) for column in columns)])
     for label, key, form in (
         ("length (tokens)", "length", "{:.1f}"),
         ("cut off at the limit", "truncation_rate", "{:.1%}"),
@@ -110,6 +114,11 @@ def plot_curves(metrics: list[dict[str, Any]], path: Path) -> None:
 def _percent(summary: dict[str, Any], key: str) -> str:
     low, high = summary[f"{key}_interval"]
     return f"{summary[key]:.1%} [{low:.1%}, {high:.1%}]"
+
+
+def _number(summary: dict[str, Any]) -> str:
+    low, high = summary["metric_interval"]
+    return f"{summary['metric']:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _sample(row: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from hrpo.advice import Signs, advice
 from hrpo.check import as_dict, check, show
 from hrpo.config import TrainConfig
 from hrpo.errors import StoppedError
+from hrpo.limits import show_dropped
 from hrpo.progress import bar, metrics_note
 from hrpo.report import read_lines, write_report
 from hrpo.trainer import Metrics, Trainer
@@ -28,6 +29,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> dict[str, Any]:
 
     """
     trainer = Trainer(config, resume=resume)
+    show_dropped(trainer.task)
     if config.objective == "hrpo" and config.check.prompts and trainer.step == 0:
         checked = check(trainer)
         files.write_text(trainer.folder / "check.json", json.dumps(as_dict(checked), indent=2) + "\n")

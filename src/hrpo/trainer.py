@@ -21,7 +21,7 @@ from torch import Tensor
 from hrpo import files
 from hrpo.advantages import group_advantages, signal_share
 from hrpo.advice import distinct_share
-from hrpo.config import ModelConfig, RolloutConfig, TaskConfig, TrainConfig
+from hrpo.config import ModelConfig, RolloutConfig, TrainConfig
 from hrpo.errors import InputError
 from hrpo.evaluate import as_rows, evaluate
 from hrpo.limits import fitting
@@ -32,7 +32,7 @@ from hrpo.replay import replay
 from hrpo.rewards import score
 from hrpo.rollout import Rollout, generate, sample_key
 from hrpo.sft import negative_log_likelihood, write_down
-from hrpo.tasks import Example, load_task
+from hrpo.tasks import Example, load_task, remembered
 from hrpo.tasks.judge import DELIMITER
 from hrpo.techniques import FAST
 
@@ -96,7 +96,7 @@ class Trainer:
             top_k=config.rollout.top_k,
             max_new_tokens=config.rollout.max_new_tokens,
             preamble=list(self.task.preamble),
-            task=_absolute(config.task),
+            task=remembered(config.task),
             seed=config.seed,
         )
         with_reference = config.loss.beta != 0 and config.objective == "hrpo"
@@ -123,7 +123,7 @@ class Trainer:
         rollout = self.roll_out(examples, key=self.step)
         completions = decode(self.model.tokenizer, rollout)
         G = config.rollout.group_size
-        rewards = score(self.task, [example for example in examples for _ in range(G)], completions)  # (N,)
+        rewards, parts = score(self.task, [example for example in examples for _ in range(G)], completions)  # (N,)
         advantages = group_advantages(rewards, G, config.loss.advantage_scale).to(self.model.device)  # (N,)
         rolled_out = time.perf_counter()
         stats = self.update(rollout, advantages)
@@ -134,6 +134,7 @@ class Trainer:
         return {
             "step": self.step,
             "reward": rewards.mean().item(),
+            **({f"reward/{name}": mean for name, mean in parts.items()} if len(parts) > 1 else {}),
             "signal": signal_share(rewards, G),
             "distinct": distinct_share(rollout.completion_ids, G),
             "format_rate": sum(text.count(DELIMITER) == 1 for text in completions) / len(completions),
@@ -396,12 +397,6 @@ def lora_of(config: ModelConfig) -> Lora | None:
         return None
     names = [name.strip() for name in config.lora_targets.split(",")]
     return Lora(config.lora_rank, config.lora_alpha, names[0] if names == ["all-linear"] else names)
-
-
-def _absolute(task: TaskConfig) -> dict[str, Any]:
-    """Return a task's settings with paths that hold from any folder."""
-    paths = {name: str(Path(value).resolve()) for name in ("path", "test_path") if (value := getattr(task, name))}
-    return {**dataclasses.asdict(task), **paths}
 
 
 def _load_model(config: TrainConfig, checkpoint: Path | None) -> HybridCausalLM:

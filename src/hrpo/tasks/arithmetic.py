@@ -8,9 +8,10 @@ from typing import Literal, overload
 
 from hrpo.config import TaskConfig
 from hrpo.errors import InputError
-from hrpo.tasks.task import Example, Task, make_preamble
+from hrpo.tasks.task import Example, Spec, Task, make_preamble
 
 Split = Literal["train", "test"]
+TRAIN, TEST = 1_000_000, 10_000
 _OPERATIONS = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
 
 
@@ -82,13 +83,28 @@ class Problems(Sequence[Example]):
         return worked(draw(rng, rng.randint(*self.terms), self.split))
 
 
-def load(config: TaskConfig, seed: int) -> Task:
-    """Return the task; problems of the two splits never coincide, whatever the seed."""
+def check(config: TaskConfig, *, test_only: bool = False) -> None:
+    """Refuse numbers of terms that cannot be drawn."""
     if not 2 <= config.min_terms <= config.max_terms:
         raise InputError(
             f"task.min_terms: must be from 2 to task.max_terms ({config.max_terms}), got {config.min_terms}"
         )
+
+
+def load(config: TaskConfig, seed: int, *, test_only: bool = False) -> Task:
+    """Return the task; problems of the two splits never coincide, whatever the seed."""
     terms = (config.min_terms, config.max_terms)
-    train = Problems("train", seed, 1_000_000, terms)
+    train = Problems("train", seed, TRAIN, terms)
     shots = [train[-1 - i] for i in range(config.shots)]
-    return Task("arithmetic", "number", train, Problems("test", seed, 10_000, terms), make_preamble("", shots))
+    return Task(
+        "arithmetic",
+        "number",
+        [] if test_only else train,
+        Problems("test", seed, TEST, terms),
+        make_preamble("", shots),
+    )
+
+
+SPEC = Spec(
+    "number", TRAIN, TEST, "generated, by number of terms", "Apache-2.0", load, check, lambda folder: "generated"
+)

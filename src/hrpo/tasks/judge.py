@@ -167,7 +167,7 @@ def plain_tex(text: str) -> str:
     r"""Return what the last \boxed holds, or all, without what is layout only ("\dfrac", "\left", "\,")."""
     start = text.rfind(r"\boxed{")
     if start >= 0:
-        text = _up_to_brace(text[start + len(r"\boxed{") :])
+        text = up_to_brace(text[start + len(r"\boxed{") :])
     text = re.sub(r"\\(?:text|textbf|mbox|mathrm)\s*\{([^{}]*)\}", r"\1", text.strip().strip("*"))
     text = re.sub(r"\\[dt]frac(?![A-Za-z])", r"\\frac", text)
     text = re.sub(r"\\(?:left|right)(?![A-Za-z])|\\[!,;:()\[\]]|\\?\$", "", text)
@@ -175,7 +175,8 @@ def plain_tex(text: str) -> str:
     return text.rstrip(".")
 
 
-def _up_to_brace(text: str) -> str:
+def up_to_brace(text: str) -> str:
+    """Return a text up to the brace that closes one opened before it."""
     depth = 1
     for position, letter in enumerate(text):
         depth += (letter == "{") - (letter == "}")

@@ -1,13 +1,18 @@
-"""What a task is: questions, gold answers, and how they become a prompt."""
+"""What a task is: questions, gold answers, how they become a prompt, and how answers to them are judged."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from hrpo.tasks.judge import Verdict, judge
+from hrpo.config import TaskConfig
+from hrpo.errors import InputError
+from hrpo.tasks.judge import DELIMITER, Verdict, judge
 
 Kind = Literal["number", "math", "choice", "qa"]
 Message = dict[str, str]
+# TRL's signature: f(completions, **columns) -> a number for each completion.
+RewardFunction = Callable[..., list[float]]
 
 # The paper's system prompt.
 SYSTEM_PROMPT = (
@@ -19,11 +24,20 @@ SYSTEM_PROMPT = (
 
 @dataclass(frozen=True)
 class Example:
-    """One problem. `gold` is a list of accepted answers for tasks of the kind "qa"; `solution` is written out."""
+    """One problem.
+
+    Args:
+        question: the prompt, without system prompt and worked examples.
+        gold: the right answer; several accepted ones in a list for the kind "qa" and for tasks of one's own.
+        solution: the answer written out, delimiter included; empty where there is none.
+        columns: what else reward functions get to see, by name.
+
+    """
 
     question: str
     gold: str | list[str]
     solution: str = ""
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -32,21 +46,147 @@ class Task:
 
     `train` and `test` are disjoint; either may be a lazy sequence, and `train` is empty where no training file was
     named. `preamble` is what every conversation begins with: the system prompt and worked examples.
+
+    `kind` names the rule of `judge`. A task without one brings a `reward`, and is right where its metric (without a
+    `metric`, its reward) reaches 1. `dropped` counts the training problems left out, by reason. `weights` has the
+    weight of each reward, and `functions` those that are neither "correct" nor "format".
     """
 
     name: str
-    kind: Kind
+    kind: Kind | None
     train: Sequence[Example]
     test: Sequence[Example]
     preamble: Sequence[Message] = ()
+    reward: RewardFunction | None = None
+    metric: RewardFunction | None = None
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=lambda: {"correct": 1.0})
+    functions: Mapping[str, RewardFunction] = field(default_factory=dict)
 
     def messages(self, question: str) -> list[Message]:
         """Return the conversation that asks `question`, ready for a chat template."""
         return ask(self.preamble, question)
 
+    def assess(
+        self, completions: Sequence[str], examples: Sequence[Example]
+    ) -> tuple[list[Verdict], list[float] | None]:
+        """Return the verdicts on N completions, and what the task's own metric gives them (None without one)."""
+        own = self.metric or self.reward
+        values = None if own is None else own(list(completions), **columns_of(examples))
+        if self.kind is not None:
+            pairs = zip(completions, examples, strict=True)
+            return [judge(self.kind, text, example.gold) for text, example in pairs], values
+        assert values is not None
+        right = [value >= 1 for value in values]
+        return [
+            Verdict(strict=lenient and text.count(DELIMITER) == 1, lenient=lenient)
+            for text, lenient in zip(completions, right, strict=True)
+        ], values
+
     def judge(self, completion: str, example: Example) -> Verdict:
         """Strict and lenient verdict on a completion."""
-        return judge(self.kind, completion, example.gold)
+        return self.assess([completion], [example])[0][0]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What there is to say of a task by name, and how to get it.
+
+    Args:
+        kind: how answers are judged.
+        train: training problems, as published; 0 where the task is for tests only.
+        test: test problems, as published.
+        source: whose it is.
+        licence: of the data.
+        load: `load(config, seed, test_only=...)`, as `hrpo.tasks.load_task`.
+        check: `check(config, test_only=...)`, as `hrpo.tasks.check_task`.
+        at_hand: `at_hand(folder)` says in words where its problems are.
+
+    """
+
+    kind: Kind
+    train: int
+    test: int
+    source: str
+    licence: str
+    load: Callable[..., Task]
+    check: Callable[..., None]
+    at_hand: Callable[[str], str]
+
+
+def columns_of(examples: Sequence[Example]) -> dict[str, list[Any]]:
+    """Return what reward functions get beside the completions, a value for each example; None where it lacks one."""
+    names = dict.fromkeys(name for example in examples for name in example.columns)
+    return {
+        "prompts": [example.question for example in examples],
+        "gold": [example.gold for example in examples],
+        "solution": [example.solution for example in examples],
+        **{name: [example.columns.get(name) for example in examples] for name in names},
+    }
+
+
+def prepare(
+    config: TaskConfig,
+    seed: int,
+    kind: Kind | None,
+    train: Sequence[Example],
+    test: Sequence[Example],
+    *,
+    held_out: Sequence[Example] = (),
+    system: str = SYSTEM_PROMPT,
+    dropped: Mapping[str, int] | None = None,
+    reward: RewardFunction | None = None,
+    metric: RewardFunction | None = None,
+    same: Callable[[Example], str] = lambda example: loosely(str(example.columns.get("stem", example.question))),
+) -> Task:
+    """Make a task of rows: drop training rows that occur among the test rows, and set worked examples apart.
+
+    Args:
+        config: its name, how many worked examples, and how long a solution may be.
+        seed: of the choice of worked examples.
+        kind: how answers are judged.
+        train: training rows.
+        test: test rows.
+        held_out: more rows that must not be trained on.
+        system: the system prompt.
+        dropped: what has been left out already, by reason.
+        reward: the task's own reward.
+        metric: the task's own metric.
+        same: two problems are the same where this is; by default their questions, without options and passages, up
+            to spaces and case.
+
+    Raises:
+        InputError: there are not as many worked examples as asked for.
+
+    """
+    seen = {same(example) for rows in (test, held_out) for example in rows}
+    left = [example for example in train if same(example) not in seen]
+    reasons = {**(dropped or {}), "in the test set": len(train) - len(left)}
+    if config.max_solution_chars:
+        left = [example for example in left if len(example.solution) <= config.max_solution_chars]
+    solved = [place for place, example in enumerate(left) if example.solution]
+    if len(solved) < config.shots:
+        raise InputError(
+            f"task.shots: {config.shots} worked examples, but there are {len(solved)} training problems with a solution"
+        )
+    places = random.Random(f"shots/{seed}").sample(solved, config.shots)
+    shots = [left[place] for place in places]
+    prompts = {shot.question for shot in shots}
+    return Task(
+        config.name,
+        kind,
+        [example for example in left if example.question not in prompts],
+        test,
+        make_preamble(system, shots),
+        reward,
+        metric,
+        {reason: count for reason, count in reasons.items() if count},
+    )
+
+
+def loosely(text: str) -> str:
+    """Return a text without spaces and case."""
+    return "".join(text.split()).casefold()
 
 
 def make_preamble(system: str, shots: Sequence[Example]) -> list[Message]:

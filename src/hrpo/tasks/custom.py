@@ -1,0 +1,173 @@
+"""A task that is a Python file, and reward functions that are: docs/your-task.md shows what is in one.
+
+The file is run, so it is the user who names it, never a checkpoint.
+"""
+
+import importlib.util
+import math
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from hrpo.config import TaskConfig
+from hrpo.errors import InputError
+from hrpo.tasks.judge import DELIMITER, RULES
+from hrpo.tasks.task import SYSTEM_PROMPT, Example, RewardFunction, Task, prepare
+
+RESERVED = ("prompts", "completions")  # what reward functions get beside a row's columns
+
+
+def check(config: TaskConfig, *, test_only: bool = False) -> None:
+    """Refuse a file that does not exist, without running it.
+
+    Raises:
+        InputError: no such file, or settings that a task file has no use for.
+
+    """
+    if not Path(config.name).is_file():
+        raise InputError(f"task.name: no file {config.name}")
+    for field in ("path", "test_path"):
+        if getattr(config, field):
+            raise InputError(f"task.{field}: {config.name} brings its own rows; leave {field} out")
+
+
+def load(config: TaskConfig, seed: int, *, test_only: bool = False) -> Task:
+    """Run a task file and return its task.
+
+    Raises:
+        InputError: something is missing in the file, or its code fails; names file and line.
+
+    """
+    path = Path(config.name).resolve()
+    module = run_file(path)
+    kind, reward, metric = (getattr(module, name, None) for name in ("kind", "reward", "metric"))
+    system = getattr(module, "system", SYSTEM_PROMPT)
+    if kind is None and reward is None:
+        raise InputError(f"{path}: has neither `kind` nor `reward`, so nothing can judge an answer")
+    if kind is not None and kind not in RULES:
+        raise InputError(f"{path}: kind must be one of {', '.join(RULES)}, got {kind!r}")
+    if not isinstance(system, str):
+        raise InputError(f"{path}: system must be text, got {type(system).__name__}")
+    test = _rows(path, module, "test", kind, seed)
+    return prepare(
+        config,
+        seed,
+        kind,
+        [] if test_only else _rows(path, module, "train", kind, seed),
+        test,
+        system=system,
+        reward=None if reward is None else guard(path, "reward", reward),
+        metric=None if metric is None else guard(path, "metric", metric, unit=True),
+        same=lambda example: example.question,  # spaces or case may be what the task is about
+    )
+
+
+def reward_function(name: str) -> RewardFunction:
+    """Return the function that FILE.py:FUNCTION names.
+
+    Raises:
+        InputError: no such file or function, or the file fails.
+
+    """
+    file, _, function = name.rpartition(":")
+    path = Path(file).resolve()
+    found = getattr(run_file(path), function, None)
+    if found is None:
+        raise InputError(f"task.rewards: there is no function {function} in {path}")
+    return guard(path, function, found)
+
+
+def run_file(path: Path) -> ModuleType:
+    """Run a Python file and return it as a module."""
+    spec = importlib.util.spec_from_file_location(f"hrpo_file_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    _run(path, "the file", spec.loader.exec_module, module)
+    return module
+
+
+def guard(path: Path, name: str, function: Any, *, unit: bool = False) -> RewardFunction:
+    """Return a user's function such that whatever goes wrong in it becomes one line.
+
+    Args:
+        path: its file.
+        name: what to call it.
+        function: in TRL's signature.
+        unit: its values must lie in 0..1.
+
+    Raises:
+        InputError: it is no function.
+
+    """
+    if not callable(function):
+        raise InputError(f"{path}: {name} must be a function of completions and columns")
+
+    def call(completions: list[str], **columns: Any) -> list[float]:
+        returned = _run(path, name, function, completions=completions, **columns)
+        try:
+            values = [float(value) for value in returned]
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{path}: {name} must return a list of numbers, not {returned!r:.60}") from error
+        if len(values) != len(completions):
+            raise InputError(f"{path}: {name} returned {len(values)} values for {len(completions)} completions")
+        for place, value in enumerate(values, 1):
+            if not math.isfinite(value) or (unit and not 0 <= value <= 1):
+                wanted = "a number from 0 to 1" if unit else "a finite number"
+                raise InputError(f"{path}: {name} must return {wanted}, got {value} for completion {place}")
+        return values
+
+    return call
+
+
+def _run(path: Path, name: str, function: Callable[..., Any], *args: Any, **columns: Any) -> Any:
+    """Call a user's code; an exception becomes an InputError that names its line."""
+    try:
+        return function(*args, **columns)
+    except Exception as error:  # anything may be raised in there
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        where = f", in {name}"
+        if isinstance(error, SyntaxError) and error.filename == str(path):
+            where = f", line {error.lineno}"
+        elif frames:
+            where = f", line {frames[-1].lineno}"
+            where += "" if frames[-1].name == "<module>" else f", in {frames[-1].name}"
+        text = " ".join(str(error).split())
+        raise InputError(f"{path}{where}: {type(error).__name__}: {text}") from error
+
+
+def _rows(path: Path, module: ModuleType, split: str, kind: str | None, seed: int) -> list[Example]:
+    if not hasattr(module, split):
+        raise InputError(f"{path}: has no `{split}`: a list of rows, or a function of a seed that returns one")
+    rows = getattr(module, split)
+    if callable(rows):
+        rows = _run(path, split, rows, seed)
+    if not isinstance(rows, list | tuple):
+        raise InputError(f"{path}: {split} must be a list of rows, got {type(rows).__name__}")
+    return [_example(f"{path}, {split} row {number}", row, kind) for number, row in enumerate(rows, 1)]
+
+
+def _example(where: str, row: Any, kind: str | None) -> Example:
+    if not isinstance(row, Mapping):
+        raise InputError(f"{where}: must be a dict with prompt and gold, got {type(row).__name__}")
+    prompt, gold, solution = row.get("prompt"), row.get("gold"), row.get("solution", "")
+    if not isinstance(prompt, str) or not prompt:
+        raise InputError(f"{where}: has no prompt (text)")
+    golds = [gold] if isinstance(gold, str) else gold
+    if not isinstance(golds, list) or not golds or not all(isinstance(text, str) for text in golds):
+        raise InputError(f"{where}: has no gold (text, or a list of texts)")
+    if kind not in (None, "qa") and len(golds) != 1:
+        raise InputError(f"{where}: kind {kind} takes one gold answer, got {len(golds)}")
+    if not isinstance(solution, str):
+        raise InputError(f"{where}: solution must be text, got {type(solution).__name__}")
+    if solution and DELIMITER not in solution:
+        solution = f"{solution.rstrip()}\n{DELIMITER} {golds[0]}"
+    columns = {name: value for name, value in row.items() if name not in ("prompt", "gold", "solution")}
+    for name in RESERVED:
+        if name in columns:
+            raise InputError(f"{where}: a column cannot be called {name}: reward functions get something else by it")
+    return Example(prompt, gold if isinstance(gold, str) else golds, solution, columns)

@@ -1,0 +1,107 @@
+"""Any data set of reasoning-gym (arXiv:2505.24760) as a task: reasoning_gym/NAME.
+
+A completion's answer, the text after the delimiter, is scored by the data set's own `score_answer`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+from hrpo.config import TaskConfig
+from hrpo.errors import InputError
+from hrpo.tasks.judge import DELIMITER
+from hrpo.tasks.task import SYSTEM_PROMPT, Example, Task, make_preamble
+
+PREFIX = "reasoning_gym/"
+TRAIN, TEST = 100_000, 500
+TRIES = 20  # problems drawn for one that is not a test problem
+
+
+def names() -> list[str]:
+    """Return what the data sets are called, none where reasoning-gym is not installed."""
+    try:
+        from reasoning_gym.factory import DATASETS
+    except ImportError:
+        return []
+    return sorted(DATASETS)
+
+
+def check(config: TaskConfig, *, test_only: bool = False) -> None:
+    """Refuse an unknown data set, or any where reasoning-gym is not installed."""
+    known, name = names(), config.name.removeprefix(PREFIX)
+    if not known:
+        raise InputError("task.name: reasoning-gym is not installed: pip install 'hrpo[reasoning-gym]'")
+    if name not in known:
+        raise InputError(f"task.name: reasoning-gym has no data set {name!r}; `hrpo tasks reasoning_gym` lists them")
+    for field in ("path", "test_path"):
+        if getattr(config, field):
+            raise InputError(f"task.{field}: the problems of {config.name} are generated; leave {field} out")
+    if config.shots:
+        raise InputError(f"task.shots: the problems of {config.name} have no worked solutions")
+
+
+def load(config: TaskConfig, seed: int, *, test_only: bool = False) -> Task:
+    """Return the task: 500 test problems, the same for every seed, and 100,000 training problems drawn on demand.
+
+    Problem i of a data set is drawn from its seed + i; the ranges of training and test seeds are disjoint, and a
+    training problem that occurs among the test problems is drawn anew.
+
+    Raises:
+        InputError: the data set cannot be made.
+
+    """
+    name = config.name.removeprefix(PREFIX)
+    tests = _make(name, seed=0, size=TEST)
+    test = [_example(tests[index]) for index in range(TEST)]
+    first = 1_000_000 * (1 + seed % 4000)  # some data sets take seeds below 2^32 only
+    seen = frozenset(example.question for example in test)
+    train = [] if test_only else Problems(_make(name, seed=first, size=TRAIN * TRIES), seen)
+
+    def metric(completions: list[str], *, entry: list[Any], **columns: Any) -> list[float]:
+        answers = (text.rpartition(DELIMITER)[2].strip() for text in completions)
+        return [float(tests.score_answer(answer, row)) for answer, row in zip(answers, entry, strict=True)]
+
+    def reward(completions: list[str], *, entry: list[Any], **columns: Any) -> list[float]:
+        scores = metric(completions, entry=entry)
+        return [score * (text.count(DELIMITER) == 1) for score, text in zip(scores, completions, strict=True)]
+
+    return Task(config.name, None, train, test, make_preamble(SYSTEM_PROMPT, []), reward, metric)
+
+
+@dataclass(frozen=True)
+class Problems(Sequence[Example]):
+    """Training problems, drawn when they are asked for."""
+
+    dataset: Any
+    seen: frozenset[str]
+
+    def __len__(self) -> int:
+        return TRAIN
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(TRAIN))]
+        if not -TRAIN <= index < TRAIN:
+            raise IndexError(index)
+        for attempt in range(TRIES):
+            example = _example(self.dataset[index % TRAIN + attempt * TRAIN])
+            if example.question not in self.seen:
+                return example
+        raise InputError(f"task.name: this data set has too few problems: {TRIES} in a row are test problems")
+
+
+def _make(name: str, seed: int, size: int) -> Any:
+    import reasoning_gym
+
+    try:
+        return reasoning_gym.create_dataset(name, seed=seed, size=size)
+    except (AssertionError, TypeError, ValueError, ImportError, OSError) as error:
+        raise InputError(f"task.name: reasoning-gym cannot make {name}: {error}") from error
+
+
+def _example(entry: dict[str, Any]) -> Example:
+    return Example(entry["question"], str(entry["answer"] or ""), columns={"entry": entry})
