@@ -25,7 +25,7 @@ def estimate_memory(config: TrainConfig, lm_config: Any, *, cpu: bool) -> dict[s
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        lm: Any = AutoModelForCausalLM.from_config(lm_config)
+        lm: Any = AutoModelForCausalLM.from_config(lm_config)  # type: ignore[no-untyped-call]
     text = lm_config.get_text_config()
     D, L, V = text.hidden_size, text.num_hidden_layers, text.vocab_size
     heads = text.num_attention_heads
