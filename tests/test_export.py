@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from hrpo import HybridCausalLM, Lora, generate, replay
 from hrpo.cli import main
 from hrpo.errors import InputError
-from hrpo.export import export
+from hrpo.export import _merged, export
 from hrpo.inference import complete, evaluate_checkpoint
 
 QUESTIONS = ["2+3*4", "7-9+1", "1+1-5*2"]
@@ -205,6 +205,10 @@ def test_what_cannot_be_merged_is_refused(tmp_path):
     tied = checkpoint(tmp_path / "tied", base=base, targets=["q_proj", "lm_head"])
     with pytest.raises(InputError, match="share their weights"):
         export(str(tied), tmp_path / "out")
+    loaded = HybridCausalLM.from_pretrained(adapter)
+    loaded.bare_lm.config.quantization_config = {"quant_method": "bitsandbytes"}
+    with pytest.raises(InputError, match=r"base is quantized"):
+        _merged(loaded)
     quantized(base)
     with pytest.raises(InputError, match=r"base model .*base is quantized"):
         export(str(adapter), tmp_path / "out")

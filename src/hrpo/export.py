@@ -76,15 +76,20 @@ def _config(name: str, trust_remote_code: bool) -> Any:
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"--checkpoint: cannot read the base model {name}: {reason}") from error
+    _check_whole(config, name)
+    return config
+
+
+def _check_whole(config: Any, name: str) -> None:
     if getattr(config, "quantization_config", None):
         raise InputError(f"--checkpoint: its base model {name} is quantized, and nothing can be merged into it")
-    return config
 
 
 def _merged(model: HybridCausalLM) -> Any:
     """Return the language model with the adapter in its weights; the model itself is used up."""
     if not isinstance(model.lm, PeftModel):
         return model.lm
+    _check_whole(model.bare_lm.config, model.settings.base_model)  # quantized as it was loaded
     head = model.bare_lm.get_output_embeddings()
     if head.weight is model.embedding.weight and any(isinstance(m, BaseTunerLayer) for m in (head, model.embedding)):
         raise InputError(
