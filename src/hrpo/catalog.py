@@ -66,12 +66,49 @@ def resolve(name: str) -> str:
     if name and folder.is_dir():
         return str(folder)
     mistyped = "/" in name and folder.parent.is_dir()  # runs/nothing, beside runs that are there
-    if _HUB_NAME.fullmatch(name) and not mistyped:
+    if is_hub_name(name) and not mistyped:
         return name
     raise InputError(
         f"model.name: there is no folder {name!r}; give a model folder, a Hub name (owner/name) "
         f"or one of {', '.join(KNOWN)}"
     )
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a model's name is one on the Hub, by its form: `owner/name` or `name`."""
+    return name not in KNOWN and _HUB_NAME.fullmatch(name) is not None
+
+
+def fetch_hybrid(name: str) -> str:
+    """Fetch a hybrid model from the Hub, whole: transformers would load it, but knows nothing of its gate.
+
+    Returns:
+        Its folder in the Hub's cache; for a local or plain model, and for one that cannot be had, the name as it is.
+
+    Raises:
+        InputError: the download failed.
+
+    """
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+
+    if Path(name).is_dir():
+        return name
+    try:
+        hf_hub_download(name, "hybrid.json")
+    except (EntryNotFoundError, HfHubHTTPError):  # where there is no model at all, loading it says so
+        return name
+    try:
+        return snapshot_download(name)
+    except connection_errors() as error:
+        raise InputError(f"model.name: cannot fetch {name} from the Hub: {str(error).splitlines()[0]}") from error
+
+
+def connection_errors() -> tuple[type[Exception], ...]:
+    """Return what the Hub's library raises where the Hub cannot be reached: its HTTP client's errors, and OSError."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return HfHubHTTPError.__bases__
 
 
 def fetch(name: str, *, wheel: Path | None = None, say: Callable[[str], object] = print) -> Path:

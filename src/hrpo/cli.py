@@ -154,6 +154,73 @@ def _generate(args: Namespace) -> None:
         print(text)
 
 
+def _export_parser(parser: Parser) -> None:
+    parser.add_argument("--checkpoint", required=True, help="a checkpoint, or a run folder for its newest one")
+    parser.add_argument("--out", required=True, help="a new folder for the whole model, its gate and a model card")
+    parser.add_argument("--dtype", default="", help="store the weights in this; left out, in what the base has")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the base model")
+
+
+def _export(args: Namespace) -> None:
+    _quiet()
+    from hrpo.export import export
+
+    print(export(args.checkpoint, args.out, dtype=args.dtype, trust_remote_code=args.trust_remote_code))
+
+
+def _push_parser(parser: Parser) -> None:
+    parser.add_argument("--checkpoint", required=True, help="a checkpoint, a run folder, or an exported model")
+    parser.add_argument("--repo", required=True, help="where to on the Hub: owner/name")
+    parser.add_argument("--private", action="store_true", help="make the repository private")
+    parser.add_argument("--merged", action="store_true", help="upload whole weights, the adapter merged into them")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the base model")
+
+
+def _push(args: Namespace) -> None:
+    _quiet()
+    from hrpo.hub import push_to_hub
+
+    print(
+        push_to_hub(
+            args.checkpoint,
+            args.repo,
+            private=args.private,
+            merged=args.merged,
+            trust_remote_code=args.trust_remote_code,
+        )
+    )
+
+
+def _import_release_parser(parser: Parser) -> None:
+    parser.usage = "hrpo import-release DIR --out DIR [options]"
+    parser.add_argument("folder", help="an adapter folder as the paper's original release writes it")
+    parser.add_argument("--out", required=True, help="a new folder for the checkpoint")
+    parser.add_argument("--base", default="", help="the model that it was trained from; left out, the one it names")
+    parser.add_argument("--task", default="", help="the task that it was trained on, so that it can be evaluated")
+    parser.add_argument("--temperature", type=float, default=0.5, help="that it was trained at")
+    parser.add_argument("--max_new_tokens", type=int, default=512, help="length limit that it was trained with")
+    parser.add_argument("--r_min", type=float, default=0.99, help="that it was started with; it is only remembered")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the base model")
+
+
+def _import_release(args: Namespace) -> None:
+    _quiet()
+    from hrpo.release import import_release
+
+    print(
+        import_release(
+            args.folder,
+            args.out,
+            base=args.base,
+            task=args.task,
+            temperature=args.temperature,
+            max_new_tokens=args.max_new_tokens,
+            r_min=args.r_min,
+            trust_remote_code=args.trust_remote_code,
+        )
+    )
+
+
 def _model_parser(parser: Parser) -> None:
     parser.add_argument("name", nargs="?", default="", help="the model to fetch; without a name they are listed")
 
@@ -188,6 +255,9 @@ COMMANDS: dict[str, tuple[Callable[[Parser], None], Callable[[Namespace], None],
     "eval": (_eval_parser, _eval, "evaluate a checkpoint on its task's test problems"),
     "generate": (_generate_parser, _generate, "ask a checkpoint something, and look at its latents"),
     "tasks": (_tasks_parser, _tasks, "list the tasks, or show some prompts of one"),
+    "export": (_export_parser, _export, "write a checkpoint as a plain model folder, its adapter merged"),
+    "push": (_push_parser, _push, "upload a checkpoint to the Hub, with a model card"),
+    "import-release": (_import_release_parser, _import_release, "read a model that the paper's release trained"),
     "model": (_model_parser, _model, "list the models known by name, or fetch one"),
 }
 USAGE = "usage: hrpo {" + " | ".join(COMMANDS) + "} [options]"
@@ -197,7 +267,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run a command; bad input exits with 2 and one line."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
-        print(USAGE, "", *(f"  {name:10} {summary}" for name, (_, _, summary) in COMMANDS.items()), sep="\n")
+        print(USAGE, "", *(f"  {name:14} {summary}" for name, (_, _, summary) in COMMANDS.items()), sep="\n")
         print("\n`hrpo COMMAND --help` lists a command's options.")
         sys.exit(0 if words else 2)
     if words[0] == "--version":

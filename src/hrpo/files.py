@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from hrpo.errors import InputError
+
 
 def write_text(path: Path, text: str) -> None:
     """Write a file under a temporary name, then rename it."""
@@ -16,6 +18,12 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
+
+
+def check_vacant(path: Path) -> None:
+    """Refuse a place for a new folder where something is already."""
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise InputError(f"--out: {path} is there already and not empty; name a new folder")
 
 
 @contextmanager

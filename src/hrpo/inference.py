@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from hrpo.config import TaskConfig
-from hrpo.errors import InputError
+from hrpo.errors import InputError, model_named_by
 from hrpo.evaluate import as_rows, evaluate
 from hrpo.files import write_text
 from hrpo.model import HybridCausalLM
@@ -28,12 +28,10 @@ def load_for_inference(name: str, *, trust_remote_code: bool = False) -> HybridC
 
     A saved model decodes in the mode it was trained in; a plain one has no trained gate, so it decodes discretely.
     """
-    try:
+    with model_named_by("--checkpoint"):
         model = HybridCausalLM.from_pretrained(
             model_in(name), latent_mode="discrete", trust_remote_code=trust_remote_code
         )
-    except InputError as error:
-        raise InputError(str(error).replace("model.name:", "--checkpoint:")) from error
     return model.to(Accelerator().device)
 
 

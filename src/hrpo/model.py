@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from hrpo.catalog import KNOWN, resolve
+from hrpo.catalog import KNOWN, fetch_hybrid, resolve
 from hrpo.config import Dtype, LatentMode
 from hrpo.errors import InputError
 from hrpo.files import new_folder
@@ -145,11 +145,11 @@ class HybridCausalLM(nn.Module):
             InputError: nothing usable is there.
 
         """
-        folder = Path(resolve(str(path_or_name)))
+        folder = Path(fetch_hybrid(resolve(str(path_or_name))))
         saved = (folder / SETTINGS_FILE).is_file()
         own_adapter = own_gate = False
         if saved:
-            settings = _read_settings(folder / SETTINGS_FILE)
+            settings = read_settings(folder / SETTINGS_FILE)
             own_adapter, own_gate = (folder / "adapter_config.json").is_file(), True
             if new_run or lora is not None:
                 if own_adapter:
@@ -185,7 +185,7 @@ class HybridCausalLM(nn.Module):
         gate = HybridGate(bare.get_input_embeddings().weight.shape[1], r_min, r_max)
         if own_gate:
             gate = _read_gate(folder / GATE_FILE, gate.hidden_size)
-        tokenizer = _load_tokenizer(folder if saved else Path(base), trust_remote_code)
+        tokenizer = load_tokenizer(folder if saved else Path(base), trust_remote_code)
         autocast = torch.bfloat16 if half and not has_adapter else None
         return cls(lm, gate, settings, tokenizer, autocast).to(device)
 
@@ -347,7 +347,7 @@ def _load_adapter(lm: Any, folder: Path) -> Any:
         raise InputError(f"{folder}: cannot load its adapter: {_first_line(error)}") from error
 
 
-def _load_tokenizer(path: Path | str, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:
+def load_tokenizer(path: Path | str, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:
     """Load the tokenizer; None for a folder that has none."""
     if Path(path).is_dir() and not any((Path(path) / name).is_file() for name in TOKENIZER_FILES):
         return None
@@ -355,7 +355,8 @@ def _load_tokenizer(path: Path | str, trust_remote_code: bool) -> PreTrainedToke
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 
-def _read_settings(path: Path) -> HybridSettings:
+def read_settings(path: Path) -> HybridSettings:
+    """Read a hybrid.json; InputError where it is none."""
     try:
         settings = HybridSettings(**json.loads(path.read_text()))
     except (TypeError, ValueError) as error:

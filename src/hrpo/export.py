@@ -1,0 +1,99 @@
+"""A checkpoint as a plain model folder: the adapter merged into the weights, the gate beside them."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import AutoConfig
+
+from hrpo.card import CARD_FILE, model_card, results_of
+from hrpo.catalog import fetch_hybrid, resolve
+from hrpo.config import Dtype
+from hrpo.errors import InputError, model_named_by
+from hrpo.files import check_vacant, new_folder
+from hrpo.model import SETTINGS_FILE, HybridCausalLM, read_settings
+from hrpo.trainer import model_in
+
+STORED = ("float32", "bfloat16", "float16", "float64")
+
+
+def export(checkpoint: str, out: str | Path, *, dtype: str = "", trust_remote_code: bool = False) -> Path:
+    """Write a folder that loads without PEFT: transformers' own files, gate.safetensors, hybrid.json and a card.
+
+    Weights and adapter are added in float32 (float64 in a float64 run), in a model loaded for this alone.
+
+    Args:
+        checkpoint: a saved hybrid model, or a run folder for its newest one.
+        out: a folder that is not there yet, or empty.
+        dtype: what the weights are stored in; default the number format that those under the adapter are stored in.
+        trust_remote_code: run code that comes with the base model.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: nothing to export there, weights that cannot be merged, or `out` holds something.
+
+    """
+    folder, out = saved_model(checkpoint), Path(out)
+    if dtype and dtype not in STORED:
+        raise InputError(f"--dtype: must be one of {', '.join(STORED)}, got {dtype}")
+    check_vacant(out)
+    settings = read_settings(folder / SETTINGS_FILE)
+    has_adapter = (folder / "adapter_config.json").is_file()
+    exact: Dtype = "float64" if settings.dtype == "float64" else "float32"
+    with model_named_by("--checkpoint"):
+        config = _config(resolve(settings.base_model) if has_adapter else str(folder), trust_remote_code)
+        model = HybridCausalLM.from_pretrained(folder, dtype=exact, trust_remote_code=trust_remote_code)
+    lm = _merged(model).to(getattr(torch, dtype) if dtype else config.dtype or torch.float32)
+    merged = HybridCausalLM(lm, model.gate, settings, model.tokenizer)
+    with new_folder(out) as draft:
+        merged.write_files(draft)
+        model_card(draft, results_of(folder)).save(draft / CARD_FILE)
+    return out
+
+
+def saved_model(checkpoint: str) -> Path:
+    """Return the folder of a saved hybrid model, the newest one of a run.
+
+    Raises:
+        InputError: there is none.
+
+    """
+    with model_named_by("--checkpoint"):
+        folder = Path(fetch_hybrid(resolve(model_in(checkpoint))))
+    if not (folder / SETTINGS_FILE).is_file():
+        raise InputError(f"--checkpoint: {checkpoint} is no saved hybrid model; it has no {SETTINGS_FILE}")
+    return folder
+
+
+def _config(name: str, trust_remote_code: bool) -> Any:
+    """Return the config of the weights under the adapter, which can be merged into."""
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"--checkpoint: cannot read the base model {name}: {reason}") from error
+    _check_whole(config, name)
+    return config
+
+
+def _check_whole(config: Any, name: str) -> None:
+    if getattr(config, "quantization_config", None):
+        raise InputError(f"--checkpoint: its base model {name} is quantized, and nothing can be merged into it")
+
+
+def _merged(model: HybridCausalLM) -> Any:
+    """Return the language model with the adapter in its weights; the model itself is used up."""
+    if not isinstance(model.lm, PeftModel):
+        return model.lm
+    _check_whole(model.bare_lm.config, model.settings.base_model)  # quantized as it was loaded
+    head = model.bare_lm.get_output_embeddings()
+    if head.weight is model.embedding.weight and any(isinstance(m, BaseTunerLayer) for m in (head, model.embedding)):
+        raise InputError(
+            "--checkpoint: its adapter changes the embedding or the head, which share their weights; "
+            "merged into one it would change the other"
+        )
+    return model.lm.merge_and_unload()
