@@ -59,8 +59,8 @@ def train(config: TrainConfig, *, resume: bool = False) -> dict[str, Any]:
 
     """
     trainer = Trainer(config, resume=resume)
-    for reason, count in trainer.task.dropped.items():
-        console.print(f"{config.task.name}: {count} training problems left out: {reason}")
+    for which, count in trainer.task.dropped.items():
+        console.print(f"{config.task.name}: left out {count} {which}")
     evaluation = trainer.evaluation()
     if "before" not in evaluation:
         evaluation["before"] = trainer.evaluate("before")
