@@ -157,7 +157,7 @@ def metric(completions, **columns):
     )
     task = load(path)
     assert task.train == []
-    assert task.dropped == {"in the test set": 2}
+    assert task.dropped == {"training problems that are test problems": 2}
     total, means = score(task, task.test, ["#### 2", "4"])
     assert total.tolist() == [10, -3]
     assert means == {"correct": 3.5}

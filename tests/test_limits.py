@@ -36,7 +36,7 @@ def test_long_prompts_are_left_out_and_counted(model, task, capsys):
     kept = fitting(task, model, config(max_prompt_tokens=limit))
     assert [example.question for example in kept.train] == QUESTIONS[:3]
     show_dropped(kept)
-    assert f"mine: 2 training problems left out: a prompt above {limit} tokens" in capsys.readouterr().out
+    assert f"mine: left out 2 training problems with a prompt above {limit} tokens" in capsys.readouterr().out
     assert fitting(task, model, config(max_prompt_tokens=lengths[4])) is task
     assert fitting(task, model, config()) is task
 

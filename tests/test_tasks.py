@@ -9,13 +9,14 @@ import re
 from pathlib import Path
 
 import pytest
-from hrpo.tasks.gsm8k import read
 
 from hrpo.config import TaskConfig
 from hrpo.errors import InputError
 from hrpo.rewards import correctness, score
-from hrpo.tasks import Example, judge, load_task
+from hrpo.tasks import BENCHMARKS, Example, judge, load_task
 from hrpo.tasks.arithmetic import draw, solve, split_of
+from hrpo.tasks.benchmark import parsed
+from hrpo.tasks.benchmark import read as read_rows
 from hrpo.tasks.task import SYSTEM_PROMPT
 
 # ---- arithmetic ---------------------------------------------------------------------------------------------------
@@ -133,8 +134,10 @@ def test_arithmetic_examples():
 
 
 def test_unknown_task():
-    with pytest.raises(InputError, match=r"^task\.name: 'chess' is none of arithmetic, gsm8k, nor a file FILE\.py$"):
+    with pytest.raises(InputError, match=r"^task\.name: there is no task 'chess'; `hrpo tasks` lists them"):
         load_task(TaskConfig("chess"))
+    with pytest.raises(InputError, match=r"^task\.name: there is no task 'mmlu-arc'; did you mean mmlu_arc\?$"):
+        load_task(TaskConfig("mmlu-arc"))
 
 
 # ---- rewards ------------------------------------------------------------------------------------------------------
@@ -178,6 +181,10 @@ def train_file(tmp_path):
     return write(tmp_path / "train.jsonl", ROWS)
 
 
+def read(path: Path) -> list[Example]:
+    return parsed(BENCHMARKS["gsm8k"], read_rows(path))[0]
+
+
 def load(path, seed=0, **options):
     return load_task(TaskConfig("gsm8k", path=str(path), **options), seed)
 
@@ -219,7 +226,7 @@ def test_gsm8k_shots_leave_the_training_rows(train_file):
     assert load(train_file, shots=2).preamble == task.preamble
     assert any(load(train_file, seed, shots=2).preamble != task.preamble for seed in range(1, 6))
     assert task.messages("Why?") == [*task.preamble, {"role": "user", "content": "Why?"}]
-    with pytest.raises(InputError, match=r"^task\.shots: 6 .* 5 training problems$"):
+    with pytest.raises(InputError, match=r"^task\.shots: 6 .* 5 training problems with a solution$"):
         load(train_file, shots=6)
 
 
@@ -228,13 +235,14 @@ def test_gsm8k_training_rows_of_the_test_set_are_dropped(train_file):
     task = load(train_file)
     assert [example.question for example in task.train] == [question.strip() for question, _ in ROWS]
     assert len(task.test) == 2
+    assert task.dropped == {"training problems that are test problems": 1}
 
 
 def test_gsm8k_max_solution_chars(train_file):
     lengths = [len(example.solution) for example in read(train_file)]
     assert lengths == [28, 25, 40, 25, 19]
     assert [len(example.solution) for example in load(train_file, max_solution_chars=25).train] == [25, 25, 19]
-    with pytest.raises(InputError, match=r"^task\.shots: 1 .* 0 training problems$"):
+    with pytest.raises(InputError, match=r"^task\.shots: 1 .* 0 training problems with a solution$"):
         load(train_file, max_solution_chars=18, shots=1)
 
 
@@ -291,16 +299,18 @@ def test_gsm8k_blank_lines_are_skipped_and_counted(tmp_path):
 
 
 def test_gsm8k_missing_and_empty_files(train_file, tmp_path):
-    with pytest.raises(InputError, match=r"^task\.path: GSM8K needs its training file"):
-        load("")
     with pytest.raises(InputError, match=r"task\.path: no file .*missing\.jsonl"):
         load(tmp_path / "missing.jsonl")
     (tmp_path / "alone").mkdir()
-    with pytest.raises(InputError, match=r"no file .*alone/test\.jsonl"):
+    with pytest.raises(
+        InputError, match=r"^task\.test_path: give the test file of gsm8k; no file test\.jsonl in .*alone$"
+    ):
         load(write(tmp_path / "alone" / "train.jsonl", ROWS))
     train_file.write_text("\n\n")
     with pytest.raises(InputError, match=r"train\.jsonl: no rows"):
         load(train_file)
+    with pytest.raises(InputError, match=r"^task\.test_path: no file nowhere$"):
+        load(train_file, test_path="nowhere")
 
 
 DATA = Path(os.environ.get("HRPO_DATA", Path(__file__).parents[2] / "shared" / "data")) / "gsm8k"

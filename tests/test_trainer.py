@@ -220,7 +220,7 @@ def test_learning_rate_factor():
         ({"latent": LatentConfig(r_min=1.0)}, "latent.r_min"),
         ({"optimizer": OptimizerConfig(warmup=1.0)}, "optimizer.warmup"),
         ({"task": TaskConfig("nope")}, "task.name"),
-        ({"task": TaskConfig("gsm8k")}, "task.path"),
+        ({"task": TaskConfig("gsm8k", path="nowhere.jsonl")}, "task.path"),
         ({"task": TaskConfig(min_terms=6)}, "task.min_terms"),
         ({"model": ModelConfig(name="./nowhere")}, "model.name"),
     ],

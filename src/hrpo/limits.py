@@ -61,13 +61,15 @@ def fitting(task: Task, model: HybridCausalLM, config: TrainConfig) -> Task:
     if not drop:
         return task
     kept = [example for i, example in enumerate(train) if i not in drop]
-    return dataclasses.replace(task, train=kept, dropped={**task.dropped, f"a prompt above {limit} tokens": len(drop)})
+    return dataclasses.replace(
+        task, train=kept, dropped={**task.dropped, f"training problems with a prompt above {limit} tokens": len(drop)}
+    )
 
 
 def show_dropped(task: Task) -> None:
     """Say which training problems are left out, and why."""
-    for reason, count in task.dropped.items():
-        console.print(f"{task.name}: {count} training problems left out: {reason}")
+    for which, count in task.dropped.items():
+        console.print(f"{task.name}: left out {count} {which}")
 
 
 def check_test_prompts(

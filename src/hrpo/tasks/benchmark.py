@@ -8,7 +8,7 @@ import functools
 import gzip
 import io
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -100,17 +100,16 @@ def load(benchmark: Benchmark, config: TaskConfig, seed: int, *, test_only: bool
         tests = _found(benchmark, "test", beside)
     else:
         tests = [from_hub(split) for split in benchmark.test]
-    test = [row for rows in zip_longest(*(parsed(benchmark, rows)[0] for rows in tests)) for row in rows if row]
+    parts = [parsed(benchmark, rows) for rows in tests]
+    test = [row for rows in zip_longest(*(examples for examples, _ in parts)) for row in rows if row]  # in turns
     trains: list[Rows] = []
     held_out: list[Rows] = []
-    if test_only or (config.test_path and not config.path):
-        pass
-    elif path.is_file():
-        trains = [read(path)]
-        held_out = [_read_all(files) for split in _tests(benchmark) if (files := find(split, beside))]
-    elif config.path:
-        trains, held_out = _found(benchmark, "train", path), _found(benchmark, "held_out", path)
-    else:
+    if not test_only and config.path:
+        trains = [read(path)] if path.is_file() else _found(benchmark, "train", path)
+        # the usual tests are held out even where another one is named
+        splits = (*benchmark.test, *benchmark.held_out)
+        held_out = [_read_all(files) for split in splits if (files := find(split, beside))]
+    elif not test_only and not config.test_path:
         trains, held_out = ([from_hub(split) for split in splits] for splits in (benchmark.train, benchmark.held_out))
     train, unanswered = parsed(benchmark, chain.from_iterable(trains))
     return prepare(
@@ -120,7 +119,10 @@ def load(benchmark: Benchmark, config: TaskConfig, seed: int, *, test_only: bool
         train,
         test,
         held_out=parsed(benchmark, chain.from_iterable(held_out))[0],
-        dropped={"without an answer": unanswered},
+        dropped={
+            "training problems without an answer": unanswered,
+            "test problems without an answer": sum(count for _, count in parts),
+        },
     )
 
 
@@ -173,6 +175,20 @@ def find(split: Split, folder: Path) -> list[Path]:
 
 
 def read(path: Path) -> Rows:
+    """Return the rows of a file and where they are, read one by one.
+
+    Raises:
+        InputError: there are none.
+
+    """
+    rows = _read(path)
+    first = next(rows, None)
+    if first is None:
+        raise InputError(f"{path}: no rows in it")
+    return chain([first], rows)
+
+
+def _read(path: Path) -> Iterator[tuple[str, Any]]:
     """Yield the rows of a file and where they are: .jsonl, .json, .csv, .tsv or .txt (tabs), each also as .gz.
 
     Raises:
@@ -249,10 +265,6 @@ def _found(benchmark: Benchmark, which: str, folder: Path) -> list[Rows]:
             raise InputError(f"task.{field}: give the {part} file of {benchmark.name}; no file {looked} in {folder}")
         rows.append(_read_all(files))
     return rows
-
-
-def _tests(benchmark: Benchmark) -> tuple[Split, ...]:
-    return benchmark.test + benchmark.held_out
 
 
 def _read_all(files: list[Path]) -> Rows:

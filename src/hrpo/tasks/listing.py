@@ -50,6 +50,7 @@ def show_task(name: str, path: str = "") -> Iterator[str]:
         return
     task = load_task(TaskConfig(name, test_path=path), test_only=True)
     yield f"{name}: metric {task.kind or 'own'}, {len(task.test):,} problems"
+    yield from (f"left out {count} {which}" for which, count in task.dropped.items())
     for message in task.preamble:
         yield from ("", f"[{message['role']}]", message["content"])
     for example in task.test[:SHOWN]:

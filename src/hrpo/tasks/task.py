@@ -48,7 +48,7 @@ class Task:
     named. `preamble` is what every conversation begins with: the system prompt and worked examples.
 
     `kind` names the rule of `judge`. A task without one brings a `reward`, and is right where its metric (without a
-    `metric`, its reward) reaches 1. `dropped` counts the training problems left out, by reason. `weights` has the
+    `metric`, its reward) reaches 1. `dropped` counts the problems left out, by which and why. `weights` has the
     weight of each reward, and `functions` those that are neither "correct" nor "format".
     """
 
@@ -149,7 +149,7 @@ def prepare(
         test: test rows.
         held_out: more rows that must not be trained on.
         system: the system prompt.
-        dropped: what has been left out already, by reason.
+        dropped: what has been left out already.
         reward: the task's own reward.
         metric: the task's own metric.
         same: two problems are the same where this is; by default their questions, without options and passages, up
@@ -161,7 +161,7 @@ def prepare(
     """
     seen = {same(example) for rows in (test, held_out) for example in rows}
     left = [example for example in train if same(example) not in seen]
-    reasons = {**(dropped or {}), "in the test set": len(train) - len(left)}
+    reasons = {**(dropped or {}), "training problems that are test problems": len(train) - len(left)}
     if config.max_solution_chars:
         left = [example for example in left if len(example.solution) <= config.max_solution_chars]
     solved = [place for place, example in enumerate(left) if example.solution]
