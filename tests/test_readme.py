@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from hrpo.cli import COMMANDS, Parser, main
 
@@ -56,14 +57,50 @@ def test_main_job_and_trace(tmp_path, monkeypatch, capsys):
     assert "latent candidates" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+PAPER = [recipe for recipe in RECIPES if recipe.parent.name == "paper"]
+
+
+def command_of(recipe):
+    """The words of the command that a recipe's first line is."""
+    return shlex.split(recipe.read_text().splitlines()[0].removeprefix("# "))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
 def test_recipe_begins_with_its_command(recipe, monkeypatch):
     monkeypatch.chdir(ROOT)
-    first = recipe.read_text().splitlines()[0]
-    assert first.startswith(f"# hrpo train --config recipes/{recipe.name}")
+    program, command, *words = command_of(recipe)
+    assert (program, words[:2]) == ("hrpo", ["--config", str(recipe.relative_to(ROOT))])
+    assert command in ("train", "sft")
     parser = Parser(prog="hrpo train")
-    COMMANDS["train"][0](parser)
-    parser.parse_args(shlex.split(first)[3:])
+    COMMANDS[command][0](parser)
+    parser.parse_args(words)
+
+
+def test_the_papers_recipes_are_there():
+    names = {f"{task}-{size}.yaml" for task in ("gsm8k", "math", "mmlu_arc", "knowledge") for size in ("1.5b", "3b")}
+    assert {recipe.name for recipe in PAPER} == names
+
+
+@pytest.mark.parametrize("recipe", PAPER, ids=lambda path: path.name)
+def test_dry_run_of_the_papers_recipes(recipe, monkeypatch, tmp_path, capsys):
+    """Resolved, validated and printed; no weights are loaded, nothing is written, nothing is asked of the Hub."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    words = [str(tmp_path / word) if word in ("FILE", "TEST") else word for word in command_of(recipe)[2:]]
+    for name in ("FILE", "TEST"):
+        (tmp_path / name).write_text("")
+    words[1] = str(recipe)
+    monkeypatch.chdir(tmp_path)
+    main(["train", *words, "--dry-run"])
+    printed = capsys.readouterr().out
+    config = yaml.safe_load(printed.split("plan of")[0])
+    header = recipe.read_text()
+    rollout = config["rollout"]
+    assert f"{config['updates']:,} updates of {rollout['prompts'] * rollout['group_size']} completions" in header.replace("\n# ", " ")
+    assert f"{config['updates']:,}" in printed
+    assert config["optimizer"]["lr"] == 5e-6
+    assert config["model"]["name"].lower() == f"qwen/qwen2.5-{recipe.stem.rpartition('-')[2]}-instruct"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["FILE", "TEST"]
 
 
 def test_tree_is_the_disk():
