@@ -340,10 +340,10 @@ def test_without_a_network_or_the_library(monkeypatch):
 def test_reasoning_gym():
     pytest.importorskip("reasoning_gym")
     task = load_task(TaskConfig("reasoning_gym/leg_counting"), seed=3)
-    assert (len(task.train), len(task.test)) == (100_000, 500)
+    assert (len(task.train), len(task.test)) == (10_000, 500)
     assert task.test == load_task(TaskConfig("reasoning_gym/leg_counting"), seed=4).test
     assert task.train[:20] != load_task(TaskConfig("reasoning_gym/leg_counting"), seed=4).train[:20]
-    assert task.train[-1] == task.train[99_999]
+    assert task.train[-1] == task.train[9_999]
     examples = [*task.train[:30], *task.test[:30]]
     for example in examples:
         assert task.judge(f"So\n#### {example.gold}", example) == (True, True)
@@ -354,6 +354,15 @@ def test_reasoning_gym():
     golds = [example.gold for example in examples[:2]]
     assert task.reward([f"#### {golds[0]}", golds[1]], **columns) == [1, 0]
     assert task.metric([f"#### {golds[0]}", golds[1]], **columns) == [1, 1]
+
+
+def test_reasoning_gym_answers_that_a_scorer_cannot_read():
+    pytest.importorskip("reasoning_gym")
+    task = load_task(TaskConfig("reasoning_gym/prime_factorization"))
+    example = task.test[0]
+    with pytest.raises(ValueError, match="invalid literal"):
+        task.train.dataset.score_answer("1/0", example.columns["entry"])
+    assert task.assess(["#### 1/0", f"#### {example.gold}"], [example] * 2)[1] == [0, 1]
 
 
 def test_reasoning_gym_problems_never_coincide():

@@ -13,7 +13,7 @@ from hrpo.tasks.judge import DELIMITER
 from hrpo.tasks.task import SYSTEM_PROMPT, Example, Task, make_preamble
 
 PREFIX = "reasoning_gym/"
-TRAIN, TEST = 100_000, 500
+TRAIN, TEST = 10_000, 500
 TRIES = 20  # problems drawn for one that is not a test problem
 
 
@@ -41,7 +41,7 @@ def check(config: TaskConfig, *, test_only: bool = False) -> None:
 
 
 def load(config: TaskConfig, seed: int, *, test_only: bool = False) -> Task:
-    """Return the task: 500 test problems, the same for every seed, and 100,000 training problems drawn on demand.
+    """Return the task: 500 test problems, the same for every seed, and 10,000 training problems drawn on demand.
 
     Problem i of a data set is drawn from its seed + i; the ranges of training and test seeds are disjoint, and a
     training problem that occurs among the test problems is drawn anew.
@@ -55,11 +55,11 @@ def load(config: TaskConfig, seed: int, *, test_only: bool = False) -> Task:
     test = [_example(tests[index]) for index in range(TEST)]
     first = 1_000_000 * (1 + seed % 4000)  # some data sets take seeds below 2^32 only
     seen = frozenset(example.question for example in test)
-    train = [] if test_only else Problems(_make(name, seed=first, size=TRAIN * TRIES), seen)
+    train = [] if test_only else Problems(_make(name, seed=first, size=2 * TRAIN), seen)  # as many again to draw anew
 
     def metric(completions: list[str], *, entry: list[Any], **columns: Any) -> list[float]:
         answers = (text.rpartition(DELIMITER)[2].strip() for text in completions)
-        return [float(tests.score_answer(answer, row)) for answer, row in zip(answers, entry, strict=True)]
+        return [_score(tests, answer, row) for answer, row in zip(answers, entry, strict=True)]
 
     def reward(completions: list[str], *, entry: list[Any], **columns: Any) -> list[float]:
         scores = metric(completions, entry=entry)
@@ -87,8 +87,9 @@ class Problems(Sequence[Example]):
             return [self[i] for i in range(*index.indices(TRAIN))]
         if not -TRAIN <= index < TRAIN:
             raise IndexError(index)
-        for attempt in range(TRIES):
-            example = _example(self.dataset[index % TRAIN + attempt * TRAIN])
+        index %= TRAIN
+        for place in (index, *(TRAIN + (index + attempt) % TRAIN for attempt in range(TRIES))):
+            example = _example(self.dataset[place])
             if example.question not in self.seen:
                 return example
         raise InputError(f"task.name: this data set has too few problems: {TRIES} in a row are test problems")
@@ -101,6 +102,13 @@ def _make(name: str, seed: int, size: int) -> Any:
         return reasoning_gym.create_dataset(name, seed=seed, size=size)
     except (AssertionError, TypeError, ValueError, ImportError, OSError) as error:
         raise InputError(f"task.name: reasoning-gym cannot make {name}: {error}") from error
+
+
+def _score(dataset: Any, answer: str, entry: dict[str, Any]) -> float:
+    try:
+        return float(dataset.score_answer(answer, entry))
+    except Exception:  # several scorers raise whatever comes up at an answer that they cannot read
+        return 0.0
 
 
 def _example(entry: dict[str, Any]) -> Example:
