@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import yaml
 
@@ -85,7 +86,7 @@ def test_the_papers_recipes_are_there():
 @pytest.mark.parametrize("recipe", PAPER, ids=lambda path: path.name)
 def test_dry_run_of_the_papers_recipes(recipe, monkeypatch, tmp_path, capsys):
     """Resolved, validated and printed; no weights are loaded, nothing is written, nothing is asked of the Hub."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     words = [str(tmp_path / word) if word in ("FILE", "TEST") else word for word in command_of(recipe)[2:]]
     for name in ("FILE", "TEST"):
         (tmp_path / name).write_text("")
@@ -96,7 +97,10 @@ def test_dry_run_of_the_papers_recipes(recipe, monkeypatch, tmp_path, capsys):
     config = yaml.safe_load(printed.split("plan of")[0])
     header = recipe.read_text()
     rollout = config["rollout"]
-    assert f"{config['updates']:,} updates of {rollout['prompts'] * rollout['group_size']} completions" in header.replace("\n# ", " ")
+    assert (
+        f"{config['updates']:,} updates of {rollout['prompts'] * rollout['group_size']} completions"
+        in header.replace("\n# ", " ")
+    )
     assert f"{config['updates']:,}" in printed
     assert config["optimizer"]["lr"] == 5e-6
     assert config["model"]["name"].lower() == f"qwen/qwen2.5-{recipe.stem.rpartition('-')[2]}-instruct"
