@@ -15,13 +15,15 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from hrpo.catalog import KNOWN, resolve
 from hrpo.config import Dtype, LatentMode
 from hrpo.errors import InputError
+from hrpo.exact import stay_in_float64
 from hrpo.files import new_folder
 from hrpo.gate import HybridGate, candidate_norm, mix_candidates
+from hrpo.usable import check_usable
 
 SETTINGS_FILE, GATE_FILE = "hybrid.json", "gate.safetensors"
 WEIGHT_FILES = ("adapter_*", "model*.safetensors", "model*.json")  # none may outlive a save of other weights
@@ -102,11 +104,14 @@ class HybridCausalLM(nn.Module):
         self._reference: list[nn.Module] = []  # in a list: no part of parameters() and state_dict()
         self.packs_up_to: int | None = None  # tokens of a sequence that packing serves; None: not tried yet
         self.read_together: list[list[str]] = []  # linear layers that read the same tensor, known once that was tried
+        self.usable = False  # until a few tokens have shown it
         self._accepts = inspect.signature(type(self.bare_lm).forward).parameters
         width = self.embedding.weight.shape[1]
         if gate.hidden_size != width:
             raise InputError(f"the gate is {gate.hidden_size} wide, but the model's input embedding is {width} wide")
         gate.to(torch.float64 if self.lm_dtype == torch.float64 else torch.float32)
+        if self.lm_dtype == torch.float64:
+            stay_in_float64(self.bare_lm)
         self.eval()
 
     @classmethod
@@ -174,7 +179,9 @@ class HybridCausalLM(nn.Module):
             gate = _read_gate(folder / GATE_FILE, gate.hidden_size)
         tokenizer = _load_tokenizer(folder if saved else Path(base), trust_remote_code)
         autocast = torch.bfloat16 if half and not has_adapter else None
-        return cls(lm, gate, settings, tokenizer, autocast).to(device)
+        model = cls(lm, gate, settings, tokenizer, autocast).to(device)
+        check_usable(model)
+        return model
 
     @property
     def bare_lm(self) -> Any:
@@ -258,6 +265,8 @@ class HybridCausalLM(nn.Module):
         if not isinstance(self.lm, PeftModel):
             base = _load_lm(resolve(self.settings.base_model), self.lm_dtype, trust_remote_code)
             self._reference[:] = [base.to(self.device).requires_grad_(False)]
+            if self.lm_dtype == torch.float64:
+                stay_in_float64(base)
 
     def forward(
         self,
@@ -296,7 +305,7 @@ class HybridCausalLM(nn.Module):
                 **options,
             )
         logits = out.logits[:, -1:] if last_only else out.logits
-        return logits, out.past_key_values
+        return logits, getattr(out, "past_key_values", None)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model or its adapter, gate.safetensors, hybrid.json and the tokenizer; whole or not at all."""
@@ -318,11 +327,14 @@ class HybridCausalLM(nn.Module):
 
 def _load_lm(path: str, dtype: torch.dtype, trust_remote_code: bool) -> Any:
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True
-        )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        if not config.is_encoder_decoder:
+            return AutoModelForCausalLM.from_pretrained(
+                path, config=config, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True
+            )
+    except (ImportError, OSError, ValueError, KeyError, SafetensorError) as error:
         raise InputError(f"model.name: cannot load {path}: {_first_line(error)}") from error
+    raise InputError(f"model.name: {path} has an encoder ({config.model_type}); use a decoder-only language model")
 
 
 def _load_adapter(lm: Any, folder: Path) -> Any:
