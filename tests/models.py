@@ -1,6 +1,7 @@
 """Tiny random models of several architectures, made in memory."""
 
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
@@ -8,6 +9,7 @@ from transformers import (
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
 )
@@ -56,9 +58,11 @@ CONFIGS = {
 }
 
 
-def random_lm(arch: str, dtype: torch.dtype = torch.float64) -> torch.nn.Module:
+def random_lm(arch: str, dtype: torch.dtype = torch.float64, vocab_size: int = VOCAB) -> torch.nn.Module:
     torch.manual_seed(11)
-    lm = AutoModelForCausalLM.from_config(CONFIGS[arch](), dtype=dtype)
+    config = CONFIGS[arch]()
+    config.vocab_size = vocab_size
+    lm = AutoModelForCausalLM.from_config(config, dtype=dtype)
     with torch.no_grad():  # biases and norms start at 0 and 1, where mistakes do not show
         for parameter in lm.parameters():
             if parameter.dim() == 1:
@@ -77,3 +81,13 @@ def random_model(arch: str, dtype: torch.dtype = torch.float64, latent_mode: str
 
 PROMPTS = [[7, 9, 11, 13, 6, 17, 19, 21], [8], [10, 12, 14, 16, 18]]
 SAMPLER = {"temperature": 3.0, "top_k": 25, "delimiter": [DELIMITER], "eos_token_id": EOS, "max_new_tokens": 14}
+
+
+def byte_level(**options) -> PreTrainedTokenizerFast:
+    """A tokenizer of GPT-2's kind, with merges that make the delimiter hard to see; it has no padding token."""
+    merges = [("#", "#"), ("##", "##"), ("##", "#"), ("Ċ", "####"), ("####", "Ċ"), ("Ġ", "##"), ("Ġ", "#")]
+    symbols = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, merges)]
+    tokenizer = Tokenizer(models.BPE({symbol: i for i, symbol in enumerate(symbols)}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", **options)
