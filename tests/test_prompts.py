@@ -9,11 +9,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from hrpo.config import EvalConfig, ModelConfig, RolloutConfig, TrainConfig
 from hrpo.errors import InputError
 from hrpo.prompts import encode
-from hrpo.tasks.task import ask, make_preamble
 from hrpo.tasks.task import Example as Shot
+from hrpo.tasks.task import ask, make_preamble
 from hrpo.trainer import Trainer
 
-TURNS = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+TURNS = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 WITH_BOS = "{{ bos_token }}" + TURNS
 RAISES = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + TURNS
 IGNORES = TURNS.replace("%}<{{", "%}{% if m['role'] != 'system' %}<{{", 1).replace(
