@@ -33,12 +33,14 @@ def load_for_inference(name: str, *, trust_remote_code: bool = False) -> HybridC
         raise InputError(f"--checkpoint: the run {name} has no checkpoint yet")
     saved = (folder / SETTINGS_FILE).is_file()
     try:
-        model = HybridCausalLM.from_pretrained(
-            folder if saved else name, latent_mode="discrete", trust_remote_code=trust_remote_code
+        return HybridCausalLM.from_pretrained(
+            folder if saved else name,
+            device=Accelerator().device,
+            latent_mode="discrete",
+            trust_remote_code=trust_remote_code,
         )
     except InputError as error:
         raise InputError(str(error).replace("model.name:", "--checkpoint:")) from error
-    return model.to(Accelerator().device)
 
 
 def complete(

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from hrpo.catalog import KNOWN, resolve
-from hrpo.config import Dtype, LatentMode
+from hrpo.config import Dtype, LatentMode, Quantization
 from hrpo.errors import InputError
 from hrpo.exact import stay_in_float64
 from hrpo.files import new_folder
 from hrpo.gate import HybridGate, candidate_norm, mix_candidates
+from hrpo.quantize import check_quantization, keep_differentiable, quantization_options
 from hrpo.usable import check_usable
 
 SETTINGS_FILE, GATE_FILE = "hybrid.json", "gate.safetensors"
@@ -54,6 +55,7 @@ class HybridSettings:
         base_model: what the language model was trained from.
         latent_mode: "hybrid" feeds mixed inputs while thinking; "discrete" feeds plain tokens.
         dtype: of the computation, as in `from_pretrained`.
+        quantization: of the base model's weights.
         temperature: of the sampler, tau.
         top_k: candidates kept, 0 for all.
         max_new_tokens: length limit of a completion.
@@ -67,6 +69,7 @@ class HybridSettings:
     base_model: str
     latent_mode: LatentMode = "hybrid"
     dtype: Dtype = "float32"
+    quantization: Quantization = "none"
     temperature: float = 0.5
     top_k: int = 50
     max_new_tokens: int = 512
@@ -121,6 +124,7 @@ class HybridCausalLM(nn.Module):
         *,
         lora: Lora | None = None,
         dtype: Dtype | torch.dtype | None = None,
+        quantization: Quantization | None = None,
         device: str | torch.device = "cpu",
         r_min: float = 0.99,
         r_max: float = 0.999,
@@ -135,6 +139,8 @@ class HybridCausalLM(nn.Module):
             dtype: "bfloat16" holds frozen weights in bfloat16 when there are adapters, and otherwise runs float32
                 weights under autocast. What is trained, and the gate, stays float32. Default: what a saved model
                 remembers, and float32 for a plain one.
+            quantization: of frozen weights under adapters: "4bit" or "8bit"; needs bitsandbytes. Default: what a saved
+                model remembers, and none for a plain one.
             device: where to put it.
             r_min: of a fresh gate.
             r_max: of a fresh gate.
@@ -159,11 +165,14 @@ class HybridCausalLM(nn.Module):
         dtype_name = cast(Dtype, str(dtype or settings.dtype).removeprefix("torch."))
         if dtype_name not in get_args(Dtype):
             raise InputError(f"model.dtype: must be one of {', '.join(get_args(Dtype))}, got {dtype_name}")
-        settings = dataclasses.replace(settings, dtype=dtype_name)
+        bits = quantization or settings.quantization
+        check_quantization(bits, dtype_name, adapters=has_adapter)
+        settings = dataclasses.replace(settings, dtype=dtype_name, quantization=bits)
         half = dtype_name == "bfloat16"
         weights_dtype: torch.dtype = getattr(torch, "float32" if half and not has_adapter else dtype_name)
         base = resolve(settings.base_model) if saved and has_adapter else str(folder)
-        lm: Any = _load_lm(base, weights_dtype, trust_remote_code)
+        lm: Any = _load_lm(base, weights_dtype, trust_remote_code, **quantization_options(bits, weights_dtype, device))
+        keep_differentiable(lm)
         if saved and has_adapter:
             lm = _load_adapter(lm, folder)
         elif lora is not None:
@@ -202,6 +211,11 @@ class HybridCausalLM(nn.Module):
     def lm_dtype(self) -> torch.dtype:
         """Of the language model's weights."""
         return cast(torch.dtype, self.embedding.weight.dtype)
+
+    @property
+    def rounding(self) -> torch.dtype:
+        """The dtype whose rounding shows in the logits: how alike those of two ways to compute them can be."""
+        return torch.bfloat16 if self.settings.quantization == "8bit" else self.autocast or self.lm_dtype
 
     @property
     def vocab_size(self) -> int:
@@ -325,12 +339,12 @@ class HybridCausalLM(nn.Module):
             self.tokenizer.save_pretrained(str(folder))
 
 
-def _load_lm(path: str, dtype: torch.dtype, trust_remote_code: bool) -> Any:
+def _load_lm(path: str, dtype: torch.dtype, trust_remote_code: bool, **options: Any) -> Any:
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         if not config.is_encoder_decoder:
             return AutoModelForCausalLM.from_pretrained(
-                path, config=config, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True
+                path, config=config, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True, **options
             )
     except (ImportError, OSError, ValueError, KeyError, SafetensorError) as error:
         raise InputError(f"model.name: cannot load {path}: {_first_line(error)}") from error
@@ -362,6 +376,7 @@ def _read_settings(path: Path) -> HybridSettings:
     for name, value, allowed in (
         ("latent_mode", settings.latent_mode, get_args(LatentMode)),
         ("dtype", settings.dtype, get_args(Dtype)),
+        ("quantization", settings.quantization, get_args(Quantization)),
     ):
         if value not in allowed:
             raise InputError(f"{path}: {name} is {value!r}, not one of {', '.join(allowed)}")

@@ -57,7 +57,7 @@ def _try(model: HybridCausalLM) -> tuple[int, str]:
             return 0, reason
     plain = _plain_logits(model, ids)
     difference = ((packed - plain).abs().max() / plain.std()).item()
-    if not difference <= TOLERANCE[model.autocast or model.lm_dtype]:
+    if not difference <= TOLERANCE[model.rounding]:
         return 0, f"packed logits differ by {difference:.1g} of their standard deviation"
     return limit, reason
 

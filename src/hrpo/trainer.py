@@ -107,7 +107,7 @@ class Trainer:
             raise InputError("task.path: no training problems are left")
         set_seed(config.seed)  # of the fresh gate and adapters; sampling has keys of its own
         self.step = 0 if checkpoint is None else int(json.loads((checkpoint / STATE_FILE).read_text())["step"])
-        self.model = _load_model(config, checkpoint).to(accelerator.device)
+        self.model = _load_model(config, checkpoint, accelerator.device)
         self.model.settings = dataclasses.replace(
             self.model.settings,
             temperature=config.rollout.temperature,
@@ -353,7 +353,7 @@ def _absolute(task: TaskConfig) -> dict[str, Any]:
     return {**dataclasses.asdict(task), **paths}
 
 
-def _load_model(config: TrainConfig, checkpoint: Path | None) -> HybridCausalLM:
+def _load_model(config: TrainConfig, checkpoint: Path | None, device: torch.device) -> HybridCausalLM:
     fresh = checkpoint is None
     if fresh and (Path(config.model.name) / SETTINGS_FILE).is_file():
         raise InputError(f"model.name: {config.model.name} is a saved hybrid model; --resume goes on with a run")
@@ -361,6 +361,8 @@ def _load_model(config: TrainConfig, checkpoint: Path | None) -> HybridCausalLM:
         config.model.name if checkpoint is None else checkpoint,
         lora=lora_of(config.model) if fresh else None,
         dtype=config.model.dtype,
+        quantization=config.model.quantization,
+        device=device,
         r_min=config.latent.r_min,
         r_max=config.latent.r_max,
         latent_mode=config.latent.mode,

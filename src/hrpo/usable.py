@@ -60,7 +60,7 @@ def _try(model: HybridCausalLM) -> str:
         model(between, torch.ones_like(rows[0]))
     except OF_SOMEBODYS_MODEL as error:
         return f"it fails where it is given embeddings instead of token ids: {_first_line(error)}"
-    if not _difference(fed, read) <= TOLERANCE[model.autocast or model.lm_dtype]:
+    if not _difference(fed, read) <= TOLERANCE[model.rounding]:
         return "its logits change when it is given embeddings instead of token ids, so it cannot be fed latents"
     return _try_decoding(model, rows, read)
 
@@ -84,7 +84,7 @@ def _try_decoding(model: HybridCausalLM, rows: list[Tensor], read: Tensor) -> st
     difference = _difference(torch.cat([first, second[::2]], dim=1), read)
     if difference.isnan():
         return f"its logits are NaN where prompts are padded on the left, in {_dtype(model)}"
-    if difference > TOLERANCE[model.autocast or model.lm_dtype]:
+    if difference > TOLERANCE[model.rounding]:
         return "its logits change when prompts are padded on the left and completed from a cache"
     return ""
 
