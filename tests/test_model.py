@@ -417,6 +417,14 @@ def test_broken_adapter_folders_are_named(base, tmp_path, change):
         HybridCausalLM.from_pretrained(folder)
 
 
+def test_code_of_its_own_is_not_run_unasked(base):
+    own = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
+    edit_json(base / "config.json", model_type="own", auto_map=own)
+    (base / "own.py").write_text("raise SystemExit('it was run')\n")
+    with pytest.raises(InputError, match=r"^model\.name: .*base comes with code of its own; .*model\.trust_remote_code"):
+        HybridCausalLM.from_pretrained(base)
+
+
 def test_a_moved_base_is_named(base, tmp_path):
     HybridCausalLM.from_pretrained(base, lora=LORA).save_pretrained(tmp_path / "saved")
     base.rename(tmp_path / "elsewhere")

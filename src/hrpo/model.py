@@ -347,6 +347,10 @@ def _load_lm(path: str, dtype: torch.dtype, trust_remote_code: bool, **options: 
                 path, config=config, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True, **options
             )
     except (ImportError, OSError, ValueError, KeyError, SafetensorError) as error:
+        if "trust_remote_code=True" in str(error):
+            raise InputError(
+                f"model.name: {path} comes with code of its own; read it, then set model.trust_remote_code to true"
+            ) from error
         raise InputError(f"model.name: cannot load {path}: {_first_line(error)}") from error
     raise InputError(f"model.name: {path} has an encoder ({config.model_type}); use a decoder-only language model")
 

@@ -15,7 +15,7 @@ def check_quantization(kind: Quantization, dtype: str, *, adapters: bool) -> Non
     """Refuse what cannot be quantized.
 
     Raises:
-        InputError: no such kind, or bitsandbytes is missing, or there are no adapters to train, or the model is to run in float64.
+        InputError: no such kind, bitsandbytes is missing, there are no adapters to train, or the dtype is float64.
 
     """
     if kind not in get_args(Quantization):
