@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from architectures import ARCHITECTURES, COMMON, KV, MOE, REFUSED, check_law_1, config_of, refusal, row, tables
-from models import PROMPTS, SAMPLER, random_lm, random_model
+from models import PROMPTS, SAMPLER, plain_logprobs, random_lm, random_model
+from peft import LoraConfig, get_peft_model
 from transformers import BloomConfig, GraniteConfig, MixtralConfig
 
-from hrpo import HybridCausalLM, HybridGate, generate
+from hrpo import HybridCausalLM, HybridGate, generate, replay
 from hrpo.errors import InputError
+from hrpo.exact import stay_in_float64
 from hrpo.model import HybridSettings
 from hrpo.packable import packs_up_to
 
@@ -26,6 +28,25 @@ def test_law_1_of_experts_in_float32():
     model = random_model(MixtralConfig(**COMMON, **KV, **MOE), torch.float32)
     assert model.lm.config._experts_implementation == "grouped_mm"
     check_law_1(model, PROMPTS, 1e-4)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "granite", "mixtral", "mpt", "phi3"])
+@torch.no_grad()
+def test_law_1_with_adapters(name):
+    kind = ARCHITECTURES[name]
+    bare = random_model(config_of(kind), kind.dtype)
+    lm = get_peft_model(bare.lm, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear"))
+    for parameter_name, parameter in lm.named_parameters():
+        if "lora_B" in parameter_name:
+            parameter.normal_(std=0.3)
+    model = HybridCausalLM(lm, bare.gate, bare.settings).to(kind.dtype)
+    rollout = generate(model, PROMPTS, group_size=4, seed=3, **SAMPLER)
+    logprobs, reference = replay(model, rollout)
+    torch.testing.assert_close(logprobs, rollout.sample_logprobs, atol=kind.atol, rtol=0)
+    initial = random_lm(config_of(kind), kind.dtype)
+    if kind.dtype == torch.float64:
+        stay_in_float64(initial)
+    torch.testing.assert_close(reference, plain_logprobs(initial, rollout), atol=kind.atol, rtol=0)
 
 
 @pytest.mark.parametrize("name", REFUSED)

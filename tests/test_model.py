@@ -421,7 +421,9 @@ def test_code_of_its_own_is_not_run_unasked(base):
     own = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
     edit_json(base / "config.json", model_type="own", auto_map=own)
     (base / "own.py").write_text("raise SystemExit('it was run')\n")
-    with pytest.raises(InputError, match=r"^model\.name: .*base comes with code of its own; .*model\.trust_remote_code"):
+    with pytest.raises(
+        InputError, match=r"^model\.name: .*base comes with code of its own; .*model\.trust_remote_code"
+    ):
         HybridCausalLM.from_pretrained(base)
 
 

@@ -230,14 +230,14 @@ class HybridCausalLM(nn.Module):
 
     @contextlib.contextmanager
     def weights(self, *, reference: bool = False) -> Iterator[Any]:
-        """Yield the language model, or the reference: the kept copy, or the same weights with the adapters off."""
+        """Yield the bare language model, or the reference: the kept copy, or the same with its adapters off."""
         if reference and self._reference:
             yield self._reference[0]
         elif reference and isinstance(self.lm, PeftModel):
             with self.lm.disable_adapter():
-                yield self.lm
+                yield self.bare_lm
         else:
-            yield self.lm
+            yield self.bare_lm
 
     def precision(self) -> torch.autocast:
         """Return the context in which the language model runs: autocast, or nothing."""
