@@ -9,7 +9,7 @@ from models import PROMPTS, SAMPLER, plain_logprobs, random_lm, random_model
 from peft import LoraConfig, get_peft_model
 from transformers import BloomConfig, GraniteConfig, MixtralConfig
 
-from hrpo import HybridCausalLM, HybridGate, generate, replay
+from hrpo import HybridCausalLM, HybridGate, Lora, generate, replay
 from hrpo.errors import InputError
 from hrpo.exact import stay_in_float64
 from hrpo.model import HybridSettings
@@ -54,6 +54,12 @@ def test_refusals(name):
     error = refusal(name)
     assert error.startswith("model.name: ")
     assert "\n" not in error
+
+
+def test_with_adapters_too_the_architecture_is_what_is_refused(tmp_path):
+    random_lm(config_of(REFUSED["mamba"]), torch.float32).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"^model\.name: MambaForCausalLM cannot be used"):
+        HybridCausalLM.from_pretrained(tmp_path, lora=Lora(r=4))
 
 
 def test_the_tables_say_what_is_so():

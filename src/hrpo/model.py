@@ -181,6 +181,8 @@ class HybridCausalLM(nn.Module):
             try:
                 lm = get_peft_model(lm, config)
             except ValueError as error:
+                # PEFT refuses some architectures too; that no targets would help then is the better answer.
+                check_usable(cls(lm, HybridGate(lm.get_input_embeddings().weight.shape[1]), settings))
                 raise InputError(f"model.lora_targets: {_first_line(error)}") from error
         bare: Any = lm.get_base_model() if isinstance(lm, PeftModel) else lm
         gate = HybridGate(bare.get_input_embeddings().weight.shape[1], r_min, r_max)
