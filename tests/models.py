@@ -1,6 +1,7 @@
 """Tiny random models of several architectures, made in memory."""
 
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
@@ -8,15 +9,16 @@ from transformers import (
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
 )
 
-from hrpo import HybridCausalLM, HybridGate
+from hrpo import HybridCausalLM, HybridGate, Rollout
 from hrpo.model import HybridSettings
 
 VOCAB, EOS, DELIMITER = 41, [2, 3, 4], 5
-_SHAPE = {
+SHAPE = {
     "vocab_size": VOCAB,
     "hidden_size": 24,
     "intermediate_size": 40,
@@ -27,21 +29,21 @@ _SHAPE = {
     "max_position_embeddings": 64,
     "initializer_range": 0.3,
 }
-_IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 CONFIGS = {
-    "llama": lambda: LlamaConfig(**_SHAPE, **_IDS),
-    "qwen2": lambda: Qwen2Config(**_SHAPE, **_IDS, tie_word_embeddings=True),
-    "qwen3": lambda: Qwen3Config(**_SHAPE, **_IDS),
+    "llama": lambda: LlamaConfig(**SHAPE, **IDS),
+    "qwen2": lambda: Qwen2Config(**SHAPE, **IDS, tie_word_embeddings=True),
+    "qwen3": lambda: Qwen3Config(**SHAPE, **IDS),
     "gemma3": lambda: Gemma3TextConfig(
-        **_SHAPE,
-        **_IDS,
+        **SHAPE,
+        **IDS,
         sliding_window=6,  # shorter than prompt and completion
         query_pre_attn_scalar=6,
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
     ),
-    "mistral": lambda: MistralConfig(**_SHAPE, **_IDS, sliding_window=6),
+    "mistral": lambda: MistralConfig(**SHAPE, **IDS, sliding_window=6),
     "gpt2": lambda: GPT2Config(
-        vocab_size=VOCAB, n_embd=24, n_layer=3, n_head=4, n_positions=64, initializer_range=0.3, **_IDS
+        vocab_size=VOCAB, n_embd=24, n_layer=3, n_head=4, n_positions=64, initializer_range=0.3, **IDS
     ),
     "gpt_neox": lambda: GPTNeoXConfig(
         vocab_size=VOCAB,
@@ -51,14 +53,17 @@ CONFIGS = {
         num_attention_heads=4,
         max_position_embeddings=64,
         initializer_range=0.3,
-        **_IDS,
+        **IDS,
     ),
 }
 
 
-def random_lm(arch: str, dtype: torch.dtype = torch.float64) -> torch.nn.Module:
+def random_lm(arch, dtype: torch.dtype = torch.float64, vocab_size: int = VOCAB) -> torch.nn.Module:
+    """A model of an architecture in CONFIGS, or of a config."""
     torch.manual_seed(11)
-    lm = AutoModelForCausalLM.from_config(CONFIGS[arch](), dtype=dtype)
+    config = CONFIGS[arch]() if isinstance(arch, str) else arch
+    config.vocab_size = vocab_size
+    lm = AutoModelForCausalLM.from_config(config, dtype=dtype)
     with torch.no_grad():  # biases and norms start at 0 and 1, where mistakes do not show
         for parameter in lm.parameters():
             if parameter.dim() == 1:
@@ -66,7 +71,7 @@ def random_lm(arch: str, dtype: torch.dtype = torch.float64) -> torch.nn.Module:
     return lm.eval()
 
 
-def random_model(arch: str, dtype: torch.dtype = torch.float64, latent_mode: str = "hybrid") -> HybridCausalLM:
+def random_model(arch, dtype: torch.dtype = torch.float64, latent_mode: str = "hybrid") -> HybridCausalLM:
     lm = random_lm(arch, dtype)
     gate = HybridGate(24, r_min=0.6, r_max=0.9)  # strong latents
     with torch.no_grad():
@@ -75,5 +80,27 @@ def random_model(arch: str, dtype: torch.dtype = torch.float64, latent_mode: str
     return HybridCausalLM(lm, gate, HybridSettings("memory", latent_mode))
 
 
+def plain_logprobs(lm, rollout: Rollout) -> torch.Tensor:
+    """Log-probs of plain tokens, one unpadded row at a time, from token ids: (N, T)."""
+    out = torch.zeros_like(rollout.sample_logprobs)
+    for n, mask in enumerate(rollout.completion_mask.bool()):
+        b = n // rollout.group_size
+        prompt, completion = rollout.prompt_ids[b][rollout.prompt_mask[b].bool()], rollout.completion_ids[n][mask]
+        ids = torch.cat([prompt, completion]).unsqueeze(0)
+        logits = lm(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
+        out[n, : len(completion)] = logits.log_softmax(1).gather(1, completion.unsqueeze(1)).squeeze(1)
+    return out
+
+
 PROMPTS = [[7, 9, 11, 13, 6, 17, 19, 21], [8], [10, 12, 14, 16, 18]]
 SAMPLER = {"temperature": 3.0, "top_k": 25, "delimiter": [DELIMITER], "eos_token_id": EOS, "max_new_tokens": 14}
+
+
+def byte_level(**options) -> PreTrainedTokenizerFast:
+    """A tokenizer of GPT-2's kind, with merges that make the delimiter hard to see; it has no padding token."""
+    merges = [("#", "#"), ("##", "##"), ("##", "#"), ("Ċ", "####"), ("####", "Ċ"), ("Ġ", "##"), ("Ġ", "#")]
+    symbols = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, merges)]
+    tokenizer = Tokenizer(models.BPE({symbol: i for i, symbol in enumerate(symbols)}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", **options)

@@ -4,10 +4,13 @@ import random
 
 import pytest
 import torch
+from models import byte_level, random_lm
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from hrpo import HybridCausalLM, HybridGate, generate, replay
 from hrpo.delimiter import DelimiterAutomaton, delimiter_automaton
+from hrpo.model import HybridSettings
 
 
 def run(automaton: DelimiterAutomaton, sequences: list[list[int]]) -> list[list[int]]:
@@ -86,16 +89,6 @@ def test_rows_do_not_mix():
 # ---- real tokenizers ------------------------------------------------------------------------------------------
 
 
-def byte_level() -> PreTrainedTokenizerFast:
-    """GPT-2's kind, with the merges that make the delimiter hard to see."""
-    merges = [("#", "#"), ("##", "##"), ("##", "#"), ("Ċ", "####"), ("Ġ", "##"), ("Ġ", "#")]
-    symbols = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, merges)]
-    tokenizer = Tokenizer(models.BPE({symbol: i for i, symbol in enumerate(symbols)}, merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
-
-
 def metaspace() -> PreTrainedTokenizerFast:
     """SentencePiece's kind: decoding drops the space that the first token begins with."""
     merges = [("#", "#"), ("##", "#"), ("##", "##"), ("▁", "##"), ("▁", "####")]
@@ -142,6 +135,55 @@ def test_merged_with_a_line_break():
     ids = tokenizer.encode("a\n####7")
     assert tokenizer.convert_ids_to_tokens(ids) == ["a", "Ċ####", "7"]
     assert thinks(delimiter_automaton("####", tokenizer, len(tokenizer)), ids) == [True, False, False]
+
+
+# Tokens of several completions, and at which of them the text has "####" in it.
+SPELLINGS = [
+    (["a", "Ċ####", "Ġ", "7", "a"], 1),  # merged with what comes before
+    (["a", "####Ċ", "7", "a", "a"], 1),  # and after
+    (["a", "###", "#", "7", "a"], 2),
+    (["##", "Ċ", "##", "##", "a"], 3),
+    (["#", "##", "Ġ##", "#", "#"], 4),
+    (["##", "Ġ##", "#", "a", "###"], None),
+    (["Ċ####", "####Ċ", "###", "#", "a"], 0),
+]
+
+
+@pytest.fixture
+def model():
+    tokenizer = byte_level()
+    torch.manual_seed(0)
+    lm = random_lm("llama", vocab_size=len(tokenizer))
+    return HybridCausalLM(lm, HybridGate(24, 0.6, 0.9), HybridSettings("memory"), tokenizer)
+
+
+@torch.no_grad()
+def test_thinking_ends_in_generate_however_the_delimiter_is_spelled(model):
+    tokens = torch.tensor([model.tokenizer.convert_tokens_to_ids(symbols) for symbols, _ in SPELLINGS])
+    rollout = generate(model, [[70], [71, 72]] + [[73]] * 5, forced_ids=tokens, eos_token_id=[])
+    for row, (symbols, end) in enumerate(SPELLINGS):
+        thinking = len(symbols) - 1 if end is None else end  # the last token is never fed
+        assert rollout.hybrid_mask[row].tolist() == [t < thinking for t in range(len(symbols))], symbols
+        text = model.tokenizer.decode(tokens[row, : thinking + 1])
+        assert ("####" in text) == (end is not None)
+    logprobs, _ = replay(model, rollout)
+    torch.testing.assert_close(logprobs, rollout.sample_logprobs, atol=1e-8, rtol=0)
+
+
+def test_thinking_ends_in_generate_where_the_text_says_so(model):
+    hashes = [i for symbol, i in model.tokenizer.get_vocab().items() if "#" in symbol]
+    with torch.no_grad():
+        model.lm.lm_head.weight[hashes] = 0.05 * model.lm.lm_head.weight[hashes] + model.lm.lm_head.weight[hashes[0]]
+    rollout = generate(
+        model, [[70], [71, 72]], group_size=20, max_new_tokens=12, temperature=3.0, seed=1, eos_token_id=[]
+    )
+    ends = set()
+    for ids, mask, length in zip(rollout.completion_ids, rollout.hybrid_mask, rollout.lengths.tolist(), strict=True):
+        texts = [model.tokenizer.decode(ids[: t + 1], skip_special_tokens=True) for t in range(length)]
+        expected = ["####" not in text for text in texts[:-1]]
+        assert mask[:length].tolist() == [*expected, False]
+        ends.add(sum(expected))
+    assert len(ends) > 3
 
 
 def test_ids_beyond_the_tokenizer_add_nothing():

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 from benchmark_rows import write
-from models import CONFIGS, DELIMITER, EOS, PROMPTS, SAMPLER, VOCAB, random_lm, random_model
+from models import CONFIGS, DELIMITER, EOS, PROMPTS, SAMPLER, VOCAB, plain_logprobs, random_lm, random_model
 from peft import LoraConfig, get_peft_model
 
 from hrpo import HybridCausalLM, generate, hrpo_loss, replay
@@ -21,26 +21,6 @@ G = 4
 
 def same(actual, expected, atol=1e-8):
     torch.testing.assert_close(actual, expected, atol=atol, rtol=0)
-
-
-def rows_of(rollout: Rollout):
-    """Yield (prompt ids, completion ids) of each row, without padding."""
-    for n in range(len(rollout)):
-        b = n // rollout.group_size
-        yield (
-            rollout.prompt_ids[b][rollout.prompt_mask[b].bool()],
-            rollout.completion_ids[n][rollout.completion_mask[n].bool()],
-        )
-
-
-def plain_logprobs(lm, rollout: Rollout):
-    """Log-probs of plain tokens, one unpadded row at a time, from token ids."""
-    out = torch.zeros_like(rollout.sample_logprobs)
-    for n, (prompt, completion) in enumerate(rows_of(rollout)):
-        ids = torch.cat([prompt, completion]).unsqueeze(0)
-        logits = lm(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
-        out[n, : len(completion)] = logits.log_softmax(1).gather(1, completion.unsqueeze(1)).squeeze(1)
-    return out
 
 
 def check_interesting(rollout: Rollout):

@@ -143,7 +143,8 @@ def test_settings_are_remembered(base, tmp_path, lora):
     model.settings = dataclasses.replace(model.settings, **SETTINGS)
     model.save_pretrained(tmp_path / "saved")
     written = json.loads((tmp_path / "saved" / "hybrid.json").read_text())
-    assert written == {"base_model": str(base), "latent_mode": "discrete", "dtype": "float32", **SETTINGS}
+    own = {"base_model": str(base), "latent_mode": "discrete", "dtype": "float32", "quantization": "none"}
+    assert written == own | SETTINGS
     loaded = HybridCausalLM.from_pretrained(tmp_path / "saved", latent_mode="hybrid")  # it keeps its own
     assert loaded.settings == model.settings
 
@@ -442,6 +443,16 @@ def test_broken_adapter_folders_are_named(base, tmp_path, change):
     change(folder)
     with pytest.raises(InputError, match="its-name"):
         HybridCausalLM.from_pretrained(folder)
+
+
+def test_code_of_its_own_is_not_run_unasked(base):
+    own = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
+    edit_json(base / "config.json", model_type="own", auto_map=own)
+    (base / "own.py").write_text("raise SystemExit('it was run')\n")
+    with pytest.raises(
+        InputError, match=r"^model\.name: .*base comes with code of its own; .*model\.trust_remote_code"
+    ):
+        HybridCausalLM.from_pretrained(base)
 
 
 def test_a_moved_base_is_named(base, tmp_path):

@@ -293,11 +293,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _quiet() -> None:
     """Our own progress is shown; the libraries' bars, and their notes to each other, are not."""
+    import logging
     import warnings
 
-    from transformers.utils import logging
+    # At its import, bitsandbytes misses a kernel for weights packed as ours are not, see `keep_differentiable`.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    from transformers.utils.logging import disable_progress_bar
 
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 from hrpo.errors import InputError
 
 Dtype = Literal["float32", "bfloat16", "float64"]
+Quantization = Literal["none", "4bit", "8bit"]
 LatentMode = Literal["hybrid", "discrete"]
 Policy = Literal["model", "tempered", "sampler"]
 Reduction = Literal["sequence", "token"]
@@ -24,6 +25,7 @@ class ModelConfig:
         name: a folder, a name that `hrpo model` lists, or a name on the Hub. A run folder stands for its newest
             checkpoint, which must hold whole weights (`hrpo export` makes them of an adapter).
         dtype: bfloat16 keeps frozen weights in bfloat16, or runs trainable float32 ones under autocast.
+        quantization: of the frozen weights under adapters: "4bit" (nf4) or "8bit"; needs bitsandbytes.
         lora_rank: rank of the adapters on the linear layers of the blocks; 0 trains all weights.
         lora_alpha: the adapters' output is scaled by lora_alpha / lora_rank.
         lora_targets: layers that get adapters, separated by commas; "all-linear" takes all but the head.
@@ -32,6 +34,7 @@ class ModelConfig:
 
     name: str = "tiny"
     dtype: Dtype = "float32"
+    quantization: Quantization = "none"
     lora_rank: int = 32
     lora_alpha: int = 64
     lora_targets: str = "all-linear"

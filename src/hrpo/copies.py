@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from hrpo.linear import LinearParts, PackedLinear, PackedProduct, product_dtype
@@ -30,6 +31,10 @@ def decoding_copy(model: HybridCausalLM, techniques: Techniques) -> Any:
     pack = techniques.packed_weights and product_dtype(dtype, model.device) is not None
     fold = techniques.folded_adapter and dtype != torch.bfloat16
     stand_ins: dict[int, Any] = {id(tensor): tensor for tensor in (*bare.parameters(), *bare.buffers())}
+    # Quantized layers are subclasses of nn.Linear, and shared whole: their scales are neither parameters nor buffers.
+    stand_ins |= {
+        id(layer): layer for layer in bare.modules() if isinstance(layer, nn.Linear) and type(layer) is not nn.Linear
+    }
     layers = {name: layer for name, layer in linear_layers(bare) if pack or (fold and isinstance(layer, LoraLinear))}
     if not pack:
         stand_ins |= {id(layer): _folded(layer) for layer in layers.values()}
@@ -49,9 +54,9 @@ def linear_layers(lm: Any) -> Iterator[tuple[str, Any]]:
     for name, layer in lm.named_modules():
         if inside and name.startswith(inside):
             continue
-        if isinstance(layer, LoraLinear):
+        if isinstance(layer, LoraLayer):
             inside += (name + ".",)
-            if type(layer.base_layer) is nn.Linear and not layer.lora_variant:
+            if isinstance(layer, LoraLinear) and type(layer.base_layer) is nn.Linear and not layer.lora_variant:
                 yield name, layer
         elif type(layer) is nn.Linear:
             yield name, layer

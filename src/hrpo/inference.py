@@ -29,10 +29,12 @@ def load_for_inference(name: str, *, trust_remote_code: bool = False) -> HybridC
     A saved model decodes in the mode it was trained in; a plain one has no trained gate, so it decodes discretely.
     """
     with model_named_by("--checkpoint"):
-        model = HybridCausalLM.from_pretrained(
-            model_in(name), latent_mode="discrete", trust_remote_code=trust_remote_code
+        return HybridCausalLM.from_pretrained(
+            model_in(name),
+            device=Accelerator().device,
+            latent_mode="discrete",
+            trust_remote_code=trust_remote_code,
         )
-    return model.to(Accelerator().device)
 
 
 def complete(

@@ -15,13 +15,16 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from hrpo.catalog import KNOWN, fetch_hybrid, resolve
-from hrpo.config import Dtype, LatentMode
+from hrpo.config import Dtype, LatentMode, Quantization
 from hrpo.errors import InputError
+from hrpo.exact import stay_in_float64
 from hrpo.files import new_folder
 from hrpo.gate import HybridGate, candidate_norm, mix_candidates
+from hrpo.quantize import check_quantization, keep_differentiable, quantization_options
+from hrpo.usable import check_usable
 
 SETTINGS_FILE, GATE_FILE = "hybrid.json", "gate.safetensors"
 WEIGHT_FILES = ("adapter_*", "model*.safetensors", "model*.json")  # none may outlive a save of other weights
@@ -52,6 +55,7 @@ class HybridSettings:
         base_model: what the language model was trained from.
         latent_mode: "hybrid" feeds mixed inputs while thinking; "discrete" feeds plain tokens.
         dtype: of the computation, as in `from_pretrained`.
+        quantization: of the base model's weights.
         temperature: of the sampler, tau.
         top_k: candidates kept, 0 for all.
         max_new_tokens: length limit of a completion.
@@ -65,6 +69,7 @@ class HybridSettings:
     base_model: str
     latent_mode: LatentMode = "hybrid"
     dtype: Dtype = "float32"
+    quantization: Quantization = "none"
     temperature: float = 0.5
     top_k: int = 50
     max_new_tokens: int = 512
@@ -102,11 +107,14 @@ class HybridCausalLM(nn.Module):
         self._reference: list[nn.Module] = []  # in a list: no part of parameters() and state_dict()
         self.packs_up_to: int | None = None  # tokens of a sequence that packing serves; None: not tried yet
         self.read_together: list[list[str]] = []  # linear layers that read the same tensor, known once that was tried
+        self.usable = False  # until a few tokens have shown it
         self._accepts = inspect.signature(type(self.bare_lm).forward).parameters
         width = self.embedding.weight.shape[1]
         if gate.hidden_size != width:
             raise InputError(f"the gate is {gate.hidden_size} wide, but the model's input embedding is {width} wide")
         gate.to(torch.float64 if self.lm_dtype == torch.float64 else torch.float32)
+        if self.lm_dtype == torch.float64:
+            stay_in_float64(self.bare_lm)
         self.eval()
 
     @classmethod
@@ -116,6 +124,7 @@ class HybridCausalLM(nn.Module):
         *,
         lora: Lora | None = None,
         dtype: Dtype | torch.dtype | None = None,
+        quantization: Quantization | None = None,
         device: str | torch.device = "cpu",
         r_min: float = 0.99,
         r_max: float = 0.999,
@@ -134,6 +143,8 @@ class HybridCausalLM(nn.Module):
             dtype: "bfloat16" holds frozen weights in bfloat16 when there are adapters, and otherwise runs float32
                 weights under autocast. What is trained, and the gate, stays float32. Default: what a saved model
                 remembers, and float32 for a plain one.
+            quantization: of frozen weights under adapters: "4bit" or "8bit"; needs bitsandbytes. Default: what a saved
+                model remembers, and none for a plain one.
             device: where to put it.
             r_min: of a fresh gate.
             r_max: of a fresh gate.
@@ -167,11 +178,14 @@ class HybridCausalLM(nn.Module):
         dtype_name = cast(Dtype, str(dtype or settings.dtype).removeprefix("torch."))
         if dtype_name not in get_args(Dtype):
             raise InputError(f"model.dtype: must be one of {', '.join(get_args(Dtype))}, got {dtype_name}")
-        settings = dataclasses.replace(settings, dtype=dtype_name)
+        bits = quantization or settings.quantization
+        check_quantization(bits, dtype_name, adapters=has_adapter)
+        settings = dataclasses.replace(settings, dtype=dtype_name, quantization=bits)
         half = dtype_name == "bfloat16"
         weights_dtype: torch.dtype = getattr(torch, "float32" if half and not has_adapter else dtype_name)
         base = resolve(settings.base_model) if own_adapter else str(folder)
-        lm: Any = _load_lm(base, weights_dtype, trust_remote_code)
+        lm: Any = _load_lm(base, weights_dtype, trust_remote_code, **quantization_options(bits, weights_dtype, device))
+        keep_differentiable(lm)
         if own_adapter:
             lm = _load_adapter(lm, folder)
         elif lora is not None:
@@ -180,6 +194,8 @@ class HybridCausalLM(nn.Module):
             try:
                 lm = get_peft_model(lm, config)
             except ValueError as error:
+                # PEFT refuses some architectures too; that no targets would help then is the better answer.
+                check_usable(cls(lm, HybridGate(lm.get_input_embeddings().weight.shape[1]), settings))
                 raise InputError(f"model.lora_targets: {_first_line(error)}") from error
         bare: Any = lm.get_base_model() if isinstance(lm, PeftModel) else lm
         gate = HybridGate(bare.get_input_embeddings().weight.shape[1], r_min, r_max)
@@ -187,7 +203,9 @@ class HybridCausalLM(nn.Module):
             gate = _read_gate(folder / GATE_FILE, gate.hidden_size)
         tokenizer = load_tokenizer(folder if saved else Path(base), trust_remote_code)
         autocast = torch.bfloat16 if half and not has_adapter else None
-        return cls(lm, gate, settings, tokenizer, autocast).to(device)
+        model = cls(lm, gate, settings, tokenizer, autocast).to(device)
+        check_usable(model)
+        return model
 
     @property
     def bare_lm(self) -> Any:
@@ -210,6 +228,11 @@ class HybridCausalLM(nn.Module):
         return cast(torch.dtype, self.embedding.weight.dtype)
 
     @property
+    def rounding(self) -> torch.dtype:
+        """The dtype whose rounding shows in the logits: how alike those of two ways to compute them can be."""
+        return torch.bfloat16 if self.settings.quantization == "8bit" else self.autocast or self.lm_dtype
+
+    @property
     def vocab_size(self) -> int:
         """V, the width of the head."""
         return cast(int, self.bare_lm.get_output_embeddings().weight.shape[0])
@@ -222,14 +245,14 @@ class HybridCausalLM(nn.Module):
 
     @contextlib.contextmanager
     def weights(self, *, reference: bool = False) -> Iterator[Any]:
-        """Yield the language model, or the reference: the kept copy, or the same weights with the adapters off."""
+        """Yield the bare language model, or the reference: the kept copy, or the same with its adapters off."""
         if reference and self._reference:
             yield self._reference[0]
         elif reference and isinstance(self.lm, PeftModel):
             with self.lm.disable_adapter():
-                yield self.lm
+                yield self.bare_lm
         else:
-            yield self.lm
+            yield self.bare_lm
 
     def precision(self) -> torch.autocast:
         """Return the context in which the language model runs: autocast, or nothing."""
@@ -271,6 +294,8 @@ class HybridCausalLM(nn.Module):
         if not isinstance(self.lm, PeftModel):
             base = _load_lm(resolve(self.settings.base_model), self.lm_dtype, trust_remote_code)
             self._reference[:] = [base.to(self.device).requires_grad_(False)]
+            if self.lm_dtype == torch.float64:
+                stay_in_float64(base)
 
     def forward(
         self,
@@ -309,7 +334,7 @@ class HybridCausalLM(nn.Module):
                 **options,
             )
         logits = out.logits[:, -1:] if last_only else out.logits
-        return logits, out.past_key_values
+        return logits, getattr(out, "past_key_values", None)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model or its adapter, gate.safetensors, hybrid.json and the tokenizer; whole or not at all."""
@@ -329,13 +354,20 @@ class HybridCausalLM(nn.Module):
             self.tokenizer.save_pretrained(str(folder))
 
 
-def _load_lm(path: str, dtype: torch.dtype, trust_remote_code: bool) -> Any:
+def _load_lm(path: str, dtype: torch.dtype, trust_remote_code: bool, **options: Any) -> Any:
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True
-        )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        if not config.is_encoder_decoder:
+            return AutoModelForCausalLM.from_pretrained(
+                path, config=config, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True, **options
+            )
+    except (ImportError, OSError, ValueError, KeyError, SafetensorError) as error:
+        if "trust_remote_code=True" in str(error):
+            raise InputError(
+                f"model.name: {path} comes with code of its own; read it, then set model.trust_remote_code to true"
+            ) from error
         raise InputError(f"model.name: cannot load {path}: {_first_line(error)}") from error
+    raise InputError(f"model.name: {path} has an encoder ({config.model_type}); use a decoder-only language model")
 
 
 def _load_adapter(lm: Any, folder: Path) -> Any:
@@ -364,6 +396,7 @@ def read_settings(path: Path) -> HybridSettings:
     for name, value, allowed in (
         ("latent_mode", settings.latent_mode, get_args(LatentMode)),
         ("dtype", settings.dtype, get_args(Dtype)),
+        ("quantization", settings.quantization, get_args(Quantization)),
     ):
         if value not in allowed:
             raise InputError(f"{path}: {name} is {value!r}, not one of {', '.join(allowed)}")

@@ -39,14 +39,15 @@ def _try(model: HybridCausalLM) -> tuple[int, str]:
     """Return the longest sequence and why there is a limit."""
     device = model.device
     lengths = [torch.arange(max(part)) < torch.tensor(part).unsqueeze(1) for part in (PROMPTS, COMPLETIONS)]
-    layout = PackedGroups(lengths[0].to(device), lengths[1].to(device), group_size=2)
+    layout = _Once(lengths[0].to(device), lengths[1].to(device), group_size=2)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.vocab_size, layout.positions.shape, generator=generator).to(device)
     limit, reason = ANY_LENGTH, ""
     while True:
-        layout.longest = limit
+        layout.longest, layout.attended = limit, set()
         try:
             packed = _packed_logits(model, ids, layout)
+            _check_head(model, ids)
             break
         except NotPackableError as error:
             limit, reason = error.window, str(error)
@@ -56,16 +57,41 @@ def _try(model: HybridCausalLM) -> tuple[int, str]:
             return 0, reason
     plain = _plain_logits(model, ids)
     difference = ((packed - plain).abs().max() / plain.std()).item()
-    if not difference <= TOLERANCE[model.autocast or model.lm_dtype]:
+    if not difference <= TOLERANCE[model.rounding]:
         return 0, f"packed logits differ by {difference:.1g} of their standard deviation"
     return limit, reason
+
+
+class _Once(PackedGroups):
+    """Decoding keeps one set of keys and values a layer."""
+
+    attended: set[int]
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """See `PackedGroups`."""
+        if layer in self.attended:
+            raise NotPackableError("it attends more than once in a layer")
+        self.attended.add(layer)
+        return super().attend(layer, query, key, value, scale)
+
+
+def _check_head(model: HybridCausalLM, ids: Tensor) -> None:
+    """Refuse logits that are not what the head gives, to the bit: a cap at 30 hardly shows in a few tokens' logits."""
+    head, seen = model.bare_lm.get_output_embeddings(), []
+    if not isinstance(head, nn.Linear):
+        raise NotPackableError("its head is no linear layer")
+    hook = head.register_forward_hook(lambda _, inputs, out: seen.append(out))
+    try:
+        logits, _ = model(model.embed(ids).unsqueeze(0), torch.ones_like(ids).unsqueeze(0))
+    finally:
+        hook.remove()
+    if not torch.equal(seen[-1].double(), logits.double()):
+        raise NotPackableError("its logits are scaled or capped after the head")
 
 
 def _packed_logits(model: HybridCausalLM, ids: Tensor, layout: PackedGroups) -> Tensor:
     """Logits of the completions' tokens: (n, V)."""
     lm: Any = model.bare_lm
-    if not isinstance(lm.get_output_embeddings(), nn.Linear):
-        raise NotPackableError("its head is no linear layer")
     with model.precision(), packed_attention(lm), _readers(lm) as readers:
         hidden = run_packed(lm, model.embed(ids), layout.positions, layout)
         logits: Tensor = lm.get_output_embeddings()(hidden[layout.predicts_from])

@@ -146,10 +146,9 @@ class _Packed:
         model, rollout, layout = self.model, self.rollout, self.layout
         inputs = self.inputs(reference=reference)
         with model.weights(reference=reference) as lm:
-            bare = lm.get_base_model() if hasattr(lm, "get_base_model") else lm
-            with model.precision(), packed_attention(bare), self.blocks(bare, reference=reference):
-                hidden = run_packed(bare, inputs, layout.positions, layout).index_select(0, layout.predicts_from)
-            head = bare.get_output_embeddings()
+            with model.precision(), packed_attention(lm), self.blocks(lm, reference=reference):
+                hidden = run_packed(lm, inputs, layout.positions, layout).index_select(0, layout.predicts_from)
+            head = lm.get_output_embeddings()
         mask = rollout.completion_mask.bool()
         dtype = model.autocast or head.weight.dtype
         chosen = head_logprobs(

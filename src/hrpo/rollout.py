@@ -15,6 +15,7 @@ from hrpo.delimiter import delimiter_automaton
 from hrpo.gate import latent_embedding, mix_candidates
 from hrpo.model import HybridCausalLM
 from hrpo.techniques import FAST, Techniques
+from hrpo.usable import check_usable
 
 SHOWN_CANDIDATES = 20  # kept for display where the latent itself is stored
 
@@ -198,8 +199,10 @@ def generate(
 
     Raises:
         ValueError: an argument outside its range.
+        InputError: a model that cannot be used, see `check_usable`.
 
     """
+    check_usable(model)
     if not prompt_ids or not all(len(row) for row in prompt_ids):
         raise ValueError("prompt_ids: every prompt needs at least one token")
     if not temperature > 0:

@@ -87,7 +87,7 @@ class Trainer:
             raise InputError("task.path: no training problems are left")
         set_seed(config.seed)  # of the fresh gate and adapters; sampling has keys of its own
         self.step = 0 if checkpoint is None else int(json.loads((checkpoint / STATE_FILE).read_text())["step"])
-        self.model = _load_model(config, checkpoint).to(accelerator.device)
+        self.model = _load_model(config, checkpoint, accelerator.device)
         _check_top_k(config, self.model)
         self.task = fitting(self.task, self.model, config)
         self.model.settings = dataclasses.replace(
@@ -399,12 +399,14 @@ def lora_of(config: ModelConfig) -> Lora | None:
     return Lora(config.lora_rank, config.lora_alpha, names[0] if names == ["all-linear"] else names)
 
 
-def _load_model(config: TrainConfig, checkpoint: Path | None) -> HybridCausalLM:
+def _load_model(config: TrainConfig, checkpoint: Path | None, device: torch.device) -> HybridCausalLM:
     fresh = checkpoint is None
     return HybridCausalLM.from_pretrained(
         checkpoint or model_in(config.model.name),
         lora=lora_of(config.model) if fresh else None,
         dtype=config.model.dtype,
+        quantization=config.model.quantization,
+        device=device,
         r_min=config.latent.r_min,
         r_max=config.latent.r_max,
         latent_mode=config.latent_mode,
