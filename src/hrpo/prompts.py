@@ -83,5 +83,6 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
     """Token ids of a text, after the special tokens that the tokenizer begins texts with, unless the text does so."""
     ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
     marked: list[int] = tokenizer.encode(text)  # it may end with EOS too, which no prompt may
-    before = marked[: next(start for start in range(len(marked)) if marked[start : start + len(ids)] == ids)]
+    starts = (start for start in range(len(marked)) if marked[start : start + len(ids)] == ids)
+    before = marked[: next(starts, 0)]
     return ids if ids[: len(before)] == before else before + ids
