@@ -8,12 +8,15 @@ from torch import nn
 from hrpo.config import TrainConfig
 from hrpo.head import HEAD_CHUNK
 
+LIBRARIES = 450_000_000  # Python, torch and transformers in a process on a CPU, measured
+
 
 def estimate_memory(config: TrainConfig, lm_config: Any, *, cpu: bool) -> dict[str, int]:
-    """Return bytes by what they are for; their sum is the peak, since a rollout's and an update's parts are compared.
+    """Return bytes by what they are for; their sum is the estimated peak.
 
-    Counted are weights, adapters, gradients, AdamW's state, the reference, the decoding copy, keys and values,
-    candidates, and the activations of a micro-batch. Activations are counted for decoder blocks as Llama has them.
+    Activations are counted for decoder blocks as Llama has them. On an accelerator what a rollout needs is free again
+    when the update needs its own, so that the larger of the two counts; on a CPU the C library gives little of it back,
+    and both do. Measured peaks beside it: docs/performance.md.
 
     Args:
         config: of the run; prompts are taken to have `rollout.max_prompt_tokens` (512 where it is 0) and completions
@@ -47,17 +50,19 @@ def estimate_memory(config: TrainConfig, lm_config: Any, *, cpu: bool) -> dict[s
 
     B, G, T, P = rollout.prompts, rollout.group_size, rollout.max_new_tokens, rollout.max_prompt_tokens or 512
     group = P + G * T
-    tokens = config.token_budget or (min(max(group, 1024), 4096) if cpu else 16384)
-    tokens = min(tokens, B * group)
-    block = 8 * D + 2 * kv + 4 * inner + 7 * rank  # values that a block keeps for its backward pass, per token
-    kept = (L * D + block) if config.recompute else L * block
+    budget = config.token_budget or (min(max(group, 1024), 4096) if cpu else 16384)
+    tokens = min(budget, B * group)
+    tokens = tokens // group * group if tokens > group else tokens  # groups are not cut where they need not be
+    # Bytes that a block keeps for its backward pass, per token; adapters, in float32, keep their inputs once more.
+    block = (8 * D + 2 * kv + 4 * inner + 7 * rank) * act + (4 * (6 * D + inner) if half and rank else 0)
+    kept = L * D * act + block if config.recompute else L * block
     decoding = {
         "decoding copy": (in_linears + D * V) * act if cpu else 0 if half or not rank else in_linears * stored,
         "keys and values": 2 * L * kv * act * (B * G * T + B * P),
         "candidates and logits": B * G * (T * (rollout.top_k or 20) * 8 + 3 * V * 4),
     }
     update = {
-        "activations": tokens * kept * act,
+        "activations": tokens * kept,
         "head": 2 * HEAD_CHUNK * V * 4,
         "gradients": trained * 4,
     }
@@ -67,5 +72,8 @@ def estimate_memory(config: TrainConfig, lm_config: Any, *, cpu: bool) -> dict[s
         "reference": total * stored if not rank and config.loss.beta else 0,
         "AdamW": trained * 8,
     }
-    larger = update if sum(update.values()) > sum(decoding.values()) else decoding
-    return {name: size for name, size in (parts | larger).items() if size}
+    if cpu:
+        parts |= {"libraries": LIBRARIES} | decoding | update
+    else:
+        parts |= decoding if sum(decoding.values()) > sum(update.values()) else update
+    return {name: size for name, size in parts.items() if size}

@@ -1,0 +1,75 @@
+"""Memory from shapes: against a model's own numbers, and a measured run."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoConfig, LlamaConfig
+
+from hrpo.catalog import local_folder
+from hrpo.config import ModelConfig, RolloutConfig, TrainConfig
+from hrpo.estimate import estimate_memory
+
+LLAMA = LlamaConfig(
+    vocab_size=1000, hidden_size=64, intermediate_size=160, num_hidden_layers=3, num_attention_heads=4
+)  # embedding and head 2 x 64,000; a block 4 x 4,096 + 3 x 10,240 + 2 x 64; norm 64
+WEIGHTS = 2 * 64_000 + 3 * (4 * 4096 + 3 * 10_240 + 128) + 64
+GATE = 2 * (64 * 64 + 64) + 64
+CONFIG = TrainConfig(model=ModelConfig(lora_rank=8), rollout=RolloutConfig(4, 8, 100, max_prompt_tokens=50))
+
+
+def test_parts_by_hand():
+    parts = estimate_memory(CONFIG, LLAMA, cpu=False)
+    adapters = 3 * 8 * (4 * (64 + 64) + 3 * (64 + 160))
+    assert parts["weights"] == 4 * WEIGHTS
+    assert parts["adapters and gate"] == 4 * (adapters + GATE)
+    assert parts["AdamW"] == 8 * (adapters + GATE)
+    assert "reference" not in parts
+    full = dataclasses.replace(CONFIG, model=ModelConfig(lora_rank=0))
+    parts = estimate_memory(full, LLAMA, cpu=True)
+    assert parts["reference"] == parts["weights"] == 4 * WEIGHTS
+    assert parts["AdamW"] == 8 * (WEIGHTS + GATE)
+    assert parts["keys and values"] == 2 * 3 * 64 * 4 * (4 * 8 * 100 + 4 * 50)
+    half = dataclasses.replace(CONFIG, model=ModelConfig(dtype="bfloat16"))
+    assert estimate_memory(half, LLAMA, cpu=False)["weights"] == 2 * WEIGHTS
+
+
+def test_what_saves_memory_saves_it():
+    def total(**changes):
+        return sum(estimate_memory(dataclasses.replace(CONFIG, **changes), LLAMA, cpu=False).values())
+
+    assert total(recompute=True) < total()
+    assert total(token_budget=200) < total(token_budget=2000) < total(token_budget=20_000)
+    assert total(token_budget=20_000) == total(token_budget=40_000)  # there are not as many
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [[], ["--recompute=true"], ["--model.dtype=bfloat16"]], ids=" ".join)
+def test_measured_on_smollm2(words, tmp_path):
+    """Within a third of the peak of two real updates, which pack and fragment more than shapes tell."""
+    if not local_folder("smollm2-135m").is_dir():
+        pytest.skip("run `hrpo model smollm2-135m` first")
+    code = """
+import sys, torch
+from hrpo.cli import main
+from hrpo.memory import peak_memory
+main(["train", *sys.argv[1:]])
+print(peak_memory(torch.device("cpu")))
+"""
+    settings = ["--model.name=smollm2-135m", "--eval.problems=0", "--check.prompts=0", "--updates=2"]
+    settings += ["--rollout.prompts=4", "--rollout.max_new_tokens=64", f"--folder={tmp_path}", *words]
+    done = subprocess.run([sys.executable, "-c", code, *settings], capture_output=True, text=True, check=True)
+    peak = int(done.stdout.splitlines()[-1])
+    (folder,) = tmp_path.iterdir()
+    longest = max(json.loads(line)["length"] for line in (folder / "metrics.jsonl").read_text().splitlines())
+    config = TrainConfig(
+        recompute="--recompute=true" in words,
+        model=ModelConfig("smollm2-135m", "bfloat16" if "--model.dtype=bfloat16" in words else "float32"),
+        rollout=RolloutConfig(4, 8, round(longest), max_prompt_tokens=30),
+    )
+    lm_config = AutoConfig.from_pretrained(local_folder("smollm2-135m"))
+    estimate = sum(estimate_memory(config, lm_config, cpu=not torch.cuda.is_available()).values())
+    assert 0.67 * peak < estimate < 1.33 * peak
