@@ -9,7 +9,7 @@ from models import CONFIGS, PROMPTS, SAMPLER, random_lm, random_model
 from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
 
-from hrpo import HybridCausalLM, Rollout, generate, hrpo_loss, replay
+from hrpo import HybridCausalLM, Rollout, generate, hrpo_loss, packing, replay
 from hrpo.copies import decoding_copy
 from hrpo.head import head_logprobs
 from hrpo.linear import LinearParts, OneDNN, PackedLinear, PackedProduct, product_dtype
@@ -95,6 +95,38 @@ def test_gradients_of_the_packed_update_equal_those_of_the_plain_one(arch, lora,
     assert plain.keys() == fast.keys()
     for name, gradient in plain.items():
         assert (fast[name] - gradient).norm() <= 1e-5 * max(gradient.norm().item(), 1e-3), name
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("arch", ARCHS)
+def test_long_prompts_are_not_repeated(arch, recompute, monkeypatch):
+    """The same numbers where prompts count as long and their keys are shared instead of repeated."""
+    model = adapted(arch)
+    rollout = generate(model, PROMPTS, group_size=G, seed=3, **SAMPLER)
+    calls = []
+    shared = packing.SharedPromptAttention
+
+    class Counted:
+        @staticmethod
+        def apply(*args):
+            calls.append(args[0].shape)
+            return shared.apply(*args)
+
+    monkeypatch.setattr(packing, "SharedPromptAttention", Counted)
+
+    def run(least):
+        monkeypatch.setattr(packing, "LONG_PROMPT", least)
+        model.zero_grad()
+        logprobs, _ = replay(model, rollout, with_reference=False, recompute=recompute)
+        (logprobs**2).sum().backward()
+        return logprobs, {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+
+    (expected, gradients), (actual, others) = run(10**9), run(1)
+    assert bool(calls) == (arch not in WINDOW)  # those take the plain path
+    same(actual, expected, 1e-10)
+    same(actual, rollout.sample_logprobs, 1e-8)
+    for name, gradient in gradients.items():
+        same(others[name], gradient, 1e-9)
 
 
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])

@@ -4,6 +4,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hrpo.shared_prompt import SharedPromptAttention
+
+LONG_PROMPT = 512  # tokens from which it pays not to repeat a prompt's keys and values for each completion
+
 
 class PackedGroups:
     """The order of a batch of groups in one row of S tokens: all prompts, then all completions but their last token.
@@ -42,6 +46,7 @@ class PackedGroups:
         self.positions = torch.cat([places.expand_as(in_prompt)[in_prompt], after[in_completion]])
         last_of_prompt = (prompt_starts + prompt_lengths - 1).repeat_interleave(G).unsqueeze(1)  # (N, 1)
         self.predicts_from = torch.cat([last_of_prompt, self.completion_places], dim=1)[mask]
+        self.in_prompt = in_prompt
         causal = (steps <= steps.unsqueeze(1)).expand(N, own, own)
         seen = in_prompt.repeat_interleave(G, dim=0).unsqueeze(1).expand(N, own, P)
         self.mask = torch.cat([seen, causal], dim=2).unsqueeze(1)  # (N, 1, own, P + own)
@@ -53,15 +58,23 @@ class PackedGroups:
         parts = [F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)]
         if self.mask.shape[2]:
             own = [_take(x, self.completion_places).transpose(1, 2) for x in (query, key, value)]  # (N, heads, own, d)
-            keys, values = (
-                torch.cat([shared.repeat_interleave(self.group_size, dim=0), x], dim=2)
-                for shared, x in zip((k, v), own[1:], strict=True)
-            )
-            parts.append(
-                F.scaled_dot_product_attention(own[0], keys, values, attn_mask=self.mask, scale=scale, enable_gqa=True)
-            )
+            parts.append(self._attend_to_both(k, v, own, scale))
         padded = torch.cat([x.transpose(1, 2).flatten(0, 1) for x in parts])  # (B * P + N * own, H, d_v)
         return padded.index_select(0, self.unpad)
+
+    def _attend_to_both(self, k: Tensor, v: Tensor, own: list[Tensor], scale: float) -> Tensor:
+        """(B, H_kv, P, d) of the prompts, (N, heads, own, d) of the completions -> (N, H, own, d_v)."""
+        query, key, value = own
+        G, P, d = self.group_size, k.shape[2], k.shape[3]
+        if P >= LONG_PROMPT and query.device.type == "cpu" and v.shape[3] == d:
+            bias = torch.where(self.in_prompt, 0.0, -torch.inf).to(query.dtype)[:, None, None]  # (B, 1, 1, P)
+            arguments = (query, k, v, key, value, bias, scale, G)
+            out: Tensor = SharedPromptAttention.apply(*arguments)  # type: ignore[no-untyped-call]
+            return out
+        keys, values = (
+            torch.cat([shared.repeat_interleave(G, dim=0), x], dim=2) for shared, x in ((k, key), (v, value))
+        )
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=self.mask, scale=scale, enable_gqa=True)
 
 
 def _take(x: Tensor, places: Tensor) -> Tensor:

@@ -1,0 +1,70 @@
+"""Attention to a long prompt that completions share and to their own tokens, without a copy of it for each, on CPUs.
+
+A softmax over two sets of keys is the sum of the softmaxes over each, weighted by their shares of the normaliser. And
+the gradients of flash attention (arXiv:2205.14135) need the output and the normaliser alone: given those of both sets
+together, each set's backward pass gives its part of the gradients.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_attend_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+class SharedPromptAttention(torch.autograd.Function):
+    """N = B * G completions attend to their group's prompt and, causally, to themselves.
+
+    query: (N, H, S, d). prompt_key, prompt_value: (B, H_kv, P, d). key, value: (N, H_kv, S, d).
+    bias: (B, 1, 1, P), 0 on the prompts and -inf on their padding.
+    scale: of the scores. G: completions of a prompt. Returns (N, H, S, d).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        prompt_key: Tensor,
+        prompt_value: Tensor,
+        key: Tensor,
+        value: Tensor,
+        bias: Tensor,
+        scale: float,
+        G: int,
+    ) -> Tensor:
+        """Attend to both sets, and weight the outputs with their normalisers."""
+        S = query.shape[2]
+        bias = bias.expand(-1, -1, G * S, -1)
+        shared = _attend(_together(query, G), prompt_key, prompt_value, 0.0, False, attn_mask=bias, scale=scale)
+        shared_out, shared_log = (_apart(x, G) for x in shared)
+        own_out, own_log = _attend(query, key, value, 0.0, True, scale=scale)
+        log = torch.logaddexp(shared_log, own_log)  # (N, H, S), of the sum of exponentials
+        shared_out = shared_out * torch.exp(shared_log - log).unsqueeze(3)
+        out: Tensor = (shared_out + own_out * torch.exp(own_log - log).unsqueeze(3)).to(query.dtype)
+        ctx.save_for_backward(query, prompt_key, prompt_value, key, value, bias, out, log)
+        ctx.scale, ctx.G = scale, G
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Take each set's part of the gradients."""
+        query, prompt_key, prompt_value, key, value, bias, out, log = ctx.saved_tensors
+        G, scale, grad = ctx.G, ctx.scale, grad.contiguous()
+        wide = [_together(x, G) for x in (grad, query, out, log)]
+        to_query, *to_prompt = _attend_backward(
+            wide[0], wide[1], prompt_key, prompt_value, wide[2], wide[3], 0.0, False, attn_mask=bias, scale=scale
+        )
+        to_query_too, *to_own = _attend_backward(grad, query, key, value, out, log, 0.0, True, scale=scale)
+        return _apart(to_query, G) + to_query_too, *to_prompt, *to_own, None, None, None
+
+
+def _together(x: Tensor, G: int) -> Tensor:
+    """A group's rows one after the other: (B * G, H, S, ...) -> (B, H, G * S, ...)."""
+    return x.view(-1, G, *x.shape[1:]).transpose(1, 2).flatten(2, 3)
+
+
+def _apart(x: Tensor, G: int) -> Tensor:
+    """(B, H, G * S, ...) -> (B * G, H, S, ...)."""
+    return x.reshape(*x.shape[:2], G, -1, *x.shape[3:]).transpose(1, 2).flatten(0, 1)
