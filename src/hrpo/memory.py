@@ -1,6 +1,8 @@
-"""How much memory this process has used, and how much there is."""
+"""How much memory this process has used, how much there is, and giving back what is free."""
 
+import ctypes
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -24,3 +26,14 @@ def total_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def give_back(device: torch.device) -> None:
+    """Hand what has been freed on a CPU back to the system.
+
+    Tensors of ever other sizes leave holes in the heap; glibc keeps them, and the next sizes do not fit.
+    """
+    if device.type == "cpu" and sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
+        if trim is not None:
+            trim(0)

@@ -26,6 +26,7 @@ from hrpo.errors import InputError
 from hrpo.evaluate import as_rows, evaluate
 from hrpo.limits import fitting
 from hrpo.loss import hrpo_loss, token_weights
+from hrpo.memory import give_back
 from hrpo.model import HybridCausalLM, Lora
 from hrpo.prompts import decode, encode
 from hrpo.replay import replay
@@ -121,6 +122,7 @@ class Trainer:
         config, start = self.config, time.perf_counter()
         examples = self.batch(self.step)
         rollout = self.roll_out(examples, key=self.step)
+        give_back(self.model.device)
         completions = decode(self.model.tokenizer, rollout)
         G = config.rollout.group_size
         rewards, parts = score(self.task, [example for example in examples for _ in range(G)], completions)  # (N,)
@@ -237,6 +239,7 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        give_back(self.model.device)
         return {"grad_norm": norm.item(), "lr": settings.lr * factor}
 
     def token_budget(self, rollout: Rollout) -> int:
