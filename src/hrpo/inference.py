@@ -118,6 +118,8 @@ def evaluate_checkpoint(
     if settings.task:
         problem_set = dataclasses.replace(problem_set, preamble=settings.preamble)
     chosen = problem_set.test[: problems or len(problem_set.test)]
+    if not chosen:
+        raise InputError(f"--task: {saved.name} has no test problems to evaluate on")
     # A plain model remembers no length limit that its context would have to leave room for.
     check_test_prompts(problem_set, model, chosen, settings.max_new_tokens if settings.task else 1, "--task")
     numbers, answers = evaluate(model, problem_set, chosen, seed=seed, batch=batch, label="evaluation:")

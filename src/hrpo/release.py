@@ -119,8 +119,10 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         config = json.loads((folder / ADAPTER_CONFIG).read_text())
         tensors = load_file(folder / ADAPTER_WEIGHTS)
-    except (ValueError, SafetensorError) as error:
-        raise InputError(f"{folder}: cannot read its adapter: {error}") from error
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"{folder}: cannot read its adapter: {error}; copy the folder again") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{folder / ADAPTER_CONFIG}: it holds no settings of an adapter; copy the folder again")
     return config, tensors
 
 

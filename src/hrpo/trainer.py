@@ -328,13 +328,16 @@ def model_in(name: str) -> str:
 
 
 def _check_train(task: Task, config: TrainConfig) -> None:
-    """Refuse a task with nothing to train on, or without the solutions that are to be learnt."""
+    """Refuse a task with nothing to train on, or without what is to be learnt: solutions, or rewards that work."""
     if not task.train:
         why = "".join(f"; left out {count} {which}" for which, count in task.dropped.items())
         raise InputError(f"task.path: no training problems are left{why}; give a file with other problems")
     if config.objective == "sft":
         for example in task.train if isinstance(task.train, list) else task.train[:1]:
             target_text(example, config.sft.target)
+    else:
+        score(task, [task.train[0]], [""])
+    task.assess([""], [task.train[0]])
 
 
 def _check_top_k(config: TrainConfig, model: HybridCausalLM) -> None:

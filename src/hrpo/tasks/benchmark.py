@@ -95,25 +95,27 @@ def load(benchmark: Benchmark, config: TaskConfig, seed: int, *, test_only: bool
     """
     path, test_path = Path(config.path), Path(config.test_path)
     beside = path if path.is_dir() else path.parent
-    if config.test_path:
-        tests = [read(test_path)] if test_path.is_file() else _found(benchmark, "test", test_path)
-    elif config.path:
-        tests = _found(benchmark, "test", beside)
-    else:
-        tests = [from_hub(split) for split in benchmark.test]
     with of_field("task.test_path" if config.test_path else "task.path"):
+        if config.test_path:
+            tests = [read(test_path)] if test_path.is_file() else _found(benchmark, "test", test_path)
+        elif config.path:
+            tests = _found(benchmark, "test", beside)
+        else:
+            tests = [from_hub(split) for split in benchmark.test]
         parts = [parsed(benchmark, rows) for rows in tests]
     test = [row for rows in zip_longest(*(examples for examples, _ in parts)) for row in rows if row]  # in turns
     trains: list[Rows] = []
     held_out: list[Rows] = []
-    if not test_only and config.path:
-        trains = [read(path)] if path.is_file() else _found(benchmark, "train", path)
-        # the usual tests are held out even where another one is named
-        splits = (*benchmark.test, *benchmark.held_out)
-        held_out = [_read_all(files) for split in splits if (files := find(split, beside))]
-    elif not test_only and not config.test_path:
-        trains, held_out = ([from_hub(split) for split in splits] for splits in (benchmark.train, benchmark.held_out))
     with of_field("task.path"):
+        if not test_only and config.path:
+            trains = [read(path)] if path.is_file() else _found(benchmark, "train", path)
+            # the usual tests are held out even where another one is named
+            splits = (*benchmark.test, *benchmark.held_out)
+            held_out = [_read_all(files) for split in splits if (files := find(split, beside))]
+        elif not test_only and not config.test_path:
+            trains, held_out = (
+                [from_hub(split) for split in splits] for splits in (benchmark.train, benchmark.held_out)
+            )
         train, unanswered = parsed(benchmark, chain.from_iterable(trains))
         others, _ = parsed(benchmark, chain.from_iterable(held_out))
     return prepare(
