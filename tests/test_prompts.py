@@ -79,7 +79,7 @@ def test_it_is_found_out_once_for_each_template(monkeypatch):
 
 
 def test_a_template_that_refuses_is_named():
-    with pytest.raises(InputError, match=r"^model\.name: the chat template .* no alternation$"):
+    with pytest.raises(InputError, match=r"^model\.name: the chat template .* no alternation; mend"):
         encode(byte_level(chat_template=ALTERNATES), [[*BARE, *BARE]])
 
 

@@ -309,7 +309,7 @@ def test_gsm8k_missing_and_empty_files(train_file, tmp_path):
     train_file.write_text("\n\n")
     with pytest.raises(InputError, match=r"train\.jsonl: no rows"):
         load(train_file)
-    with pytest.raises(InputError, match=r"^task\.test_path: no file nowhere$"):
+    with pytest.raises(InputError, match=r"^task\.test_path: no file nowhere;"):
         load(train_file, test_path="nowhere")
 
 

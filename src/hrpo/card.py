@@ -1,14 +1,14 @@
 """README.md of a published model: what it is, how it decodes, what it scored, how to load it."""
 
-import json
+import re
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from safetensors import safe_open
 
 from hrpo.catalog import KNOWN, is_hub_name
+from hrpo.files import read_json
 from hrpo.model import GATE_FILE, SETTINGS_FILE, HybridSettings, read_settings
 from hrpo.report import summary_rows
 
@@ -79,9 +79,11 @@ def results_of(folder: Path) -> dict[str, Any]:
     run = folder.parent
     if not ((run / "evaluation.json").is_file() and (run / "config.yaml").is_file()):
         return {}
-    if yaml.safe_load((run / "config.yaml").read_text())["updates"] != read_settings(folder / SETTINGS_FILE).step:
+    updates = re.search(r"^updates: (\d+)$", (run / "config.yaml").read_text(), re.MULTILINE)
+    if updates is None or int(updates[1]) != read_settings(folder / SETTINGS_FILE).step:
         return {}
-    results: dict[str, Any] = json.loads((run / "evaluation.json").read_text()).get("after", {})
+    again = "delete it to go on without the results"
+    results: dict[str, Any] = read_json(run / "evaluation.json", "--checkpoint", again).get("after", {})
     return results
 
 

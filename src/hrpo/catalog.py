@@ -65,6 +65,8 @@ def resolve(name: str) -> str:
     folder = _expanded(name)
     if name and folder.is_dir():
         return str(folder)
+    if folder.is_file():
+        raise InputError(f"model.name: {name} is a file; give the folder that it is in")
     mistyped = "/" in name and folder.parent.is_dir()  # runs/nothing, beside runs that are there
     if is_hub_name(name) and not mistyped:
         return name

@@ -11,6 +11,7 @@ import torch
 from hrpo.advantages import signal_share
 from hrpo.advice import Signs, advice, distinct_share, memory_advice
 from hrpo.config import TrainConfig
+from hrpo.errors import InputError
 from hrpo.limits import show_dropped
 from hrpo.memory import peak_memory, total_memory
 from hrpo.progress import clock, console, print_table
@@ -57,6 +58,8 @@ def check_run(config: TrainConfig) -> Check:
         InputError: a setting cannot be used.
 
     """
+    if config.check.prompts == 0:
+        raise InputError("check.prompts: must be at least 1 to check anything, got 0")
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(dataclasses.replace(config, folder=folder))
         show_dropped(trainer.task)

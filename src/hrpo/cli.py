@@ -2,9 +2,11 @@
 
 import dataclasses
 import difflib
+import errno
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
@@ -12,24 +14,31 @@ from jsonargparse import ArgumentParser, Namespace
 from hrpo import __version__
 from hrpo.catalog import KNOWN
 from hrpo.config import TrainConfig
-from hrpo.errors import InputError, StoppedError
+from hrpo.errors import InputError, StoppedError, model_named_by, named_by
+from hrpo.settings import check_settings_file
 
 # jsonargparse's words, and ours
 UNKNOWN_OPTION = re.compile(
-    r"unrecognized arguments: (?:--)?([\w.-]+)|accept option '([\w.]+)'|Option '([\w.]+)' is not"
+    r"unrecognized arguments: --([\w.-]+)|Group '(\w+)' does not accept option '([\w.]+)'|Option '([\w.]+)' is not"
 )
 PLAIN_WORDS = [
     (r"\s+", " "),
-    (r"^Problems parsing config: ", ""),
     (r'^Parser key "([\w.]+)": ?', r"\1: "),
-    (r"^Unexpected config:.*", "--config: the file holds no settings"),
+    (r"^Unexpected config:.*", "--config: there is no such file"),
+    (r"^config: File does not exist: '(.*)'", r"--config: there is no file \1"),
+    (r"^config: Path is not a file: '(.*)'", r"--config: \1 is a folder, not a file of settings"),
+    (r"^unrecognized arguments: (.*)", r"\1: not expected here; options begin with --, texts with spaces need quotes"),
+    (r"^argument (\S+): ignored explicit argument (.*)", r"\1: takes no value, got \2"),
     (r"^(\w+): Unable to load config '(.*?)'.*", r"\1: no settings file \2; one setting is --\1.FIELD VALUE"),
     (r"a typing\.Literal\[(.*?)\]", r"one of \1"),
     (r"a <class 'int'>", "a whole number"),
     (r"a <class 'float'>", "a number"),
     (r"a <class 'bool'>", "true or false"),
     (r"a <class 'str'>", "text (quote it)"),
+    (r"a <class 'dict'>", "names with their values, {NAME: VALUE}"),
 ]
+# Of the machine, not of the program: they end with a line too.
+DISK_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.EIO}
 
 
 class Parser(ArgumentParser):
@@ -42,11 +51,17 @@ class Parser(ArgumentParser):
             for pattern, words in PLAIN_WORDS:
                 message = re.sub(pattern, words, message.strip())
             self.exit(2, f"{self.prog}: error: {message}\n")
-        name = next(group for group in unknown.groups() if group)
+        name = ".".join(group for group in unknown.groups() if group)
         options = [option.removeprefix("--") for option in self._option_string_actions if option.startswith("--")]
         close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}?" if close else "see --help"
         self.exit(2, f"{self.prog}: error: unknown option {name}; {hint}\n")
+
+    def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
+        """Look a settings file through, then read it."""
+        check_settings_file(Path(path))
+        settings: Namespace = super().parse_path(path, *args, **kwargs)
+        return settings
 
 
 def _train_parser(parser: Parser) -> None:
@@ -116,16 +131,18 @@ def _eval(args: Namespace) -> None:
     from hrpo.progress import print_table
     from hrpo.report import summary_rows
 
-    result = evaluate_checkpoint(
-        args.checkpoint,
-        task=args.task,
-        test_path=args.test_path,
-        problems=args.problems,
-        batch=args.batch,
-        seed=None if args.seed == -1 else args.seed,
-        out=args.out,
-        trust_remote_code=args.trust_remote_code,
-    )
+    paths = {"task.path": "--test_path", "task.test_path": "--test_path"}
+    with named_by({"model.name": "--checkpoint", "task.name": "--task", **paths}):
+        result = evaluate_checkpoint(
+            args.checkpoint,
+            task=args.task,
+            test_path=args.test_path,
+            problems=args.problems,
+            batch=args.batch,
+            seed=None if args.seed == -1 else args.seed,
+            out=args.out,
+            trust_remote_code=args.trust_remote_code,
+        )
     print_table(args.checkpoint, ["", "greedy", "sampled"], summary_rows(result))
 
 
@@ -143,15 +160,16 @@ def _generate(args: Namespace) -> None:
     _quiet()
     from hrpo.inference import complete
 
-    for text in complete(
-        args.checkpoint,
-        args.prompts,
-        sample=args.sample,
-        seed=args.seed,
-        trace=args.trace,
-        trust_remote_code=args.trust_remote_code,
-    ):
-        print(text)
+    with model_named_by("--checkpoint"):
+        for text in complete(
+            args.checkpoint,
+            args.prompts,
+            sample=args.sample,
+            seed=args.seed,
+            trace=args.trace,
+            trust_remote_code=args.trust_remote_code,
+        ):
+            print(text)
 
 
 def _export_parser(parser: Parser) -> None:
@@ -229,7 +247,8 @@ def _model(args: Namespace) -> None:
     from hrpo.catalog import fetch
 
     if args.name:
-        print(fetch(args.name, say=lambda line: print(line, file=sys.stderr)))
+        with model_named_by("NAME"):
+            print(fetch(args.name, say=lambda line: print(line, file=sys.stderr)))
         return
     for name, known in KNOWN.items():
         print(f"{name:15} {known.description} ({known.licence}; {known.source})")
@@ -244,8 +263,9 @@ def _tasks_parser(parser: Parser) -> None:
 def _tasks(args: Namespace) -> None:
     from hrpo.tasks.listing import list_tasks, show_task
 
-    for line in show_task(args.name, args.path) if args.name else list_tasks(args.path):
-        print(line)
+    with named_by({"task.name": "NAME", "task.path": "--path", "task.test_path": "--path"}):
+        for line in show_task(args.name, args.path) if args.name else list_tasks(args.path):
+            print(line)
 
 
 COMMANDS: dict[str, tuple[Callable[[Parser], None], Callable[[Namespace], None], str]] = {
@@ -278,12 +298,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         hint = f"did you mean {close[0]}?" if close else f"it is one of {', '.join(COMMANDS)}"
         sys.exit(_complain(f"unknown command {words[0]}; {hint}"))
     add_arguments, run, summary = COMMANDS[words[0]]
-    parser = Parser(prog=f"hrpo {words[0]}", description=summary)
-    add_arguments(parser)
     try:
+        parser = Parser(prog=f"hrpo {words[0]}", description=summary)
+        add_arguments(parser)
         run(parser.instantiate(parser.parse_args(words[1:])))
     except InputError as error:
         sys.exit(_complain(str(error)))
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        sys.exit(_complain(f"{error.filename or 'disk'}: {error.strerror}"))
     except StoppedError as error:
         print(f"hrpo: stopped: {error}", file=sys.stderr)
         sys.exit(3)
@@ -298,12 +322,14 @@ def _quiet() -> None:
 
     # At its import, bitsandbytes misses a kernel for weights packed as ours are not, see `keep_differentiable`.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    from transformers.utils.logging import disable_progress_bar
+    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
     disable_progress_bar()  # type: ignore[no-untyped-call]
+    set_verbosity_error()  # type: ignore[no-untyped-call]
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    warnings.filterwarnings("ignore", category=UserWarning, module="peft")  # missing tensors: an error of ours
 
 
 def _complain(message: str) -> int:
-    print(f"hrpo: error: {message}", file=sys.stderr)
+    print(f"hrpo: error: {' '.join(message.split())}", file=sys.stderr)  # one line, whatever a library says
     return 2

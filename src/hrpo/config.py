@@ -246,10 +246,14 @@ class TrainConfig:
         """Where the run lives.
 
         Raises:
-            InputError: the name has other braces than {mode} and {seed}.
+            InputError: the name has other braces than {mode} and {seed}, or leads out of the folder.
         """
         mode = "sft" if self.objective == "sft" else self.latent.mode
         try:
-            return Path(self.folder) / self.name.format(mode=mode, seed=self.seed)
+            name = self.name.format(mode=mode, seed=self.seed)
         except (AttributeError, KeyError, ValueError, IndexError) as error:
             raise InputError(f"name: {self.name!r} may hold {{mode}} and {{seed}}, and no other braces") from error
+        path = Path(name)
+        if path == Path() or path.is_absolute() or ".." in path.parts or not name.isprintable():
+            raise InputError(f"name: {self.name!r} is no name within {self.folder}; another place is --folder")
+        return Path(self.folder) / path

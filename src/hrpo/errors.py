@@ -1,7 +1,7 @@
 """The errors that the command line turns into a few lines of text."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 
 class InputError(ValueError):
@@ -13,9 +13,28 @@ class StoppedError(RuntimeError):
 
 
 @contextlib.contextmanager
-def model_named_by(option: str) -> Iterator[None]:
-    """Let errors about a model name the command's option instead of the field of a training's settings."""
+def named_by(options: Mapping[str, str]) -> Iterator[None]:
+    """Let errors name a command's options instead of the fields of a training's settings: field -> option."""
     try:
         yield
     except InputError as error:
-        raise InputError(str(error).replace("model.name:", f"{option}:")) from error
+        message = str(error)
+        for field, option in options.items():
+            message = message.replace(f"{field}:", f"{option}:")
+        raise InputError(message) from error
+
+
+@contextlib.contextmanager
+def of_field(field: str) -> Iterator[None]:
+    """Let errors that name a file begin with the field that it comes from; those that name a task's field stay."""
+    try:
+        yield
+    except InputError as error:
+        if str(error).startswith("task."):
+            raise
+        raise InputError(f"{field}: {error}") from error
+
+
+def model_named_by(option: str) -> contextlib.AbstractContextManager[None]:
+    """Let errors about a model name the command's option."""
+    return named_by({"model.name": option})

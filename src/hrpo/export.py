@@ -41,10 +41,10 @@ def export(checkpoint: str, out: str | Path, *, dtype: str = "", trust_remote_co
     if dtype and dtype not in STORED:
         raise InputError(f"--dtype: must be one of {', '.join(STORED)}, got {dtype}")
     check_vacant(out)
-    settings = read_settings(folder / SETTINGS_FILE)
     has_adapter = (folder / "adapter_config.json").is_file()
-    exact: Dtype = "float64" if settings.dtype == "float64" else "float32"
     with model_named_by("--checkpoint"):
+        settings = read_settings(folder / SETTINGS_FILE)
+        exact: Dtype = "float64" if settings.dtype == "float64" else "float32"
         config = _config(resolve(settings.base_model) if has_adapter else str(folder), trust_remote_code)
         model = HybridCausalLM.from_pretrained(folder, dtype=exact, trust_remote_code=trust_remote_code)
     lm = _merged(model).to(getattr(torch, dtype) if dtype else config.dtype or torch.float32)
@@ -64,6 +64,8 @@ def saved_model(checkpoint: str) -> Path:
     """
     with model_named_by("--checkpoint"):
         folder = Path(fetch_hybrid(resolve(model_in(checkpoint))))
+    if not folder.is_dir():
+        raise InputError(f"--checkpoint: {checkpoint} is no folder here, and no hybrid model that the Hub gives")
     if not (folder / SETTINGS_FILE).is_file():
         raise InputError(f"--checkpoint: {checkpoint} is no saved hybrid model; it has no {SETTINGS_FILE}")
     return folder

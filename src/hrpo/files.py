@@ -1,10 +1,13 @@
 """Atomic writes: a file or folder is there whole or not at all."""
 
+import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from hrpo.errors import InputError
 
@@ -13,15 +16,48 @@ def write_text(path: Path, text: str) -> None:
     """Write a file under a temporary name, then rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(path.name + ".tmp")
-    with draft.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    try:
+        with draft.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def read_json(path: Path, field: str, fix: str) -> Any:
+    """Return what a JSON file of ours holds.
+
+    Raises:
+        InputError: it holds no JSON; begins with `field` and ends with `fix`.
+
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{field}: {path} is damaged ({error}); {fix}") from error
+
+
+def check_writable(folder: Path, field: str) -> None:
+    """Refuse a folder, there or not yet, that nothing can be written in; an unnamed file tells.
+
+    Raises:
+        InputError: names `field`.
+
+    """
+    try:
+        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise InputError(f"{field}: cannot write in {folder} ({error.strerror}); name another folder") from error
 
 
 def check_vacant(path: Path) -> None:
-    """Refuse a place for a new folder where something is already."""
+    """Refuse a place for a new folder where something is already, or where nothing can be written."""
+    check_writable(path.parent, "--out")
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise InputError(f"--out: {path} is there already and not empty; name a new folder")
 

@@ -13,7 +13,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from hrpo.card import CARD_FILE, PLACEHOLDER, TASK_PATHS, is_own_card, model_card, results_of
 from hrpo.catalog import KNOWN, connection_errors, is_hub_name
-from hrpo.errors import InputError
+from hrpo.errors import InputError, model_named_by
 from hrpo.export import export, saved_model
 from hrpo.model import SETTINGS_FILE, HybridSettings, read_settings
 from hrpo.trainer import OPTIMIZER_FILE, STATE_FILE
@@ -58,7 +58,8 @@ def push_to_hub(
     if "/" not in repo:
         raise InputError(f"--repo: must be owner/name, got {repo!r}")
     folder = saved_model(checkpoint)
-    settings = read_settings(folder / SETTINGS_FILE)
+    with model_named_by("--checkpoint"):
+        settings = read_settings(folder / SETTINGS_FILE)
     has_adapter = (folder / "adapter_config.json").is_file()
     if has_adapter and not merged and not (settings.base_model in KNOWN or is_hub_name(settings.base_model)):
         raise InputError(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from accelerate import Accelerator
 from hrpo.config import TaskConfig
 from hrpo.errors import InputError, model_named_by
 from hrpo.evaluate import as_rows, evaluate
-from hrpo.files import write_text
+from hrpo.files import check_writable, write_text
+from hrpo.limits import check_test_prompts, context_length
 from hrpo.model import HybridCausalLM
 from hrpo.prompts import decode, encode
 from hrpo.rollout import Rollout, generate
@@ -49,10 +51,17 @@ def complete(
     """Yield the completion of each question, and with `trace` a line per token before it."""
     model = load_for_inference(checkpoint, trust_remote_code=trust_remote_code)
     settings = model.settings
+    prompts = encode(model.tokenizer, [ask(settings.preamble, question) for question in questions])
+    context = context_length(model) or math.inf
+    room = context - max(map(len, prompts))
+    if room < 1:
+        raise InputError(
+            f"PROMPT: {context - room:g} tokens leave no room in the model's context of {context}; shorten it"
+        )
     rollout = generate(
         model,
-        encode(model.tokenizer, [ask(settings.preamble, question) for question in questions]),
-        max_new_tokens=settings.max_new_tokens,
+        prompts,
+        max_new_tokens=int(min(settings.max_new_tokens, room)),
         temperature=settings.temperature,
         top_k=settings.top_k,
         greedy=not sample,
@@ -92,9 +101,16 @@ def evaluate_checkpoint(
         InputError: no task is known for this model, or its test file is missing.
 
     """
+    for holds, message in (
+        (problems >= 0, f"--problems: must be at least 0, got {problems}"),
+        (batch >= 1, f"--batch: must be at least 1, got {batch}"),
+        (not Path(out).is_dir() or not out, f"--out: {out} is a folder; name a file in it"),
+    ):
+        if not holds:
+            raise InputError(message)
+    if out:
+        check_writable(Path(out).parent, "--out")
     model = load_for_inference(checkpoint, trust_remote_code=trust_remote_code)
-    if problems < 0 or batch < 1:
-        raise InputError(f"--problems must be at least 0 and --batch at least 1, got {problems} and {batch}")
     settings = model.settings
     seed = settings.seed if seed is None else seed
     saved = _task_to_evaluate(checkpoint, settings.task, task, test_path)
@@ -102,6 +118,10 @@ def evaluate_checkpoint(
     if settings.task:
         problem_set = dataclasses.replace(problem_set, preamble=settings.preamble)
     chosen = problem_set.test[: problems or len(problem_set.test)]
+    if not chosen:
+        raise InputError(f"--task: {saved.name} has no test problems to evaluate on")
+    # A plain model remembers no length limit that its context would have to leave room for.
+    check_test_prompts(problem_set, model, chosen, settings.max_new_tokens if settings.task else 1, "--task")
     numbers, answers = evaluate(model, problem_set, chosen, seed=seed, batch=batch, label="evaluation:")
     result = {"checkpoint": checkpoint, "settings": dataclasses.asdict(settings), "seed": seed, **numbers}
     if out:

@@ -5,21 +5,23 @@ import copy
 import dataclasses
 import inspect
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast, get_args
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from huggingface_hub.errors import StrictDataclassError
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from hrpo.catalog import KNOWN, fetch_hybrid, resolve
-from hrpo.config import Dtype, LatentMode, Quantization
-from hrpo.errors import InputError
+from hrpo.config import Dtype, LatentMode, Quantization, TaskConfig
+from hrpo.errors import InputError, model_named_by
 from hrpo.exact import stay_in_float64
 from hrpo.files import new_folder
 from hrpo.gate import HybridGate, candidate_norm, mix_candidates
@@ -28,6 +30,17 @@ from hrpo.usable import check_usable
 
 SETTINGS_FILE, GATE_FILE = "hybrid.json", "gate.safetensors"
 WEIGHT_FILES = ("adapter_*", "model*.safetensors", "model*.json")  # none may outlive a save of other weights
+AGAIN = "copy the folder again, or take another"
+LOADING_ERRORS = (
+    ImportError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    StrictDataclassError,
+    TypeError,
+    ValueError,
+)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
@@ -163,11 +176,7 @@ class HybridCausalLM(nn.Module):
             settings = read_settings(folder / SETTINGS_FILE)
             own_adapter, own_gate = (folder / "adapter_config.json").is_file(), True
             if new_run or lora is not None:
-                if own_adapter:
-                    raise InputError(
-                        f"model.name: {folder} holds an adapter, not a whole model; "
-                        f"run `hrpo export --checkpoint {folder} --out DIR` first, and start from DIR"
-                    )
+                check_whole(folder)
                 own_gate = settings.latent_mode == "hybrid"  # else it was never trained
                 base_model = str(folder.resolve())
                 settings = dataclasses.replace(settings, base_model=base_model, latent_mode=latent_mode, step=0)
@@ -183,7 +192,8 @@ class HybridCausalLM(nn.Module):
         settings = dataclasses.replace(settings, dtype=dtype_name, quantization=bits)
         half = dtype_name == "bfloat16"
         weights_dtype: torch.dtype = getattr(torch, "float32" if half and not has_adapter else dtype_name)
-        base = resolve(settings.base_model) if own_adapter else str(folder)
+        with model_named_by(f"model.name: base_model in {folder / SETTINGS_FILE}"):
+            base = resolve(settings.base_model) if own_adapter else str(folder)
         lm: Any = _load_lm(base, weights_dtype, trust_remote_code, **quantization_options(bits, weights_dtype, device))
         keep_differentiable(lm)
         if own_adapter:
@@ -292,7 +302,8 @@ class HybridCausalLM(nn.Module):
     def load_reference(self, *, trust_remote_code: bool = False) -> None:
         """Load the reference anew from the base model (a fine-tuned checkpoint is no longer its own reference)."""
         if not isinstance(self.lm, PeftModel):
-            base = _load_lm(resolve(self.settings.base_model), self.lm_dtype, trust_remote_code)
+            with model_named_by("model.name: the base model"):
+                base = _load_lm(resolve(self.settings.base_model), self.lm_dtype, trust_remote_code)
             self._reference[:] = [base.to(self.device).requires_grad_(False)]
             if self.lm_dtype == torch.float64:
                 stay_in_float64(base)
@@ -354,36 +365,92 @@ class HybridCausalLM(nn.Module):
             self.tokenizer.save_pretrained(str(folder))
 
 
-def _load_lm(path: str, dtype: torch.dtype, trust_remote_code: bool, **options: Any) -> Any:
+def check_whole(folder: Path) -> None:
+    """Refuse to start a run from an adapter."""
+    if (folder / "adapter_config.json").is_file():
+        raise InputError(
+            f"model.name: {folder} holds an adapter, not a whole model; "
+            f"run `hrpo export --checkpoint {folder} --out DIR` first, and start from DIR"
+        )
+
+
+@contextlib.contextmanager
+def _loading(path: str) -> Iterator[None]:
+    """Turn what transformers raises into one line."""
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-        if not config.is_encoder_decoder:
-            return AutoModelForCausalLM.from_pretrained(
-                path, config=config, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True, **options
-            )
-    except (ImportError, OSError, ValueError, KeyError, SafetensorError) as error:
+        yield
+    except LOADING_ERRORS as error:
         if "trust_remote_code=True" in str(error):
             raise InputError(
                 f"model.name: {path} comes with code of its own; read it, then set model.trust_remote_code to true"
             ) from error
-        raise InputError(f"model.name: cannot load {path}: {_first_line(error)}") from error
-    raise InputError(f"model.name: {path} has an encoder ({config.model_type}); use a decoder-only language model")
+        what = f"cannot load {path}" if Path(path).is_dir() else f"{path} is no folder here, and none on the Hub"
+        fix = "it needs config.json and whole *.safetensors" if Path(path).is_dir() else "mend the name"
+        raise InputError(f"model.name: {what}: {' '.join(str(error).split()).rstrip('.'):.300}; {fix}") from error
+
+
+def load_config(path: str, trust_remote_code: bool) -> Any:
+    """Return transformers' config of a model.
+
+    Raises:
+        InputError: there is none that it can read.
+
+    """
+    with _loading(path):
+        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+
+
+def _load_lm(path: str, dtype: torch.dtype, trust_remote_code: bool, **options: Any) -> Any:
+    config = load_config(path, trust_remote_code)
+    if config.is_encoder_decoder:
+        raise InputError(f"model.name: {path} has an encoder ({config.model_type}); use a decoder-only language model")
+    with _loading(path):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            config=config,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # told below, in a line
+            output_loading_info=True,
+            **options,
+        )
+    lm, found = loaded
+    if absent := sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}):
+        raise InputError(  # transformers would make them up at random
+            f"model.name: {path} lacks {len(absent)} of the tensors that its config.json names, "
+            f"or has them in other shapes, such as {absent[0]}; {AGAIN}"
+        )
+    return lm
 
 
 def _load_adapter(lm: Any, folder: Path) -> Any:
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise InputError(f"{folder}: adapter_model.safetensors is missing")
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        raise InputError(f"model.name: {folder}: adapter_model.safetensors is missing; {AGAIN}")
     try:
-        return PeftModel.from_pretrained(lm, str(folder), is_trainable=True)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{folder}: cannot load its adapter: {_first_line(error)}") from error
+        model = PeftModel.from_pretrained(lm, str(folder), is_trainable=True)
+        with safe_open(file, "pt") as tensors:
+            absent = sorted(get_peft_model_state_dict(model, save_embedding_layers=False).keys() - set(tensors.keys()))
+    except LOADING_ERRORS as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"model.name: {folder}: cannot load its adapter: {reason:.300}; {AGAIN}") from error
+    if absent:
+        raise InputError(
+            f"model.name: {file} lacks {len(absent)} tensors, such as {absent[0]}: cut, or of another model; {AGAIN}"
+        )
+    return model
 
 
 def load_tokenizer(path: Path | str, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:
     """Load the tokenizer; None for a folder that has none."""
     if Path(path).is_dir() and not any((Path(path) / name).is_file() for name in TOKENIZER_FILES):
         return None
-    tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=trust_remote_code)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=trust_remote_code)
+    except Exception as error:  # the tokenizers library raises no other
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        raise InputError(f"model.name: cannot load the tokenizer of {path}: {reason}; {AGAIN}") from error
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 
@@ -391,21 +458,46 @@ def read_settings(path: Path) -> HybridSettings:
     """Read a hybrid.json; InputError where it is none."""
     try:
         settings = HybridSettings(**json.loads(path.read_text()))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{path}: not the settings of a hybrid model: {_first_line(error)}") from error
+    except (OSError, TypeError, ValueError) as error:
+        reason = _first_line(error)
+        raise InputError(f"model.name: {path}: not the settings of a hybrid model: {reason}; {AGAIN}") from error
+    values = dataclasses.asdict(settings)
     for name, value, allowed in (
         ("latent_mode", settings.latent_mode, get_args(LatentMode)),
         ("dtype", settings.dtype, get_args(Dtype)),
         ("quantization", settings.quantization, get_args(Quantization)),
     ):
         if value not in allowed:
-            raise InputError(f"{path}: {name} is {value!r}, not one of {', '.join(allowed)}")
+            raise InputError(f"model.name: {path}: {name} is {value!r}, not one of {', '.join(allowed)}")
+    wrong = _misfits(values, dataclasses.asdict(HybridSettings("")))
+    if not wrong:
+        wrong = [f"task.{name}" for name in _misfits(settings.task, dataclasses.asdict(TaskConfig()))]
+        wrong += [] if 0 < settings.temperature < math.inf else ["temperature"]
+        wrong += [name for name, least in (("max_new_tokens", 1), ("top_k", 0), ("step", 0)) if values[name] < least]
+        wrong += [] if all(map(_is_message, settings.preamble)) else ["preamble"]
+    if wrong:
+        raise InputError(f"model.name: {path}: no usable value of {', '.join(wrong)}; {AGAIN}")
     return settings
+
+
+def _misfits(values: dict[str, Any], defaults: dict[str, Any]) -> list[str]:
+    """Return the names of values that are unknown, or of another type than their defaults."""
+    types = {name: (float, int) if isinstance(value, float) else type(value) for name, value in defaults.items()}
+    return [name for name, value in values.items() if name not in types or not isinstance(value, types[name])]
+
+
+def _is_message(message: Any) -> bool:
+    return (
+        isinstance(message, dict)
+        and message.keys() == {"role", "content"}
+        and message["role"] in ("system", "user", "assistant")
+        and isinstance(message["content"], str)
+    )
 
 
 def _read_gate(path: Path, width: int) -> HybridGate:
     if not path.is_file():
-        raise InputError(f"{path}: missing; a folder with {SETTINGS_FILE} needs its gate beside it")
+        raise InputError(f"model.name: {path}: missing; a folder with {SETTINGS_FILE} needs its gate beside it")
     try:
         tensors = load_file(path)
         with safe_open(path, "pt") as file:
@@ -414,9 +506,12 @@ def _read_gate(path: Path, width: int) -> HybridGate:
         gate = HybridGate(tensors["Lambda"].shape[0], **bounds).to(tensors["Lambda"].dtype)
         gate.load_state_dict(tensors)
     except (AttributeError, KeyError, RuntimeError, SafetensorError, ValueError) as error:
-        raise InputError(f"{path}: not a gate: {' '.join(str(error).split())}") from error
+        raise InputError(f"model.name: {path}: not a gate: {' '.join(str(error).split())}; {AGAIN}") from error
     if gate.hidden_size != width:
-        raise InputError(f"{path}: the gate is {gate.hidden_size} wide, the model's input embedding {width}")
+        raise InputError(
+            f"model.name: {path}: the gate is {gate.hidden_size} wide, the model's input embedding {width}: "
+            "it is another model's; put its own beside it"
+        )
     return gate
 
 

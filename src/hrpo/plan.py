@@ -1,6 +1,7 @@
 """What a training run would do: settings resolved and validated, nothing loaded, nothing written."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,10 +9,13 @@ import yaml
 
 from hrpo.catalog import resolve
 from hrpo.config import TrainConfig
+from hrpo.errors import InputError
 from hrpo.estimate import estimate_memory
+from hrpo.model import check_whole, load_config
 from hrpo.progress import console, print_table
+from hrpo.ranges import check_config
 from hrpo.tasks import check_task
-from hrpo.trainer import check_config, start_or_resume
+from hrpo.trainer import model_in, start_or_resume
 
 
 def show_plan(config: TrainConfig, *, resume: bool = False) -> None:
@@ -24,9 +28,11 @@ def show_plan(config: TrainConfig, *, resume: bool = False) -> None:
     check_config(config)
     check_task(config.task)
     start_or_resume(config.run_folder, config, resume)
-    source = resolve(config.model.name)
+    source = resolve(model_in(config.model.name))
+    check_whole(Path(source))
+    planned = rows(config, source)
     console.print(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False).rstrip(), markup=False)
-    print_table(f"plan of {config.run_folder}; nothing is loaded or written", ["", "planned"], rows(config, source))
+    print_table(f"plan of {config.run_folder}; nothing is loaded or written", ["", "planned"], planned)
 
 
 def rows(config: TrainConfig, source: str) -> list[list[str]]:
@@ -57,9 +63,9 @@ def rows(config: TrainConfig, source: str) -> list[list[str]]:
 
 def _lm_config(config: TrainConfig, source: str) -> Any:
     """Return transformers' config of the model; None where it would have to be downloaded and cannot be."""
-    from transformers import AutoConfig
-
     try:
-        return AutoConfig.from_pretrained(source, trust_remote_code=config.model.trust_remote_code)
-    except OSError:
-        return None
+        return load_config(source, config.model.trust_remote_code)
+    except InputError as error:
+        if isinstance(error.__cause__, OSError) and not Path(source).is_dir():
+            return None
+        raise

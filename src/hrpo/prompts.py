@@ -26,7 +26,9 @@ def encode(tokenizer: Any, conversations: Sequence[Sequence[Message]]) -> list[l
 
     """
     if tokenizer is None:
-        raise InputError("model.name: this model has no tokenizer, so text cannot be turned into tokens")
+        raise InputError(
+            "model.name: this model has no tokenizer; put its tokenizer.json and tokenizer_config.json there"
+        )
     return [_ids(tokenizer, render(tokenizer, messages)) for messages in conversations]
 
 
@@ -40,7 +42,9 @@ def render(tokenizer: Any, messages: Sequence[Message]) -> str:
             messages = _without_system(messages)
         return _apply(tokenizer, messages)
     except TemplateError as error:
-        raise InputError(f"model.name: the chat template of this model refuses the conversation: {error}") from error
+        raise InputError(
+            f"model.name: the chat template of this model refuses the conversation: {error}; mend chat_template.jinja"
+        ) from error
 
 
 def decode(tokenizer: Any, rollout: Rollout) -> list[str]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 import tempfile
 from pathlib import Path
@@ -70,11 +71,13 @@ def import_release(
     folder, out = Path(folder), Path(out)
     if task and task not in TASKS:
         raise InputError(f"--task: {task!r} is none of {', '.join(TASKS)}")
-    if temperature <= 0 or max_new_tokens < 1 or not 0 < r_min <= R_MAX:
-        raise InputError(
-            "--temperature must be above 0, --max_new_tokens at least 1 and --r_min above 0 and at most .999, "
-            f"got {temperature:g}, {max_new_tokens} and {r_min:g}"
-        )
+    for holds, message in (
+        (0 < temperature < math.inf, f"--temperature: must be above 0 and finite, got {temperature:g}"),
+        (max_new_tokens >= 1, f"--max_new_tokens: must be at least 1, got {max_new_tokens}"),
+        (0 < r_min <= R_MAX, f"--r_min: must be above 0 and at most {R_MAX}, got {r_min:g}"),
+    ):
+        if not holds:
+            raise InputError(message)
     check_vacant(out)
     config, tensors = _read(folder)
     gate, adapter = _split(config, tensors, folder)
@@ -116,8 +119,10 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         config = json.loads((folder / ADAPTER_CONFIG).read_text())
         tensors = load_file(folder / ADAPTER_WEIGHTS)
-    except (ValueError, SafetensorError) as error:
-        raise InputError(f"{folder}: cannot read its adapter: {error}") from error
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"{folder}: cannot read its adapter: {error}; copy the folder again") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{folder / ADAPTER_CONFIG}: it holds no settings of an adapter; copy the folder again")
     return config, tensors
 
 

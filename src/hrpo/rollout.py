@@ -12,6 +12,7 @@ from torch import Tensor
 from hrpo.config import LatentMode
 from hrpo.decoder import left_pad, make_decoder
 from hrpo.delimiter import delimiter_automaton
+from hrpo.errors import InputError
 from hrpo.gate import latent_embedding, mix_candidates
 from hrpo.model import HybridCausalLM
 from hrpo.techniques import FAST, Techniques
@@ -205,6 +206,12 @@ def generate(
     check_usable(model)
     if not prompt_ids or not all(len(row) for row in prompt_ids):
         raise ValueError("prompt_ids: every prompt needs at least one token")
+    embedded = len(model.embedding.weight)
+    if (largest := max(map(max, prompt_ids))) >= embedded:
+        raise InputError(
+            f"model.name: a prompt has the token {largest}, but the model knows {embedded}: "
+            "its tokenizer is another model's; put its own into the folder"
+        )
     if not temperature > 0:
         raise ValueError(f"temperature: must be above 0, got {temperature}; use greedy=True for the likeliest token")
     if group_size < 1 or top_k < 0:

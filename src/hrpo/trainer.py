@@ -15,6 +15,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -22,23 +23,25 @@ from hrpo import files
 from hrpo.advantages import group_advantages, signal_share
 from hrpo.advice import distinct_share
 from hrpo.config import ModelConfig, RolloutConfig, TrainConfig
-from hrpo.errors import InputError
+from hrpo.errors import InputError, StoppedError, model_named_by
 from hrpo.evaluate import as_rows, evaluate
 from hrpo.limits import fitting
 from hrpo.loss import hrpo_loss, token_weights
 from hrpo.memory import give_back
 from hrpo.model import HybridCausalLM, Lora
 from hrpo.prompts import decode, encode
+from hrpo.ranges import check_config
 from hrpo.replay import replay
 from hrpo.rewards import score
 from hrpo.rollout import Rollout, generate, sample_key
-from hrpo.sft import negative_log_likelihood, write_down
-from hrpo.tasks import Example, load_task, remembered
+from hrpo.sft import negative_log_likelihood, target_text, write_down
+from hrpo.tasks import Example, Task, load_task, remembered
 from hrpo.tasks.judge import DELIMITER
 from hrpo.techniques import FAST
 
 Metrics = dict[str, float]
 OPTIMIZER_FILE, STATE_FILE = "optimizer.safetensors", "trainer.json"
+LOGS = ("metrics.jsonl", "samples.jsonl")
 # What a resumed run may change.
 CHANGEABLE = {
     "token_budget",
@@ -84,10 +87,9 @@ class Trainer:
         self.config, self.folder = config, config.run_folder
         checkpoint = start_or_resume(self.folder, config, resume)
         self.task = load_task(config.task, config.seed)
-        if not self.task.train:
-            raise InputError("task.path: no training problems are left")
+        _check_train(self.task, config)
         set_seed(config.seed)  # of the fresh gate and adapters; sampling has keys of its own
-        self.step = 0 if checkpoint is None else int(json.loads((checkpoint / STATE_FILE).read_text())["step"])
+        self.step = 0 if checkpoint is None else _read_step(checkpoint)
         self.model = _load_model(config, checkpoint, accelerator.device)
         _check_top_k(config, self.model)
         self.task = fitting(self.task, self.model, config)
@@ -107,11 +109,13 @@ class Trainer:
             self.model.load_reference(trust_remote_code=config.model.trust_remote_code)
         self.optimizer = _make_optimizer(self.model, config)
         if checkpoint is not None:
-            _load_optimizer(self.optimizer, checkpoint / OPTIMIZER_FILE)
-        _make_folder(self.folder)
+            _load_optimizer(self.optimizer, checkpoint)
+        self.evaluation()  # whatever is damaged is told before anything is written
+        # What was logged after the checkpoint happens again.
+        logs = {path: _lines_until(path, self.step) for path in map(self.folder.joinpath, LOGS) if path.is_file()}
         files.write_text(self.folder / "config.yaml", yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
-        for name in ("metrics.jsonl", "samples.jsonl"):  # what was logged after the checkpoint happens again
-            _keep_lines(self.folder / name, self.step)
+        for path, lines in logs.items():
+            files.write_text(path, "".join(line + "\n" for line in lines))
 
     def train_step(self) -> Metrics:
         """Do one update."""
@@ -237,6 +241,11 @@ class Trainer:
             group["lr"] = group["peak_lr"] * factor
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+        if not norm.isfinite():
+            raise StoppedError(
+                f"the gradient of update {self.step + 1} is not finite, so it was not taken; lower optimizer.lr, "
+                "optimizer.gate_lr and optimizer.lambda_lr, or set model.dtype to float32"
+            )
         self.optimizer.step()
         self.optimizer.zero_grad()
         give_back(self.model.device)
@@ -268,7 +277,8 @@ class Trainer:
     def evaluation(self) -> dict[str, Any]:
         """Return what has been evaluated so far."""
         path = self.folder / "evaluation.json"
-        evaluation: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        again = "delete it, and what it held is evaluated again"
+        evaluation: dict[str, Any] = files.read_json(path, "--resume", again) if path.is_file() else {}
         return evaluation
 
     def evaluate(self, when: str) -> dict[str, Any]:
@@ -308,7 +318,7 @@ class Trainer:
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """Return the checkpoint of a run folder with the most updates; None without any."""
-    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    found = [path for path in folder.glob("checkpoint-*/") if path.name.removeprefix("checkpoint-").isdigit()]
     return max(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
 
 
@@ -320,39 +330,17 @@ def model_in(name: str) -> str:
     return str(newest or name)
 
 
-def check_config(config: TrainConfig) -> None:
-    """Refuse settings that cannot train."""
-    rollout, latent, warmup = config.rollout, config.latent, config.optimizer.warmup
-    rules = [
-        (config.updates >= 1, f"updates: must be at least 1, got {config.updates}"),
-        (config.save_every >= 1, f"save_every: must be at least 1, got {config.save_every}"),
-        (config.eval.batch >= 1, f"eval.batch: must be at least 1, got {config.eval.batch}"),
-        (config.eval.problems >= 0, f"eval.problems: must be at least 0, got {config.eval.problems}"),
-        (config.sft.batch >= 1, f"sft.batch: must be at least 1, got {config.sft.batch}"),
-        (rollout.prompts >= 1, f"rollout.prompts: must be at least 1, got {rollout.prompts}"),
-        (rollout.group_size >= 2, f"rollout.group_size: must be at least 2 to compare, got {rollout.group_size}"),
-        (rollout.max_new_tokens >= 1, f"rollout.max_new_tokens: must be at least 1, got {rollout.max_new_tokens}"),
-        (
-            rollout.max_prompt_tokens >= 0,
-            f"rollout.max_prompt_tokens: must be at least 0, got {rollout.max_prompt_tokens}",
-        ),
-        (config.check.prompts >= 0, f"check.prompts: must be at least 0, got {config.check.prompts}"),
-        (config.check.patience >= 0, f"check.patience: must be at least 0, got {config.check.patience}"),
-        (rollout.temperature > 0, f"rollout.temperature: must be above 0, got {rollout.temperature}"),
-        (rollout.top_k >= 0, f"rollout.top_k: must be at least 0, got {rollout.top_k}"),
-        (config.token_budget >= 0, f"token_budget: must be at least 0, got {config.token_budget}"),
-        (config.seed >= 0, f"seed: must be at least 0, got {config.seed}"),
-        (config.task.shots >= 0, f"task.shots: must be at least 0, got {config.task.shots}"),
-        (config.model.lora_rank >= 0, f"model.lora_rank: must be at least 0, got {config.model.lora_rank}"),
-        (
-            0 < latent.r_min <= latent.r_max < 1,
-            f"latent.r_min: needs 0 < r_min <= r_max < 1, got {latent.r_min} and {latent.r_max}",
-        ),
-        (0 <= warmup < 1, f"optimizer.warmup: must be from 0 to below 1, got {warmup}"),
-    ]
-    for holds, message in rules:
-        if not holds:
-            raise InputError(message)
+def _check_train(task: Task, config: TrainConfig) -> None:
+    """Refuse a task with nothing to train on, or without what is to be learnt: solutions, or rewards that work."""
+    if not task.train:
+        why = "".join(f"; left out {count} {which}" for which, count in task.dropped.items())
+        raise InputError(f"task.path: no training problems are left{why}; give a file with other problems")
+    if config.objective == "sft":
+        for example in task.train if isinstance(task.train, list) else task.train[:1]:
+            target_text(example, config.sft.target)
+    else:
+        score(task, [task.train[0]], [""])
+    task.assess([""], [task.train[0]])
 
 
 def _check_top_k(config: TrainConfig, model: HybridCausalLM) -> None:
@@ -364,25 +352,43 @@ def _check_top_k(config: TrainConfig, model: HybridCausalLM) -> None:
 
 def start_or_resume(folder: Path, config: TrainConfig, resume: bool) -> Path | None:
     """Return the checkpoint to go on from, None to start anew."""
+    files.check_writable(folder, "folder")
     config_file = folder / "config.yaml"
     if not resume:
         if config_file.exists():
             raise InputError(f"name: {folder} is a run already; give --name another name, or --resume to go on with it")
         return None
     if not config_file.exists():
-        raise InputError(f"--resume: there is no run {folder}")
-    before, now = yaml.safe_load(config_file.read_text()), dataclasses.asdict(config)
+        raise InputError(f"--resume: there is no run {folder}; leave --resume out to start it")
+    before, now = _read_config(config_file), dataclasses.asdict(config)
     changed = sorted(set(_differences(before, now)) - CHANGEABLE)
     if changed:
-        raise InputError(f"--resume: {', '.join(changed)} differ from {config_file}; a run keeps its settings")
+        raise InputError(
+            f"--resume: {', '.join(changed)} differ from {config_file}; give what it says, or --name for another run"
+        )
     return newest_checkpoint(folder)
 
 
-def _make_folder(folder: Path) -> None:
+def _read_config(path: Path) -> dict[str, Any]:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"folder: cannot make {folder} ({error.strerror}); name another --folder") from error
+        config = yaml.safe_load(path.read_text())
+    except (ValueError, yaml.YAMLError) as error:
+        raise InputError(f"--resume: {path} is damaged ({error}); start another run, --name") from error
+    if not isinstance(config, dict):
+        raise InputError(f"--resume: {path} is damaged (it holds no settings); start another run, --name")
+    return config
+
+
+def _read_step(checkpoint: Path) -> int:
+    state = files.read_json(checkpoint / STATE_FILE, "--resume", _go_back(checkpoint))
+    try:
+        return int(state["step"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"--resume: {checkpoint / STATE_FILE} has no step; {_go_back(checkpoint)}") from error
+
+
+def _go_back(checkpoint: Path) -> str:
+    return f"delete {checkpoint} to go on from the one before"
 
 
 def _differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> Iterator[str]:
@@ -404,18 +410,19 @@ def lora_of(config: ModelConfig) -> Lora | None:
 
 def _load_model(config: TrainConfig, checkpoint: Path | None, device: torch.device) -> HybridCausalLM:
     fresh = checkpoint is None
-    return HybridCausalLM.from_pretrained(
-        checkpoint or model_in(config.model.name),
-        lora=lora_of(config.model) if fresh else None,
-        dtype=config.model.dtype,
-        quantization=config.model.quantization,
-        device=device,
-        r_min=config.latent.r_min,
-        r_max=config.latent.r_max,
-        latent_mode=config.latent_mode,
-        new_run=fresh,
-        trust_remote_code=config.model.trust_remote_code,
-    )
+    with model_named_by("model.name" if fresh else "--resume"):
+        return HybridCausalLM.from_pretrained(
+            checkpoint or model_in(config.model.name),
+            lora=lora_of(config.model) if fresh else None,
+            dtype=config.model.dtype,
+            quantization=config.model.quantization,
+            device=device,
+            r_min=config.latent.r_min,
+            r_max=config.latent.r_max,
+            latent_mode=config.latent_mode,
+            new_run=fresh,
+            trust_remote_code=config.model.trust_remote_code,
+        )
 
 
 def _make_optimizer(model: HybridCausalLM, config: TrainConfig) -> torch.optim.AdamW:
@@ -439,9 +446,14 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {f"{index}.{name}": value.contiguous() for index, part in state.items() for name, value in part.items()}
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
+def _load_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:
     state: dict[int, dict[str, Tensor]] = {}
-    for key, value in load_file(path).items():
+    path = checkpoint / OPTIMIZER_FILE
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"--resume: {path} is damaged ({error}); {_go_back(checkpoint)}") from error
+    for key, value in tensors.items():
         index, name = key.split(".")
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
@@ -460,9 +472,10 @@ def _append(path: Path, rows: list[dict[str, Any]]) -> None:
         os.fsync(file.fileno())
 
 
-def _keep_lines(path: Path, step: int) -> None:
-    """Drop the lines after an update."""
-    if path.is_file():
-        whole = path.read_text().split("\n")[:-1]  # a kill may have cut the last line
-        lines = [line for line in whole if json.loads(line)["step"] <= step]
-        files.write_text(path, "".join(line + "\n" for line in lines))
+def _lines_until(path: Path, step: int) -> list[str]:
+    """Return the lines up to an update."""
+    lines = path.read_text().split("\n")[:-1]  # a kill may have cut the last line
+    try:
+        return [line for line in lines if json.loads(line)["step"] <= step]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"--resume: {path} is damaged ({error}); delete its lines without a step") from error

@@ -54,6 +54,8 @@ def _try(model: HybridCausalLM) -> str:
             read = torch.cat([lm(input_ids=row, use_cache=False).logits[:, -2:] for row in rows])  # (2, 2, V)
     except OF_SOMEBODYS_MODEL as error:
         return f"it fails on a few tokens in {_dtype(model)}: {_first_line(error)}"
+    if read.isnan().any():
+        return f"its logits are NaN in {_dtype(model)}; take other weights, or another model.dtype"
     try:
         fed = torch.cat([model(model.embed(row), torch.ones_like(row))[0][:, -2:] for row in rows])
         between = (model.embed(rows[0]) + model.embed(rows[0].flip(1))) / 2  # the embedding of no token

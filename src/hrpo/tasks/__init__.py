@@ -115,6 +115,8 @@ def _check_rewards(rewards: dict[str, float]) -> None:
             raise InputError(f"task.rewards: the weight of {name} must be a number, got {weight}")
         if labels.count(_label(name)) > 1:
             raise InputError(f"task.rewards: two rewards are called {_label(name)}")
+    if not any(rewards.values()):
+        raise InputError("task.rewards: every weight is 0, so nothing is rewarded; the default is correct: 1.0")
 
 
 def _label(reward: str) -> str:

@@ -84,7 +84,10 @@ class Problems(Sequence[Example]):
 
 
 def check(config: TaskConfig, *, test_only: bool = False) -> None:
-    """Refuse numbers of terms that cannot be drawn."""
+    """Refuse numbers of terms that cannot be drawn, and files."""
+    for field in ("path", "test_path"):
+        if getattr(config, field):
+            raise InputError(f"task.{field}: the problems of arithmetic are generated; leave {field} out")
     if not 2 <= config.min_terms <= config.max_terms:
         raise InputError(
             f"task.min_terms: must be from 2 to task.max_terms ({config.max_terms}), got {config.min_terms}"

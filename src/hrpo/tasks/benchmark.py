@@ -8,6 +8,7 @@ import functools
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, zip_longest
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hrpo.config import TaskConfig
-from hrpo.errors import InputError
+from hrpo.errors import InputError, of_field
 from hrpo.tasks.task import Example, Kind, Spec, Task, prepare
 
 Rows = Iterable[tuple[str, Any]]  # where a row is, for messages, and what a parser gets
@@ -94,31 +95,36 @@ def load(benchmark: Benchmark, config: TaskConfig, seed: int, *, test_only: bool
     """
     path, test_path = Path(config.path), Path(config.test_path)
     beside = path if path.is_dir() else path.parent
-    if config.test_path:
-        tests = [read(test_path)] if test_path.is_file() else _found(benchmark, "test", test_path)
-    elif config.path:
-        tests = _found(benchmark, "test", beside)
-    else:
-        tests = [from_hub(split) for split in benchmark.test]
-    parts = [parsed(benchmark, rows) for rows in tests]
+    with of_field("task.test_path" if config.test_path else "task.path"):
+        if config.test_path:
+            tests = [read(test_path)] if test_path.is_file() else _found(benchmark, "test", test_path)
+        elif config.path:
+            tests = _found(benchmark, "test", beside)
+        else:
+            tests = [from_hub(split) for split in benchmark.test]
+        parts = [parsed(benchmark, rows) for rows in tests]
     test = [row for rows in zip_longest(*(examples for examples, _ in parts)) for row in rows if row]  # in turns
     trains: list[Rows] = []
     held_out: list[Rows] = []
-    if not test_only and config.path:
-        trains = [read(path)] if path.is_file() else _found(benchmark, "train", path)
-        # the usual tests are held out even where another one is named
-        splits = (*benchmark.test, *benchmark.held_out)
-        held_out = [_read_all(files) for split in splits if (files := find(split, beside))]
-    elif not test_only and not config.test_path:
-        trains, held_out = ([from_hub(split) for split in splits] for splits in (benchmark.train, benchmark.held_out))
-    train, unanswered = parsed(benchmark, chain.from_iterable(trains))
+    with of_field("task.path"):
+        if not test_only and config.path:
+            trains = [read(path)] if path.is_file() else _found(benchmark, "train", path)
+            # the usual tests are held out even where another one is named
+            splits = (*benchmark.test, *benchmark.held_out)
+            held_out = [_read_all(files) for split in splits if (files := find(split, beside))]
+        elif not test_only and not config.test_path:
+            trains, held_out = (
+                [from_hub(split) for split in splits] for splits in (benchmark.train, benchmark.held_out)
+            )
+        train, unanswered = parsed(benchmark, chain.from_iterable(trains))
+        others, _ = parsed(benchmark, chain.from_iterable(held_out))
     return prepare(
         config,
         seed,
         benchmark.kind,
         train,
         test,
-        held_out=parsed(benchmark, chain.from_iterable(held_out))[0],
+        held_out=others,
         dropped={
             "training problems without an answer": unanswered,
             "test problems without an answer": sum(count for _, count in parts),
@@ -136,7 +142,7 @@ def check(benchmark: Benchmark, config: TaskConfig, *, test_only: bool = False) 
     for field in ("path", "test_path"):
         value = getattr(config, field)
         if value and not Path(value).exists():
-            raise InputError(f"task.{field}: no file {value}")
+            raise InputError(f"task.{field}: no file {value}; give a file, or a folder with one")
     if Path(config.path).is_file() and not benchmark.train:
         raise InputError(f"task.path: {benchmark.name} is for tests only; give its file as task.test_path")
     test_path = Path(config.test_path)
@@ -184,7 +190,7 @@ def read(path: Path) -> Rows:
     rows = _read(path)
     first = next(rows, None)
     if first is None:
-        raise InputError(f"{path}: no rows in it")
+        raise InputError(f"{path}: no rows in it; give a file with problems")
     return chain([first], rows)
 
 
@@ -200,7 +206,10 @@ def _read(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         data = path.read_bytes()
         text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        at = error.object[: error.start].count(b"\n") + 1
+        raise InputError(f"{path}, line {at}: cannot be read: no UTF-8 ({error.reason}); save it as UTF-8") from error
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read ({error})") from error
     if suffix == ".jsonl":
         for number, line in enumerate(text.split("\n"), 1):  # no splitlines: U+2028 may be within a row
@@ -278,13 +287,19 @@ def parsed(benchmark: Benchmark, rows: Rows) -> tuple[list[Example], int]:
         try:
             found.append(benchmark.parse(row))
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, SyntaxError) as error:
-            raise InputError(f"{where}: no row of {benchmark.name} ({type(error).__name__}: {error})") from error
+            reason = f"no row of {benchmark.name} ({type(error).__name__}: {error})"
+            raise InputError(f"{where}: {reason}; docs/benchmarks.md lists the forms") from error
     examples = [example for example in found if example is not None]
     return examples, len(found) - len(examples)
 
 
 def _json(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: no JSON ({type(error).__name__}: {error})") from error
+        value = json.loads(text)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, say, and 100,000 brackets
+        raise InputError(
+            f"{where}: no JSON ({type(error).__name__}: {error}); mend it: .jsonl has a value a line, .json one in all"
+        ) from error
+    return value

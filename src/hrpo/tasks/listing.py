@@ -1,8 +1,10 @@
 """What `hrpo tasks` prints."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from hrpo.config import TaskConfig
+from hrpo.errors import InputError
 from hrpo.tasks import TASKS, load_task, procedural
 
 SHOWN = 3
@@ -15,7 +17,12 @@ def list_tasks(folder: str = "") -> Iterator[str]:
     Args:
         folder: look for the files there; else in the Hub's cache.
 
+    Raises:
+        InputError: there is no such folder.
+
     """
+    if folder and not Path(folder).is_dir():
+        raise InputError(f"task.path: there is no folder {folder}")
     yield _LINE.format("task", "metric", "train", "test", "at hand", "licence", "source")
     for name, spec in TASKS.items():
         train = f"{spec.train:,}" if spec.train else "-"
@@ -46,6 +53,7 @@ def show_task(name: str, path: str = "") -> Iterator[str]:
 
     """
     if name == procedural.PREFIX.rstrip("/"):
+        procedural.check_installed()
         yield from (procedural.PREFIX + known for known in procedural.names())
         return
     task = load_task(TaskConfig(name, test_path=path), test_only=True)

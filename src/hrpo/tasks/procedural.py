@@ -26,12 +26,17 @@ def names() -> list[str]:
     return sorted(DATASETS)
 
 
+def check_installed() -> None:
+    """Refuse to go on without reasoning-gym."""
+    if not names():
+        raise InputError("task.name: reasoning-gym is not installed: pip install 'hrpo[reasoning-gym]'")
+
+
 def check(config: TaskConfig, *, test_only: bool = False) -> None:
     """Refuse an unknown data set, or any where reasoning-gym is not installed."""
-    known, name = names(), config.name.removeprefix(PREFIX)
-    if not known:
-        raise InputError("task.name: reasoning-gym is not installed: pip install 'hrpo[reasoning-gym]'")
-    if name not in known:
+    check_installed()
+    name = config.name.removeprefix(PREFIX)
+    if name not in names():
         raise InputError(f"task.name: reasoning-gym has no data set {name!r}; `hrpo tasks reasoning_gym` lists them")
     for field in ("path", "test_path"):
         if getattr(config, field):

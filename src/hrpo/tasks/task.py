@@ -163,7 +163,8 @@ def prepare(
     left = [example for example in train if same(example) not in seen]
     reasons = {**(dropped or {}), "training problems that are test problems": len(train) - len(left)}
     if config.max_solution_chars:
-        left = [example for example in left if len(example.solution) <= config.max_solution_chars]
+        every, left = left, [example for example in left if len(example.solution) <= config.max_solution_chars]
+        reasons["training problems with a solution above task.max_solution_chars"] = len(every) - len(left)
     solved = [place for place, example in enumerate(left) if example.solution]
     if len(solved) < config.shots:
         raise InputError(
