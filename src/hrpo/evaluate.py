@@ -1,7 +1,6 @@
 """Accuracy of a model on a task's test problems, with intervals."""
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from hrpo.model import HybridCausalLM
 from hrpo.progress import bar
 from hrpo.prompts import decode, encode
 from hrpo.rollout import generate, sample_key
+from hrpo.statistics import metric_interval, wilson
 from hrpo.tasks import Example, Task
 from hrpo.tasks.judge import DELIMITER
 
@@ -33,27 +33,6 @@ class Answer:
     mixed: int
     hidden_ratio: float
     metric: float | None = None
-
-
-def wilson(right: float, total: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson 1927)."""
-    share = right / total
-    centre = (share + z**2 / (2 * total)) / (1 + z**2 / total)
-    half = z / (1 + z**2 / total) * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
-    return max(centre - half, 0.0), min(centre + half, 1.0)
-
-
-def mean_interval(values: Sequence[float], z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a mean.
-
-    In 0..1 it is Wilson's, which shares of right answers have: no values there have a larger variance for their mean.
-    Else it is the normal one.
-    """
-    mean = sum(values) / len(values)
-    if min(values) >= 0 and max(values) <= 1:
-        return wilson(sum(values), len(values), z)
-    half = z * math.sqrt(sum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1) / len(values))
-    return mean - half, mean + half
 
 
 def answer_problems(
@@ -147,7 +126,7 @@ def summarize(answers: Sequence[Answer]) -> dict[str, Any]:
 
     strict, lenient = sum(a.strict for a in answers), sum(a.lenient for a in answers)
     metrics = [a.metric for a in answers if a.metric is not None]
-    own = {"metric": mean(metrics), "metric_interval": mean_interval(metrics)} if metrics else {}
+    own = {"metric": mean(metrics), "metric_interval": metric_interval(metrics)} if metrics else {}
     return {
         "problems": n,
         "accuracy": strict / n,
