@@ -364,7 +364,7 @@ def test_labels_of_checkpoints_of_the_same_name(tmp_path):
 
 def test_checkpoints_that_know_other_problems(trained, tmp_path):
     other = save(tmp_path / "longer", "discrete", 0, task={**TASK, "max_terms": 4})
-    with pytest.raises(InputError, match=r"know other problems as arithmetic \(task.max_terms\)"):
+    with pytest.raises(InputError, match=r"know arithmetic with different settings \(task.max_terms\)"):
         evaluate(trained["hybrid"], other, problems=1)
     words = save(tmp_path / "words", "discrete", 0, task={"name": "gsm8k"})
     with pytest.raises(InputError, match="--tasks: the checkpoints were trained on arithmetic and gsm8k"):
@@ -382,6 +382,14 @@ def test_a_task_that_is_a_file_is_named(tmp_path):
         evaluate(folder)
     results = evaluate(folder, tasks=[str(file)], samples=2)
     assert results["tasks"]["echo"]["model"]["sampled"]["metric"] == 0.25
+
+
+def test_scorers(base, data):
+    options = {"tasks": ["gsm8k", "math500"], "path": str(data), "max_new_tokens": 4, "samples": 0}
+    tasks = evaluate(base, scorer="math_string", **options)["settings"]["tasks"]
+    assert {name: task["judged"] for name, task in tasks.items()} == {"gsm8k": "number", "math500": "math_string"}
+    with pytest.raises(InputError, match="--scorer: it is for mathematical answers"):
+        evaluate(base, scorer="math_string", **{**options, "tasks": ["gsm8k"]})
 
 
 # ---- numbers ----------------------------------------------------------------------------------------------

@@ -112,6 +112,7 @@ def _eval_parser(parser: Parser) -> None:
     add("--prompt", default="own", help="ask in these ways: own as in training, direct for the answer alone, cot")
     add("--shots", type=int, default=0, help="worked examples before each question, of the training problems")
     add("--shots_path", default="", help="take the worked examples from this file")
+    add("--scorer", default="", help="math_string judges mathematical answers as the release does; own does not")
     add("--max_new_tokens", type=int, default=0, help="length limit of a completion; 0 leaves each model its own")
     add("--batch", type=int, default=64, help="completions decoded at a time")
     add("--seed", type=int, default=-1, help="of problems, worked examples and samples; -1 takes the run's own")
@@ -139,6 +140,7 @@ def _eval(args: Namespace) -> None:
         prompts=lists["prompt"],
         shots=args.shots,
         shots_path=args.shots_path,
+        scorer=args.scorer,
         max_new_tokens=args.max_new_tokens,
         batch=args.batch,
         seed=None if args.seed == -1 else args.seed,

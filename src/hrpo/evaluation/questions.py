@@ -6,12 +6,12 @@ import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from hrpo.config import TaskConfig
+from hrpo.config import Scorer, TaskConfig
 from hrpo.errors import InputError
 from hrpo.evaluation.entries import OWN, Entry
-from hrpo.tasks import BENCHMARKS, Example, Task, is_file, load_task, remembered
+from hrpo.tasks import BENCHMARKS, Example, Task, is_file, load_task, remembered, takes_math_string
 from hrpo.tasks.benchmark import parsed, read
 from hrpo.tasks.judge import DELIMITER
 from hrpo.tasks.task import SYSTEM_PROMPT, Message, loosely, make_preamble
@@ -21,7 +21,7 @@ DIRECT_PROMPT = (
     "A conversation between User and Assistant. The user asks a question, and the assistant answers it at once, "
     "without reasoning. The answer is provided after the #### tag, i.e., #### {answer}."
 )
-SAME_PROBLEMS = ("path", "test_path", "min_terms", "max_terms")  # what decides which problems a task has
+SAME = ("path", "test_path", "scorer", "min_terms", "max_terms")  # what decides on the problems, and on what is right
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +59,7 @@ class Questions:
             "digest": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
             "path": self.config.path,
             "test_path": self.config.test_path,
+            "judged": self.task.kind or "by the task's own metric",
             "asked": {entry.label: self.preamble(entry) for entry in entries},
         }
 
@@ -73,6 +74,7 @@ def make_questions(
     problems: int,
     shots: int,
     shots_path: str,
+    scorer: str,
 ) -> list[Questions]:
     """Return the problems of each task.
 
@@ -85,6 +87,7 @@ def make_questions(
         problems: how many, from the first; 0 takes all.
         shots: worked examples, from the training problems.
         shots_path: or from this file of rows in the benchmark's form.
+        scorer: of mathematical tasks; empty: the one of training, or else the task's own.
 
     Raises:
         InputError: a task is unknown or not named, or its files or examples are missing.
@@ -92,7 +95,9 @@ def make_questions(
     """
     names = names or [_trained_task(entries)]
     files = [name for name in names if name in BENCHMARKS] or names  # generated problems beside them need no file
-    configs = [_config(name, entries, *((path, test_path) if name in files else ("", ""))) for name in names]
+    configs = [_config(name, entries, *((path, test_path) if name in files else ("", "")), scorer) for name in names]
+    if scorer and not any(takes_math_string(name) for name in names):
+        raise InputError("--scorer: it is for mathematical answers, which none of the tasks has")
     if len({config.name for config in configs}) < len(configs):
         raise InputError("--tasks: one is named twice")
     if len(configs) > 1 and Path(test_path).is_file():
@@ -124,31 +129,33 @@ def _trained_task(entries: Sequence[Entry]) -> str:
     return name
 
 
-def _config(name: str, entries: Sequence[Entry], path: str, test_path: str) -> TaskConfig:
+def _config(name: str, entries: Sequence[Entry], path: str, test_path: str, scorer: str) -> TaskConfig:
     """Return a task's settings: those of the checkpoints that were trained on it, which must agree, or its defaults."""
     own = [
         (entry.checkpoint, TaskConfig(**entry.settings.task))
         for entry in entries
         if entry.settings.task and remembered(TaskConfig(name))["name"] == entry.settings.task["name"]
     ]
+    chosen = cast(Scorer, scorer if takes_math_string(name) else "")
     configs = [
         TaskConfig(
             name,
             path=path or ("" if test_path or trained.test_path else trained.path),
             test_path=test_path or ("" if path else trained.test_path),
+            scorer=chosen or trained.scorer,
             min_terms=trained.min_terms,
             max_terms=trained.max_terms,
         )
         for _, trained in own
     ]
     for (other, _), config in zip(own, configs, strict=True):
-        for field in SAME_PROBLEMS:
+        for field in SAME:
             if getattr(config, field) != getattr(configs[0], field):
                 raise InputError(
-                    f"--checkpoint: {own[0][0]} and {other} know other problems as {name} (task.{field}); "
-                    "name the file to evaluate on, --test_path, or evaluate them one by one"
+                    f"--checkpoint: {own[0][0]} and {other} know {name} with different settings (task.{field}); "
+                    "give what decides it (--path, --test_path, --scorer), or evaluate them one by one"
                 )
-    return configs[0] if configs else TaskConfig(name, path=path, test_path=test_path)
+    return configs[0] if configs else TaskConfig(name, path=path, test_path=test_path, scorer=chosen or "own")
 
 
 def _worked_examples(

@@ -10,10 +10,11 @@ import re
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from accelerate import Accelerator
 
+from hrpo.config import Scorer
 from hrpo.errors import InputError
 from hrpo.evaluate import answer_round
 from hrpo.evaluation import store
@@ -58,6 +59,7 @@ def evaluate_checkpoints(
     prompts: Sequence[str] = (OWN,),
     shots: int = 0,
     shots_path: str = "",
+    scorer: str = "",
     max_new_tokens: int = 0,
     batch: int = 64,
     seed: int | None = None,
@@ -80,6 +82,7 @@ def evaluate_checkpoints(
         prompts: each checkpoint is asked in each way: "own", "direct" or "cot".
         shots: worked examples before each question, instead of a checkpoint's own.
         shots_path: a file of rows that these are taken from, instead of the training problems.
+        scorer: "own" or "math_string", of mathematical tasks; default the one of training.
         max_new_tokens: length limit of a completion; 0 leaves each model its own.
         batch: completions decoded at a time.
         seed: of generated problems, worked examples and samples; default that of the first checkpoint's run.
@@ -102,6 +105,8 @@ def evaluate_checkpoints(
     ):
         if value < least:
             raise InputError(f"--{field}: must be at least {least}, got {value}")
+    if scorer not in ("", *get_args(Scorer)):
+        raise InputError(f"--scorer: must be one of {', '.join(get_args(Scorer))}, got {scorer!r}")
     entries = make_entries(checkpoints, latent_modes, prompts, shots, max_new_tokens)
     if seed is None:
         seed = next((entry.settings.seed for entry in entries if entry.settings.task), 0)
@@ -114,6 +119,7 @@ def evaluate_checkpoints(
         problems=problems,
         shots=shots,
         shots_path=shots_path,
+        scorer=scorer,
     )
     settings = {
         "checkpoints": {entry.label: as_settings(entry) for entry in entries},
