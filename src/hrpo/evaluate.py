@@ -1,7 +1,6 @@
-"""Accuracy of a model on a task's test problems, with intervals."""
+"""Answers of a model to a task's test problems, and their accuracy; a run evaluates itself before and after."""
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from hrpo.model import HybridCausalLM
 from hrpo.progress import bar
 from hrpo.prompts import decode, encode
 from hrpo.rollout import generate, sample_key
+from hrpo.statistics import metric_interval, wilson
 from hrpo.tasks import Example, Task
 from hrpo.tasks.judge import DELIMITER
 
@@ -35,25 +35,67 @@ class Answer:
     metric: float | None = None
 
 
-def wilson(right: float, total: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson 1927)."""
-    share = right / total
-    centre = (share + z**2 / (2 * total)) / (1 + z**2 / total)
-    half = z / (1 + z**2 / total) * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
-    return max(centre - half, 0.0), min(centre + half, 1.0)
+def answer_round(
+    model: HybridCausalLM,
+    task: Task,
+    problems: Sequence[Example],
+    *,
+    greedy: bool,
+    keys: Sequence[int],
+    samples: int = 1,
+    batch: int = 64,
+    on_finished: Callable[[int], None] | None = None,
+) -> list[Answer]:
+    """Complete problems with the decoding settings that the model remembers, all in one go, and judge them.
 
+    Args:
+        model: it decodes in its own latent mode.
+        task: how to ask and how to judge.
+        problems: what to ask; the prompt of each is computed once.
+        greedy: the likeliest token at each step, or samples.
+        keys: of the samples, a key for each of the completions.
+        samples: completions of each problem, k.
+        batch: completions decoded at a time; it changes nothing but memory and time.
+        on_finished: called with the number of completions that have just been finished.
 
-def mean_interval(values: Sequence[float], z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a mean.
+    Returns:
+        The answers, a problem's side by side.
 
-    In 0..1 it is Wilson's, which shares of right answers have: no values there have a larger variance for their mean.
-    Else it is the normal one.
     """
-    mean = sum(values) / len(values)
-    if min(values) >= 0 and max(values) <= 1:
-        return wilson(sum(values), len(values), z)
-    half = z * math.sqrt(sum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1) / len(values))
-    return mean - half, mean + half
+    settings = model.settings
+    rollout = generate(
+        model,
+        encode(model.tokenizer, [task.messages(example.question) for example in problems]),
+        group_size=samples,
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        greedy=greedy,
+        sample_keys=keys,
+        max_rows=batch,
+        on_finished=on_finished,
+    )
+    ratio = (1 - rollout.gate_mean**2).sqrt()  # 0 where no mixed input was fed
+    mixed = rollout.hybrid_mask.sum(1)
+    ratios = (ratio.sum(1) / mixed.clamp(min=1)).tolist()
+    cut, lengths = rollout.truncated(model.eos_token_ids).tolist(), rollout.lengths.tolist()
+    texts, asked = decode(model.tokenizer, rollout), [example for example in problems for _ in range(samples)]
+    verdicts, metrics = task.assess(texts, asked)
+    return [
+        Answer(
+            question=asked[i].question,
+            gold=asked[i].gold,
+            completion=text,
+            strict=verdict.strict,
+            lenient=verdict.lenient,
+            length=lengths[i],
+            truncated=cut[i],
+            mixed=int(mixed[i]),
+            hidden_ratio=ratios[i],
+            metric=None if metrics is None else metrics[i],
+        )
+        for i, (text, verdict) in enumerate(zip(texts, verdicts, strict=True))
+    ]
 
 
 def answer_problems(
@@ -66,53 +108,12 @@ def answer_problems(
     batch: int = 64,
     on_finished: Callable[[int], None] | None = None,
 ) -> list[Answer]:
-    """Complete each problem once, with the decoding settings that the model remembers, and judge it.
-
-    Args:
-        model: it decodes in its own latent mode.
-        task: how to ask and how to judge.
-        problems: what to ask.
-        greedy: the likeliest token at each step, or one sample.
-        seed: with the problem's place it gives the sample its key.
-        batch: problems decoded at a time; it changes nothing but memory and time.
-        on_finished: called with the number of problems that have just been completed.
-
-    """
-    settings, answers = model.settings, list[Answer]()
+    """Complete each problem once; see `answer_round`. With the problem's place, `seed` gives a sample its key."""
+    answers = list[Answer]()
     for first in range(0, len(problems), ROUND * batch):
         part = problems[first : first + ROUND * batch]
-        rollout = generate(
-            model,
-            encode(model.tokenizer, [task.messages(example.question) for example in part]),
-            max_new_tokens=settings.max_new_tokens,
-            temperature=settings.temperature,
-            top_k=settings.top_k,
-            greedy=greedy,
-            sample_keys=[sample_key("eval", seed, first + i) for i in range(len(part))],
-            max_rows=batch,
-            on_finished=on_finished,
-        )
-        ratio = (1 - rollout.gate_mean**2).sqrt()  # 0 where no mixed input was fed
-        mixed = rollout.hybrid_mask.sum(1)
-        ratios = (ratio.sum(1) / mixed.clamp(min=1)).tolist()
-        cut, lengths = rollout.truncated(model.eos_token_ids).tolist(), rollout.lengths.tolist()
-        texts = decode(model.tokenizer, rollout)
-        verdicts, metrics = task.assess(texts, part)
-        for i, (text, verdict) in enumerate(zip(texts, verdicts, strict=True)):
-            answers.append(
-                Answer(
-                    question=part[i].question,
-                    gold=part[i].gold,
-                    completion=text,
-                    strict=verdict.strict,
-                    lenient=verdict.lenient,
-                    length=lengths[i],
-                    truncated=cut[i],
-                    mixed=int(mixed[i]),
-                    hidden_ratio=ratios[i],
-                    metric=None if metrics is None else metrics[i],
-                )
-            )
+        keys = [sample_key("eval", seed, first + i) for i in range(len(part))]
+        answers += answer_round(model, task, part, greedy=greedy, keys=keys, batch=batch, on_finished=on_finished)
     return answers
 
 
@@ -147,7 +148,7 @@ def summarize(answers: Sequence[Answer]) -> dict[str, Any]:
 
     strict, lenient = sum(a.strict for a in answers), sum(a.lenient for a in answers)
     metrics = [a.metric for a in answers if a.metric is not None]
-    own = {"metric": mean(metrics), "metric_interval": mean_interval(metrics)} if metrics else {}
+    own = {"metric": mean(metrics), "metric_interval": metric_interval(metrics)} if metrics else {}
     return {
         "problems": n,
         "accuracy": strict / n,

@@ -361,7 +361,7 @@ def start_or_resume(folder: Path, config: TrainConfig, resume: bool) -> Path | N
     if not config_file.exists():
         raise InputError(f"--resume: there is no run {folder}; leave --resume out to start it")
     before, now = _read_config(config_file), dataclasses.asdict(config)
-    changed = sorted(set(_differences(before, now)) - CHANGEABLE)
+    changed = sorted(set(differences(before, now)) - CHANGEABLE)
     if changed:
         raise InputError(
             f"--resume: {', '.join(changed)} differ from {config_file}; give what it says, or --name for another run"
@@ -391,11 +391,12 @@ def _go_back(checkpoint: Path) -> str:
     return f"delete {checkpoint} to go on from the one before"
 
 
-def _differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> Iterator[str]:
+def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the names of the settings, dotted, in which two nested dictionaries differ."""
     for key in a.keys() | b.keys():
         left, right = a.get(key), b.get(key)
         if isinstance(left, dict) and isinstance(right, dict):
-            yield from _differences(left, right, f"{prefix}{key}.")
+            yield from differences(left, right, f"{prefix}{key}.")
         elif left != right:
             yield prefix + key
 
