@@ -198,17 +198,6 @@ def test_answers_and_samples(trained):
     assert documented("`samples.jsonl`") == list(read_lines(trained / "samples.jsonl")[0])
 
 
-def test_eval_writes_what_is_said(trained, task, tmp_path):
-    out = tmp_path / "eval.json"
-    main(["eval", "--checkpoint", str(trained), "--task", task[1], "--problems=2", "--out", str(out)])
-    written = json.loads(out.read_text())
-    assert set(written) == {"checkpoint", "settings", "seed", "greedy", "sampled", "answers"}
-    for key in set(written) - {"greedy", "sampled"}:
-        assert f"`{key}`" in DOCS["metrics.md"]
-    for how in ("greedy", "sampled"):
-        assert list(written[how]) == documented("`evaluation.json`")
-
-
 def test_resuming_may_change_what_the_page_says():
     from hrpo.trainer import CHANGEABLE
 
