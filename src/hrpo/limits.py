@@ -30,7 +30,8 @@ def longest_prompt(model: HybridCausalLM, max_new_tokens: int, max_prompt_tokens
     room = None if context is None else context - max_new_tokens
     if room is not None and room < 1:
         raise InputError(
-            f"rollout.max_new_tokens: {max_new_tokens} leave no room for a prompt in the model's context of {context}"
+            f"rollout.max_new_tokens: {max_new_tokens} leave no room for a prompt in the model's context of {context}; "
+            "lower it"
         )
     limits = [limit for limit in (room, max_prompt_tokens) if limit]
     return min(limits, default=None)
@@ -86,7 +87,8 @@ def check_test_prompts(
     if count:
         raise InputError(
             f"{field}: {count} of {len(problems)} test prompts have over {limit} tokens, so that the model's context "
-            f"of {context_length(model)} has no room for {max_new_tokens} more"
+            f"of {context_length(model)} has no room for {max_new_tokens} more; take shorter prompts (task.shots) or "
+            "answers, or another model"
         )
 
 
