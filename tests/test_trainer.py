@@ -19,7 +19,7 @@ from hrpo.config import (
     TaskConfig,
     TrainConfig,
 )
-from hrpo.errors import InputError
+from hrpo.errors import InputError, StoppedError
 from hrpo.run import train
 from hrpo.trainer import Trainer, learning_rate_factor, newest_checkpoint
 
@@ -196,6 +196,15 @@ def test_micro_batches_and_masking(config):
     metrics = Trainer(masked).train_step()
     assert metrics["truncation_rate"] == 1
     assert metrics["grad_norm"] == 0
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(config):
+    trainer = Trainer(config)
+    before = trainer.model.gate.Lambda.detach().clone()
+    trainer.model.gate.Lambda.grad = torch.full_like(before, float("nan"))
+    with pytest.raises(StoppedError, match=r"update 1 .*not finite.*optimizer\.lr"):
+        trainer.step_optimizer()
+    assert torch.equal(trainer.model.gate.Lambda, before)
 
 
 def test_learning_rate_factor():

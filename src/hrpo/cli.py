@@ -65,7 +65,7 @@ class Parser(ArgumentParser):
 
 
 def _train_parser(parser: Parser) -> None:
-    parser.usage = f"{parser.prog} --config FILE [--section.field VALUE ...] [--resume | --dry-run]"
+    parser.usage = f"{parser.prog} [--config FILE] [--section.field VALUE ...] [--resume | --dry-run]"
     parser.add_argument("--config", action="config", help="a YAML file of settings; what follows it overrides it")
     parser.add_argument("--resume", action="store_true", help="go on from the run's newest checkpoint")
     parser.add_argument("--dry-run", action="store_true", help="validate, print the plan, load no weights")
@@ -97,7 +97,7 @@ def _train_config(args: Namespace) -> TrainConfig:
 
 
 def _check_parser(parser: Parser) -> None:
-    parser.usage = "hrpo check --config FILE [--section.field VALUE ...]"
+    parser.usage = "hrpo check [--config FILE] [--section.field VALUE ...]"
     parser.add_argument("--config", action="config", help="a YAML file of settings; what follows it overrides it")
     parser.add_class_arguments(TrainConfig)
 

@@ -31,7 +31,9 @@ def longest_prompt(
     context = context_length(model)
     room = None if context is None else context - max_new_tokens
     if room is not None and room < 1:
-        raise InputError(f"{field}: {max_new_tokens} leave no room for a prompt in the model's context of {context}")
+        raise InputError(
+            f"{field}: {max_new_tokens} leave no room for a prompt in the model's context of {context}; lower it"
+        )
     limits = [limit for limit in (room, max_prompt_tokens) if limit]
     return min(limits, default=None)
 
@@ -86,7 +88,8 @@ def check_test_prompts(
     if count:
         raise InputError(
             f"{field}: {count} of {len(problems)} test prompts have over {limit} tokens, so that the model's context "
-            f"of {context_length(model)} has no room for {max_new_tokens} more"
+            f"of {context_length(model)} has no room for {max_new_tokens} more; take shorter prompts (task.shots) or "
+            "answers, or another model"
         )
 
 

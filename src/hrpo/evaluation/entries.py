@@ -94,7 +94,7 @@ def describe(name: str) -> tuple[HybridSettings, dict[str, str]]:
         settings = read_settings(path) if path.is_file() else HybridSettings(name, "discrete")
         files = {str(name): digest(folder)}
         if (Path(folder) / "adapter_config.json").is_file():
-            with model_named_by(f"model.name: base_model in {Path(folder) / SETTINGS_FILE}"):
+            with model_named_by(f"model.name: base_model in {path}"):
                 files[settings.base_model] = digest(fetch_hybrid(resolve(settings.base_model)))
     return settings, files
 
