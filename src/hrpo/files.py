@@ -5,25 +5,37 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from hrpo.errors import InputError
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a file under a temporary name, then rename it."""
+    with new_file(path) as file:
+        file.write(text)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[TextIO]:
+    """Yield a file of a temporary name that takes `path` once the block has ended well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(path.name + ".tmp")
-    with draft.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
     draft.replace(path)
 
 
-def check_vacant(path: Path) -> None:
+def check_vacant(path: Path, option: str = "--out") -> None:
     """Refuse a place for a new folder where something is already."""
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise InputError(f"--out: {path} is there already and not empty; name a new folder")
+        raise InputError(f"{option}: {path} is there already and not empty; name a new folder")
 
 
 @contextmanager
