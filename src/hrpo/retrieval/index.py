@@ -55,7 +55,9 @@ def build_index(
         else:
             if vectors and not Path(vectors).is_file():
                 raise InputError(f"--vectors: no file {vectors}")
-            name = str(Path(model).resolve()) if Path(model).is_dir() and model else model or dense.EMBEDDED
+            name = model or dense.EMBEDDED
+            if Path(name).is_dir():
+                name = str(Path(name).resolve())
             encoder = dense.load_model(name)
             own = dense.prefixes_of(name, encoder)
             query = own[0] if query_prefix is None else query_prefix
