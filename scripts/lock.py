@@ -4,7 +4,7 @@ from importlib.metadata import distribution
 
 from packaging.requirements import Requirement
 
-EXTRAS = ("quantization", "smollm2", "test", "bench", "lint")
+EXTRAS = ("quantization", "smollm2", "retrieval", "test", "bench", "lint")
 
 
 def needed(name: str, extras: set[str], seen: dict[str, str]) -> None:

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -289,6 +289,42 @@ def _tasks(args: Namespace) -> None:
             print(line)
 
 
+def _retrieve_parser(parser: Parser) -> None:
+    build = Parser(description="index a corpus of passages")
+    build.add_argument("--corpus", required=True, help="id, title, text: .jsonl, .tsv or .json, each also as .gz")
+    build.add_argument("--index", required=True, help="a new folder for the index")
+    build.add_argument("--retriever", type=Literal["bm25", "dense"], default="bm25", help="by words or by vectors")
+    build.add_argument("--model", default="", help="of vectors: a folder or a name on the Hub; else the embedded one")
+    build.add_argument("--vectors", default="", help="the passages' vectors made elsewhere: .npy or a FAISS index")
+    build.add_argument("--query_prefix", type=str | None, help="before questions; left out, what the model wants")
+    build.add_argument("--passage_prefix", type=str | None, help="before passages; left out, what the model wants")
+    add = Parser(description="write the best passages beside each question of a task")
+    add.add_argument("--task", required=True, help="nq, triviaqa, hotpotqa, 2wikimultihopqa, bamboogle or knowledge")
+    add.add_argument("--index", required=True, help="the folder of an index")
+    add.add_argument("--out", required=True, help="a JSONL file for training and evaluation")
+    add.add_argument("--path", default="", help="a file of questions, or a folder with it; left out, the Hub")
+    add.add_argument("--split", type=Literal["train", "test"], default="test", help="of the task")
+    add.add_argument("-k", type=int, default=3, help="passages a question")
+    actions = parser.add_subcommands(dest="action", metavar="build|add")
+    actions.add_subcommand("build", build, help="index a corpus of passages")
+    actions.add_subcommand("add", add, help="write the best passages beside each question of a task")
+
+
+def _retrieve(args: Namespace) -> None:
+    _quiet()
+    from hrpo.progress import console, print_table
+    from hrpo.retrieval import add_passages, build_index
+    from hrpo.retrieval.add import depths
+
+    if args.action == "build":
+        count = build_index(**args.build.as_dict())
+        console.print(f"{args.build.index}: {count:,} passages, {args.build.retriever}")
+        return
+    count, table = add_passages(**args.add.as_dict())
+    console.print(f"{args.add.out}: {count:,} questions")
+    print_table("recall", ["", "questions", *(f"@{depth}" for depth in depths(args.add.k))], table)
+
+
 COMMANDS: dict[str, tuple[Callable[[Parser], None], Callable[[Namespace], None], str]] = {
     "train": (_train_parser, _train, "train a model with HRPO or GRPO"),
     "check": (_check_parser, _check, "measure on a few prompts what a training run would be like"),
@@ -296,6 +332,7 @@ COMMANDS: dict[str, tuple[Callable[[Parser], None], Callable[[Namespace], None],
     "eval": (_eval_parser, _eval, "evaluate checkpoints on test problems, and compare them"),
     "generate": (_generate_parser, _generate, "ask a checkpoint something, and look at its latents"),
     "tasks": (_tasks_parser, _tasks, "list the tasks, or show some prompts of one"),
+    "retrieve": (_retrieve_parser, _retrieve, "index passages, and find some for a task's questions"),
     "export": (_export_parser, _export, "write a checkpoint as a plain model folder, its adapter merged"),
     "push": (_push_parser, _push, "upload a checkpoint to the Hub, with a model card"),
     "import-release": (_import_release_parser, _import_release, "read a model that the paper's release trained"),

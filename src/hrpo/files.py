@@ -7,23 +7,31 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal
 
 from hrpo.errors import InputError
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a file under a temporary name, then rename it."""
-    write_bytes(path, text.encode())
+    with new_file(path) as file:
+        file.write(text)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file under a temporary name, then rename it."""
+    with new_file(path, "wb") as file:
+        file.write(data)
+
+
+@contextmanager
+def new_file(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
+    """Yield a file of a temporary name that takes `path` once the block has ended well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(path.name + ".tmp")
     try:
-        with draft.open("wb") as file:
-            file.write(data)
+        with draft.open(mode, encoding="utf-8" if mode == "w" else None) as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
@@ -60,11 +68,11 @@ def check_writable(folder: Path, field: str) -> None:
         raise InputError(f"{field}: cannot write in {folder} ({error.strerror}); name another folder") from error
 
 
-def check_vacant(path: Path) -> None:
+def check_vacant(path: Path, option: str = "--out") -> None:
     """Refuse a place for a new folder where something is already, or where nothing can be written."""
-    check_writable(path.parent, "--out")
+    check_writable(path.parent, option)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise InputError(f"--out: {path} is there already and not empty; name a new folder")
+        raise InputError(f"{option}: {path} is there already and not empty; name a new folder")
 
 
 @contextmanager

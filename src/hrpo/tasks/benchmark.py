@@ -9,7 +9,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -102,8 +102,7 @@ def load(benchmark: Benchmark, config: TaskConfig, seed: int, *, test_only: bool
             tests = _found(benchmark, "test", beside)
         else:
             tests = [from_hub(split) for split in benchmark.test]
-        parts = [parsed(benchmark, rows) for rows in tests]
-    test = [row for rows in zip_longest(*(examples for examples, _ in parts)) for row in rows if row]  # in turns
+        test, test_unanswered = _in_turns(benchmark, tests)
     trains: list[Rows] = []
     held_out: list[Rows] = []
     with of_field("task.path"):
@@ -127,9 +126,35 @@ def load(benchmark: Benchmark, config: TaskConfig, seed: int, *, test_only: bool
         held_out=others,
         dropped={
             "training problems without an answer": unanswered,
-            "test problems without an answer": sum(count for _, count in parts),
+            "test problems without an answer": test_unanswered,
         },
     )
+
+
+def examples_of(benchmark: Benchmark, which: str, path: str) -> tuple[list[Example], int]:
+    """Return the problems of a split alone, and how many had no answer.
+
+    Args:
+        benchmark: whose.
+        which: "train" or "test".
+        path: a file of problems, or a folder with the split's file; "" is the Hub.
+
+    Raises:
+        InputError: a file is missing or has other rows, or the Hub cannot be reached.
+
+    """
+    if not path:
+        sources = [from_hub(split) for split in getattr(benchmark, which)]
+    else:
+        sources = [read(Path(path))] if Path(path).is_file() else _found(benchmark, which, Path(path))
+    return _in_turns(benchmark, sources)
+
+
+def _in_turns(benchmark: Benchmark, sources: Sequence[Rows]) -> tuple[list[Example], int]:
+    """Return the problems of several sources, taken in turns, and how many had no answer."""
+    parts = [parsed(benchmark, rows) for rows in sources]
+    examples = [row for rows in zip_longest(*(examples for examples, _ in parts)) for row in rows if row]
+    return examples, sum(count for _, count in parts)
 
 
 def check(benchmark: Benchmark, config: TaskConfig, *, test_only: bool = False) -> None:

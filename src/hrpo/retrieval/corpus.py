@@ -1,0 +1,95 @@
+"""Passage corpora as they are published, read one passage at a time.
+
+- .jsonl: `id`, `title`, `text`; id and title may be missing. Or `id` and `contents`: a quoted title in a line of its
+  own, and the text (the Wikipedia of Search-R1 and FlashRAG).
+- .tsv: columns id, text, title under a header, quoted as CSV (DPR's Wikipedia, psgs_w100.tsv).
+- .json: a list of rows as in .jsonl, or an object of titles with their sentences (HippoRAG's); it is read whole.
+
+Each also as .gz.
+"""
+
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hrpo.errors import InputError
+
+Passage = dict[str, str]  # id, title, text
+SUFFIXES = (".jsonl", ".tsv", ".json")
+
+
+def check_corpus(path: Path) -> None:
+    """Refuse what is no corpus by its name.
+
+    Raises:
+        InputError: there is no such file, or it is called otherwise.
+
+    """
+    if not path.is_file():
+        raise InputError(f"--corpus: no file {path}")
+    if not path.name.removesuffix(".gz").endswith(SUFFIXES):
+        raise InputError(f"--corpus: {path} must end in {', '.join(SUFFIXES)}, or one of these and .gz")
+
+
+def read_corpus(path: Path) -> Iterator[tuple[Passage, int]]:
+    """Yield passages, each with how many bytes of the file have been read.
+
+    Raises:
+        InputError: the file is broken, or has other rows; names the line.
+
+    """
+    place = f"{path}, line 0"
+    with path.open("rb") as file:
+        stream: Any = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
+        try:
+            for place, row in _rows(path, stream):
+                yield _passage(place, row), file.tell()
+        except (OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise InputError(f"--corpus: cannot be read after {place} ({type(error).__name__}: {error})") from error
+
+
+def _rows(path: Path, stream: Any) -> Iterator[tuple[str, Any]]:
+    """Yield where a row is, for messages, and the row: a mapping, or a line of JSON."""
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+    name = path.name.removesuffix(".gz")
+    if name.endswith(".tsv"):
+        reader = csv.DictReader(text, delimiter="\t")
+        for cells in reader:
+            yield f"{path}, line {reader.line_num}", cells
+    elif name.endswith(".jsonl"):
+        for number, line in enumerate(text, 1):
+            if line.strip():
+                yield f"{path}, line {number}", line
+    else:
+        rows = json.load(text)
+        if isinstance(rows, dict):
+            rows = [{"title": title, "text": "".join(sentences)} for title, sentences in rows.items()]
+        for number, row in enumerate(rows, 1):
+            yield f"{path}, row {number}", row
+
+
+def _passage(place: str, row: Any) -> Passage:
+    try:
+        if isinstance(row, str):
+            row = json.loads(row)
+        if None in row:
+            raise ValueError("more cells than the header has")
+        title, text = (row.get("title") or "", row["text"]) if "text" in row else _split(row["contents"])
+        if not (isinstance(title, str) and isinstance(text, str)):
+            raise TypeError("title and text must be text")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"--corpus: {place}: no passage ({type(error).__name__}: {error})") from error
+    return {"id": str(row.get("id", place.rpartition(" ")[2])), "title": title, "text": text}
+
+
+def _split(contents: str) -> tuple[str, str]:
+    """Return the title, quoted in a line of its own, and the text."""
+    title, _, text = contents.partition("\n")
+    if len(title) > 1 and title[0] == title[-1] == '"':
+        return title[1:-1], text
+    return "", contents

@@ -1,0 +1,118 @@
+"""An index folder: passages, what a retriever needs, and `index.json`, which says how it was made."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from hrpo.errors import InputError
+from hrpo.files import check_vacant, new_folder
+from hrpo.retrieval import bm25, dense
+from hrpo.retrieval.corpus import Passage, check_corpus
+from hrpo.retrieval.store import Passages, write_passages
+
+FORMAT = 1
+
+
+def build_index(
+    corpus: str,
+    index: str,
+    *,
+    retriever: str = "bm25",
+    model: str = "",
+    vectors: str = "",
+    query_prefix: str | None = None,
+    passage_prefix: str | None = None,
+) -> int:
+    """Index a corpus into a new folder; nothing is left of it where that is interrupted.
+
+    Args:
+        corpus: a file as `hrpo.retrieval.corpus` has them.
+        index: a new folder.
+        retriever: "bm25" or "dense".
+        model: of "dense": "" is the embedded one; else a folder or a name on the Hub.
+        vectors: of "dense": the passages' vectors, made elsewhere.
+        query_prefix: of "dense": put before questions; None is what the model is known to want.
+        passage_prefix: the same before passages.
+
+    Returns:
+        How many passages there are.
+
+    Raises:
+        InputError: something cannot be used; names the option.
+
+    """
+    source, target = Path(corpus), Path(index)
+    check_corpus(source)
+    check_vacant(target, "--index")
+    given = {"--model": model, "--vectors": vectors, "--query_prefix": query_prefix, "--passage_prefix": passage_prefix}
+    settings: dict[str, object] = {"format": FORMAT, "retriever": retriever}
+    with _installed():
+        if retriever == "bm25":
+            if meaningless := [option for option, value in given.items() if value]:
+                raise InputError(f"{meaningless[0]}: is for --retriever dense")
+        else:
+            if vectors and not Path(vectors).is_file():
+                raise InputError(f"--vectors: no file {vectors}")
+            name = model or dense.EMBEDDED
+            if Path(name).is_dir():
+                name = str(Path(name).resolve())
+            encoder = dense.load_model(name)
+            own = dense.prefixes_of(name, encoder)
+            query = own[0] if query_prefix is None else query_prefix
+            passage = own[1] if passage_prefix is None else passage_prefix
+            settings.update(model=name, query_prefix=query, passage_prefix=passage)
+        with new_folder(target) as draft:
+            write_passages(source, draft)
+            passages = Passages(draft)
+            if retriever == "bm25":
+                bm25.write(draft, passages)
+            elif vectors:
+                dense.write_given(draft, passages, Path(vectors), encoder)
+            else:
+                dense.write(draft, passages, encoder, passage)
+            with source.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            settings.update(count=len(passages), corpus=source.name, corpus_sha256=digest)
+            (draft / "index.json").write_text(json.dumps(settings, indent=2) + "\n")
+    return len(passages)
+
+
+class Index:
+    """An index folder, opened.
+
+    Raises:
+        InputError: it is none, was written by another version, or its model cannot be loaded.
+
+    """
+
+    def __init__(self, folder: str) -> None:
+        path = Path(folder)
+        if not (path / "index.json").is_file():
+            raise InputError(f"--index: no index in {path}; `hrpo retrieve build` makes one")
+        self.settings = json.loads((path / "index.json").read_text())
+        if self.settings["format"] != FORMAT:
+            written = self.settings["format"]
+            raise InputError(
+                f"--index: {path} was written by another version of hrpo (format {written}, this one has {FORMAT}); "
+                "build it again"
+            )
+        self.passages = Passages(path)
+        with _installed():
+            if self.settings["retriever"] == "bm25":
+                self.numbers = bm25.load(path)
+            else:
+                self.numbers = dense.load(path, dense.load_model(self.settings["model"]), self.settings["query_prefix"])
+
+    def search(self, questions: Sequence[str], k: int) -> list[list[Passage]]:
+        """Return each question's k best passages, best first; bm25 leaves out those without a word in common."""
+        return [[self.passages[number] for number in numbers] for numbers in self.numbers(questions, k)]
+
+
+@contextmanager
+def _installed() -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise InputError(f"hrpo retrieve: {error.name} is not installed; pip install 'hrpo[retrieval]'") from error
