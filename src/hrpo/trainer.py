@@ -24,13 +24,14 @@ from hrpo.advice import distinct_share
 from hrpo.config import ModelConfig, RolloutConfig, TrainConfig
 from hrpo.errors import InputError
 from hrpo.evaluate import as_rows, evaluate
+from hrpo.latent import MODES, mode_of
 from hrpo.limits import fitting
 from hrpo.loss import hrpo_loss, token_weights
 from hrpo.model import HybridCausalLM, Lora
 from hrpo.prompts import decode, encode
 from hrpo.replay import replay
 from hrpo.rewards import score
-from hrpo.rollout import Rollout, generate, sample_key
+from hrpo.rollout import SHOWN_CANDIDATES, Rollout, generate, sample_key
 from hrpo.sft import negative_log_likelihood, write_down
 from hrpo.tasks import Example, load_task, remembered
 from hrpo.tasks.judge import DELIMITER
@@ -320,6 +321,7 @@ def model_in(name: str) -> str:
 def check_config(config: TrainConfig) -> None:
     """Refuse settings that cannot train."""
     rollout, latent, warmup = config.rollout, config.latent, config.optimizer.warmup
+    mode = mode_of(config.latent_mode, latent.mixed_in)
     rules = [
         (config.updates >= 1, f"updates: must be at least 1, got {config.updates}"),
         (config.save_every >= 1, f"save_every: must be at least 1, got {config.save_every}"),
@@ -344,6 +346,15 @@ def check_config(config: TrainConfig) -> None:
         (
             0 < latent.r_min <= latent.r_max < 1,
             f"latent.r_min: needs 0 < r_min <= r_max < 1, got {latent.r_min} and {latent.r_max}",
+        ),
+        (
+            mode.trains,
+            f"latent.mode: {config.latent_mode} is training-free: evaluate a model in it; to train, choose another",
+        ),
+        (
+            config.loss.policy != "sampler" or mode.latent != "hidden" or rollout.top_k <= SHOWN_CANDIDATES,
+            f"loss.policy: sampler needs all candidates, of which runs on hidden states keep {SHOWN_CANDIDATES}; "
+            f"set rollout.top_k to at most that, or 0",
         ),
         (0 <= warmup < 1, f"optimizer.warmup: must be from 0 to below 1, got {warmup}"),
     ]
@@ -410,6 +421,7 @@ def _load_model(config: TrainConfig, checkpoint: Path | None, device: torch.devi
         r_min=config.latent.r_min,
         r_max=config.latent.r_max,
         latent_mode=config.latent_mode,
+        mixed_in=config.latent.mixed_in,
         new_run=fresh,
         trust_remote_code=config.model.trust_remote_code,
     )
@@ -419,7 +431,7 @@ def _make_optimizer(model: HybridCausalLM, config: TrainConfig) -> torch.optim.A
     """One group a learning rate: the language model or its adapters, the gates' linear layers, Lambda."""
     settings = config.optimizer
     groups = [([p for p in model.lm.parameters() if p.requires_grad], settings.lr)]
-    if config.latent_mode == "hybrid":
+    if MODES[config.latent_mode].gated:
         gate = model.gate
         linears = [*gate.reset_gate.parameters(), *gate.input_gate.parameters()]
         groups += [(linears, settings.gate_lr), ([gate.Lambda], settings.lambda_lr)]
