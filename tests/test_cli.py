@@ -59,6 +59,16 @@ def test_help_is_quick_and_needs_no_torch(command):
         ("model nothing", "nothing"),
         ("train --model smollm2-135m", "--model.FIELD"),
         ("eval --checkpoint tiny --batch 0", "--batch"),
+        ("eval --checkpoint tiny --samples -1", "--samples: must be at least 0"),
+        ("eval --checkpoint tiny tiny --tasks arithmetic", "--checkpoint: one is named twice"),
+        ("eval --checkpoint tiny --tasks arithmetic,arithmetic", "--tasks: one is named twice"),
+        ("eval --checkpoint tiny --tasks gsmk8", "did you mean gsm8k?"),
+        ("eval --checkpoint tiny --tasks arithmetic --latent_mode hybrid", "tiny has no trained gate"),
+        ("eval --checkpoint tiny --tasks arithmetic --latent_mode fuzzy", "--latent_mode: must be of own, hybrid"),
+        ("eval --checkpoint tiny --tasks arithmetic --prompt rude", "--prompt: must be of own, direct, cot"),
+        ("eval --checkpoint tiny --tasks arithmetic", "--max_new_tokens: 512 leave no room"),
+        ("eval --checkpoint tiny --tasks arithmetic --out src", "src is there already and holds no evaluation"),
+        ("eval --checkpoint tiny --tasks arithmetic --shots 1 --shots_path x.jsonl", "--shots_path"),
         ("train --task.name gsm8k --task.path missing.jsonl", "no file missing.jsonl"),
     ],
 )
@@ -93,14 +103,13 @@ def test_resume_of_a_finished_run_changes_no_metrics(run):
 
 
 def test_eval(capsys, run, tmp_path):
-    out = tmp_path / "eval.json"
+    out = tmp_path / "evaluation"
     main(["eval", "--checkpoint", str(run), "--problems", "4", "--out", str(out)])
-    assert "accuracy" in capsys.readouterr().out
-    result = json.loads(out.read_text())
+    assert "greedy" in capsys.readouterr().out
+    result = json.loads((out / "results.json").read_text())["tasks"]["arithmetic"]["small"]
     after = json.loads((run / "evaluation.json").read_text())["after"]
-    for how in ("greedy", "sampled"):  # remembered: task, mode, temperature, limits
-        assert result[how] == after[how]
-        assert len(result["answers"][how]) == 4
+    assert result["greedy"] == after["greedy"]  # remembered: task, mode, temperature, limits
+    assert result["sampled"]["problems"] == 4
 
 
 def test_generate(capsys, run):

@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from hrpo import HybridCausalLM, Lora, generate, replay
 from hrpo.cli import main
 from hrpo.errors import InputError
+from hrpo.evaluation.run import evaluate_checkpoints
 from hrpo.export import _merged, export
-from hrpo.inference import complete, evaluate_checkpoint
+from hrpo.inference import complete
 
 QUESTIONS = ["2+3*4", "7-9+1", "1+1-5*2"]
 TASK = {"name": "arithmetic", "min_terms": 3, "max_terms": 4}
@@ -87,14 +88,16 @@ def test_same_tokens_and_log_probs(tmp_path, dtype):
     assert bare.completion_ids.tolist() != ours.completion_ids.tolist()  # the adapter matters
 
 
-def test_eval_and_generate_are_those_of_the_checkpoint(pair, capsys):
+def test_eval_and_generate_are_those_of_the_checkpoint(pair, tmp_path):
     texts = [list(complete(str(folder), QUESTIONS)) for folder in pair]
     assert texts[0] == texts[1]
-    results = [evaluate_checkpoint(str(folder), problems=12) for folder in pair]
+    results = evaluate_checkpoints([str(folder) for folder in pair], problems=12, out=str(tmp_path / "out"))
+    adapter, whole = (results["tasks"]["arithmetic"][folder.name] for folder in pair)
     for how in ("greedy", "sampled"):
-        assert results[0][how].pop("hidden_ratio") == pytest.approx(results[1][how].pop("hidden_ratio"), rel=1e-4)
-        assert results[0][how] == results[1][how]
-    assert results[0]["settings"] == results[1]["settings"]
+        assert adapter[how].pop("hidden_ratio") == pytest.approx(whole[how].pop("hidden_ratio"), rel=1e-4)
+        assert adapter[how] == whole[how]
+    adapter, whole = (results["settings"]["checkpoints"][folder.name] for folder in pair)
+    assert {name for name in adapter if adapter[name] != whole[name]} == {"checkpoint", "files"}
 
 
 def test_transformers_alone_answers_in_plain_tokens(tmp_path):

@@ -2,6 +2,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -33,6 +34,11 @@ def test_released_verdicts(row):
     else:
         expected = released
     assert (verdict.strict, verdict.lenient) == expected
+
+
+@pytest.mark.parametrize("row", [row for row in GOLDEN if row["kind"] == "math"], ids=lambda row: row["completion"])
+def test_string_rule_is_the_releases(row):
+    assert judge("math_string", row["completion"], row["gold"]) == (row["reward"] == 1.0, row["correct"])
 
 
 def test_deviations_are_all_in_the_golden_file():
@@ -310,6 +316,33 @@ def test_plain_tex():
     assert plain_tex(r"\leftarrow") == r"\leftarrow"
 
 
+@pytest.mark.parametrize(
+    ("answer", "gold", "right"),
+    [
+        (r"\boxed{\dfrac12}.", r"\frac{1}{2}", True),
+        (r"$\tfrac1{2}$", r"\frac{1}{2}", True),
+        ("$1/2$", r"\frac{1}{2}", True),  # as MATH's authors write it
+        ("1/2", "2", True),  # the last number
+        ("$x = 5$", "5", True),
+        ("$x+1=2$", "2", False),
+        (r"$\sqrt3$", r"\sqrt{3}", True),
+        (r"$\left( 1, 2 \right)$", "(1,2)", True),
+        (r"$50\%$", "50", True),
+        (r"$12\text{ cm}$", "12", True),
+        (r"$\text{East}$", r"\text{east}", True),
+        ("$.5$", "0.5", True),
+        ("$0.5$", r"\frac{1}{2}", False),
+        ("$1+x$", "x+1", False),
+        ("first $3$, then $4$", "4", True),
+        ("nothing", "7", False),
+        (r"\boxed{", "7", False),
+        (r"$\frac$", r"\frac", True),
+    ],
+)
+def test_string_rule(answer, gold, right):
+    assert judge("math_string", f"#### {answer}", gold).strict is right
+
+
 # ---- hostile texts ----------------------------------------------------------------------------------------
 
 MATH_BOMBS = {
@@ -328,25 +361,48 @@ MEGABYTES = {
 }
 
 
+KINDS_OF_ANSWER = ["number", "math", "choice", "qa", "math_string"]
+
+
+def processor_seconds(server=None):
+    """What this process and math-verify's, alive or gone, have used: time that no other process takes away."""
+    gone = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = time.process_time() + gone.ru_utime + gone.ru_stime
+    if server is not None:
+        fields = Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()
+        used += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return used
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc")
 @pytest.mark.parametrize("text", MATH_BOMBS.values(), ids=MATH_BOMBS.keys())
-def test_math_bombs_are_wrong_within_seconds(text):
-    judge("math", "#### 8", "7")
-    start = time.monotonic()
+def test_math_bombs_are_wrong_within_two_seconds(text):
+    """Parsing and verifying share 1 second; what is left is for all the rest."""
+    server = sys.modules["hrpo.tasks.judge"]._math_verify
+    judge("math", "#### $16/2$", "7")
+    before = processor_seconds(server.process)
     assert judge("math", text, "7") == (False, False)
-    assert time.monotonic() - start < 5  # 1 of processor time and a new process: 2 on an idle machine
+    assert processor_seconds(server.process) - before < 2
     assert judge("math", "#### $14/2$", "7").strict
 
 
-@pytest.mark.parametrize("kind", ["number", "math", "choice", "qa"])
+@pytest.mark.parametrize("kind", KINDS_OF_ANSWER)
 @pytest.mark.parametrize("text", MEGABYTES.values(), ids=MEGABYTES.keys())
 def test_megabytes(kind, text):
-    start = time.monotonic()
-    assert not judge(kind, text, "B").lenient
-    assert not judge(kind, f"#### {text}", "B").lenient
-    assert time.monotonic() - start < 10
+    for hostile in (text, f"#### {text}", f"#### {text * 8}"):
+        before = time.process_time()
+        assert not judge(kind, hostile, "B").lenient
+        assert time.process_time() - before < 2
 
 
-@pytest.mark.parametrize("kind", ["number", "math", "choice", "qa"])
+@pytest.mark.parametrize("bomb", [*MATH_BOMBS.values()], ids=[*MATH_BOMBS])
+def test_math_bombs_are_strings_to_the_string_rule(bomb):
+    before = time.process_time()
+    assert judge("math_string", bomb, "7") == (False, False)
+    assert time.process_time() - before < 0.5
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_ANSWER)
 @pytest.mark.parametrize("text", [CODE, "#### \ud800", "#### \0", "#### \U0001f600", "#### \n\r\u2028"])
 def test_odd_letters_and_code(kind, text):
     assert not judge(kind, text, "7").lenient

@@ -98,7 +98,7 @@ def test_without_variation_it_is_wilsons():
 
 
 def test_same_values_same_interval():
-    values = np.random.default_rng(3).integers(0, 2, (5000, 3))  # more than one block of resamples
+    values = np.random.default_rng(3).random((500, 3))  # all different: more than one block of resamples
     assert clustered_bootstrap(values) == clustered_bootstrap(values)
     assert clustered_bootstrap(values) != clustered_bootstrap(values, seed=1)
 
@@ -141,7 +141,8 @@ def test_paired_bootstrap_is_the_whole_enumeration():
     assert found.p == pytest.approx(p, abs=0.005)
     assert found.interval == pytest.approx(np.quantile(means, (0.025, 0.975)), abs=0.011)
     other = paired_bootstrap(b, a, draws=100_000)
-    assert (other.difference, other.p) == (-found.difference, found.p)
+    assert other.difference == -found.difference
+    assert other.p == pytest.approx(found.p, abs=0.005)
 
 
 def test_a_handful_of_questions_proves_nothing():

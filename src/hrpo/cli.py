@@ -100,33 +100,54 @@ def _sft(args: Namespace) -> None:
 
 
 def _eval_parser(parser: Parser) -> None:
-    parser.add_argument("--checkpoint", required=True, help="a checkpoint, or a run folder for its newest one")
-    parser.add_argument("--task", default="", help="evaluate on this task; needed where the task is a file FILE.py")
-    parser.add_argument("--test_path", default="", help="the test file, where it lies elsewhere than in training")
-    parser.add_argument("--problems", type=int, default=500, help="test problems, from the first; 0 takes all")
-    parser.add_argument("--batch", type=int, default=64, help="problems decoded at a time")
-    parser.add_argument("--seed", type=int, default=-1, help="of the sampled completions; -1 takes the run's own")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the base model")
-    parser.add_argument("--out", default="", help="write the numbers and every answer to this JSON file")
+    parser.usage = "hrpo eval --checkpoint DIR [DIR ...] [--tasks NAME,NAME] [--samples K] [options]"
+    add = parser.add_argument
+    add("--checkpoint", nargs="+", required=True, type=str, help="checkpoints, run folders (their newest), or models")
+    add("--tasks", "--task", default="", help="tasks, separated by commas; left out, the one that was trained on")
+    add("--path", default="", help="a folder of benchmarks, or a training file with its test file beside it")
+    add("--test_path", default="", help="the test file, where it lies elsewhere")
+    add("--problems", type=int, default=500, help="test problems of each task, from the first; 0 takes all")
+    add("--samples", type=int, default=1, help="sampled answers to each problem; 0 leaves only the greedy one")
+    add("--latent_mode", default="own", help="decode in these modes, separated by commas; own is the trained one")
+    add("--prompt", default="own", help="ask in these ways: own as in training, direct for the answer alone, cot")
+    add("--shots", type=int, default=0, help="worked examples before each question, of the training problems")
+    add("--shots_path", default="", help="take the worked examples from this file")
+    add("--scorer", default="", help="math_string judges mathematical answers as the release does; own does not")
+    add("--max_new_tokens", type=int, default=0, help="length limit of a completion; 0 leaves each model its own")
+    add("--batch", type=int, default=64, help="completions decoded at a time")
+    add("--seed", type=int, default=-1, help="of problems, worked examples and samples; -1 takes the run's own")
+    add("--out", default="", help="a folder for answers and results; left out, one in evaluations/")
+    add("--trust_remote_code", action="store_true", help="run code that comes with a base model")
 
 
 def _eval(args: Namespace) -> None:
     _quiet()
-    from hrpo.inference import evaluate_checkpoint
-    from hrpo.progress import print_table
-    from hrpo.report import summary_rows
+    from hrpo.evaluation.run import evaluate_checkpoints
+    from hrpo.evaluation.tables import show
 
-    result = evaluate_checkpoint(
+    lists = {
+        name: [part.strip() for part in getattr(args, name).split(",") if part.strip()]
+        for name in ("tasks", "latent_mode", "prompt")
+    }
+    results = evaluate_checkpoints(
         args.checkpoint,
-        task=args.task,
+        tasks=lists["tasks"],
+        path=args.path,
         test_path=args.test_path,
         problems=args.problems,
+        samples=args.samples,
+        latent_modes=lists["latent_mode"],
+        prompts=lists["prompt"],
+        shots=args.shots,
+        shots_path=args.shots_path,
+        scorer=args.scorer,
+        max_new_tokens=args.max_new_tokens,
         batch=args.batch,
         seed=None if args.seed == -1 else args.seed,
         out=args.out,
         trust_remote_code=args.trust_remote_code,
     )
-    print_table(args.checkpoint, ["", "greedy", "sampled"], summary_rows(result))
+    show(results)
 
 
 def _generate_parser(parser: Parser) -> None:
@@ -252,7 +273,7 @@ COMMANDS: dict[str, tuple[Callable[[Parser], None], Callable[[Namespace], None],
     "train": (_train_parser, _train, "train a model with HRPO or GRPO"),
     "check": (_check_parser, _check, "measure on a few prompts what a training run would be like"),
     "sft": (_train_parser, _sft, "fine-tune a model on written solutions: a warm start"),
-    "eval": (_eval_parser, _eval, "evaluate a checkpoint on its task's test problems"),
+    "eval": (_eval_parser, _eval, "evaluate checkpoints on test problems, and compare them"),
     "generate": (_generate_parser, _generate, "ask a checkpoint something, and look at its latents"),
     "tasks": (_tasks_parser, _tasks, "list the tasks, or show some prompts of one"),
     "export": (_export_parser, _export, "write a checkpoint as a plain model folder, its adapter merged"),

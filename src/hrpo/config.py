@@ -16,6 +16,7 @@ AdvantageScale = Literal["std", "unscaled"]
 LongPrompts = Literal["drop", "refuse"]
 Objective = Literal["hrpo", "sft"]
 Target = Literal["solution", "answer"]
+Scorer = Literal["own", "math_string"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class TaskConfig:
         name: a name that `hrpo tasks` lists, reasoning_gym/NAME, or a Python file of your own (docs/your-task.md).
         path: the training file as its publisher has it, or a folder with training and test file; empty: the Hub.
         test_path: the test file; where this is left out, it is looked for beside the training file.
+        scorer: how answers are judged: "own", by the task's rule, or mathematical ones by the release's, "math_string".
         rewards: what is rewarded, each with its weight: correct (the task's own reward), format (exactly one
             delimiter), or FILE.py:FUNCTION in TRL's signature.
         shots: worked examples that every prompt begins with.
@@ -80,6 +82,7 @@ class TaskConfig:
     name: str = "arithmetic"
     path: str = ""
     test_path: str = ""
+    scorer: Scorer = "own"
     rewards: dict[str, float] = field(default_factory=lambda: {"correct": 1.0})
     shots: int = 0
     max_solution_chars: int = 0

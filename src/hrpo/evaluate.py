@@ -1,4 +1,4 @@
-"""Accuracy of a model on a task's test problems, with intervals."""
+"""Answers of a model to a task's test problems, and their accuracy; a run evaluates itself before and after."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -35,6 +35,69 @@ class Answer:
     metric: float | None = None
 
 
+def answer_round(
+    model: HybridCausalLM,
+    task: Task,
+    problems: Sequence[Example],
+    *,
+    greedy: bool,
+    keys: Sequence[int],
+    samples: int = 1,
+    batch: int = 64,
+    on_finished: Callable[[int], None] | None = None,
+) -> list[Answer]:
+    """Complete problems with the decoding settings that the model remembers, all in one go, and judge them.
+
+    Args:
+        model: it decodes in its own latent mode.
+        task: how to ask and how to judge.
+        problems: what to ask; the prompt of each is computed once.
+        greedy: the likeliest token at each step, or samples.
+        keys: of the samples, a key for each of the completions.
+        samples: completions of each problem, k.
+        batch: completions decoded at a time; it changes nothing but memory and time.
+        on_finished: called with the number of completions that have just been finished.
+
+    Returns:
+        The answers, a problem's side by side.
+
+    """
+    settings = model.settings
+    rollout = generate(
+        model,
+        encode(model.tokenizer, [task.messages(example.question) for example in problems]),
+        group_size=samples,
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        greedy=greedy,
+        sample_keys=keys,
+        max_rows=batch,
+        on_finished=on_finished,
+    )
+    ratio = (1 - rollout.gate_mean**2).sqrt()  # 0 where no mixed input was fed
+    mixed = rollout.hybrid_mask.sum(1)
+    ratios = (ratio.sum(1) / mixed.clamp(min=1)).tolist()
+    cut, lengths = rollout.truncated(model.eos_token_ids).tolist(), rollout.lengths.tolist()
+    texts, asked = decode(model.tokenizer, rollout), [example for example in problems for _ in range(samples)]
+    verdicts, metrics = task.assess(texts, asked)
+    return [
+        Answer(
+            question=asked[i].question,
+            gold=asked[i].gold,
+            completion=text,
+            strict=verdict.strict,
+            lenient=verdict.lenient,
+            length=lengths[i],
+            truncated=cut[i],
+            mixed=int(mixed[i]),
+            hidden_ratio=ratios[i],
+            metric=None if metrics is None else metrics[i],
+        )
+        for i, (text, verdict) in enumerate(zip(texts, verdicts, strict=True))
+    ]
+
+
 def answer_problems(
     model: HybridCausalLM,
     task: Task,
@@ -45,53 +108,12 @@ def answer_problems(
     batch: int = 64,
     on_finished: Callable[[int], None] | None = None,
 ) -> list[Answer]:
-    """Complete each problem once, with the decoding settings that the model remembers, and judge it.
-
-    Args:
-        model: it decodes in its own latent mode.
-        task: how to ask and how to judge.
-        problems: what to ask.
-        greedy: the likeliest token at each step, or one sample.
-        seed: with the problem's place it gives the sample its key.
-        batch: problems decoded at a time; it changes nothing but memory and time.
-        on_finished: called with the number of problems that have just been completed.
-
-    """
-    settings, answers = model.settings, list[Answer]()
+    """Complete each problem once; see `answer_round`. With the problem's place, `seed` gives a sample its key."""
+    answers = list[Answer]()
     for first in range(0, len(problems), ROUND * batch):
         part = problems[first : first + ROUND * batch]
-        rollout = generate(
-            model,
-            encode(model.tokenizer, [task.messages(example.question) for example in part]),
-            max_new_tokens=settings.max_new_tokens,
-            temperature=settings.temperature,
-            top_k=settings.top_k,
-            greedy=greedy,
-            sample_keys=[sample_key("eval", seed, first + i) for i in range(len(part))],
-            max_rows=batch,
-            on_finished=on_finished,
-        )
-        ratio = (1 - rollout.gate_mean**2).sqrt()  # 0 where no mixed input was fed
-        mixed = rollout.hybrid_mask.sum(1)
-        ratios = (ratio.sum(1) / mixed.clamp(min=1)).tolist()
-        cut, lengths = rollout.truncated(model.eos_token_ids).tolist(), rollout.lengths.tolist()
-        texts = decode(model.tokenizer, rollout)
-        verdicts, metrics = task.assess(texts, part)
-        for i, (text, verdict) in enumerate(zip(texts, verdicts, strict=True)):
-            answers.append(
-                Answer(
-                    question=part[i].question,
-                    gold=part[i].gold,
-                    completion=text,
-                    strict=verdict.strict,
-                    lenient=verdict.lenient,
-                    length=lengths[i],
-                    truncated=cut[i],
-                    mixed=int(mixed[i]),
-                    hidden_ratio=ratios[i],
-                    metric=None if metrics is None else metrics[i],
-                )
-            )
+        keys = [sample_key("eval", seed, first + i) for i in range(len(part))]
+        answers += answer_round(model, task, part, greedy=greedy, keys=keys, batch=batch, on_finished=on_finished)
     return answers
 
 

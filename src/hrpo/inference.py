@@ -1,22 +1,14 @@
 """Ask a checkpoint something, and show what went into each of its inputs."""
 
-import dataclasses
-import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from hrpo.config import TaskConfig
-from hrpo.errors import InputError, model_named_by
-from hrpo.evaluate import as_rows, evaluate
-from hrpo.files import write_text
+from hrpo.errors import model_named_by
 from hrpo.model import HybridCausalLM
 from hrpo.prompts import decode, encode
 from hrpo.rollout import Rollout, generate
-from hrpo.tasks import is_file, load_task, remembered
 from hrpo.tasks.task import ask
 from hrpo.trainer import model_in
 
@@ -62,69 +54,6 @@ def complete(
         if trace:
             yield from trace_lines(model, rollout, row)
         yield text
-
-
-def evaluate_checkpoint(
-    checkpoint: str,
-    *,
-    task: str = "",
-    test_path: str = "",
-    problems: int = 500,
-    batch: int = 64,
-    seed: int | None = None,
-    out: str = "",
-    trust_remote_code: bool = False,
-) -> dict[str, Any]:
-    """Evaluate a checkpoint greedily and sampled on its own task, asked and decoded as in training.
-
-    Args:
-        checkpoint: a saved hybrid model, or a run folder for its newest one.
-        task: evaluate on this task instead, asked as in training. A plain model has no task but this; a task that is
-            a file runs only where it is named here, since a checkpoint may come from anywhere.
-        test_path: the test file, where it lies elsewhere than in training.
-        problems: how many test problems, from the first; 0 takes all.
-        batch: problems decoded at a time.
-        seed: of the sampled completions; default the run's own.
-        out: write the numbers and every answer to this JSON file.
-        trust_remote_code: run code that comes with the base model.
-
-    Raises:
-        InputError: no task is known for this model, or its test file is missing.
-
-    """
-    model = load_for_inference(checkpoint, trust_remote_code=trust_remote_code)
-    if problems < 0 or batch < 1:
-        raise InputError(f"--problems must be at least 0 and --batch at least 1, got {problems} and {batch}")
-    settings = model.settings
-    seed = settings.seed if seed is None else seed
-    saved = _task_to_evaluate(checkpoint, settings.task, task, test_path)
-    problem_set = load_task(saved, settings.seed, test_only=True)
-    if settings.task:
-        problem_set = dataclasses.replace(problem_set, preamble=settings.preamble)
-    chosen = problem_set.test[: problems or len(problem_set.test)]
-    numbers, answers = evaluate(model, problem_set, chosen, seed=seed, batch=batch, label="evaluation:")
-    result = {"checkpoint": checkpoint, "settings": dataclasses.asdict(settings), "seed": seed, **numbers}
-    if out:
-        rows = {how: as_rows(part) for how, part in answers.items()}
-        write_text(Path(out), json.dumps({**result, "answers": rows}, indent=1) + "\n")
-    return result
-
-
-def _task_to_evaluate(checkpoint: str, saved: dict[str, Any], task: str, test_path: str) -> TaskConfig:
-    """Return the task's settings: the checkpoint's own, or those of the task that is asked for."""
-    if not saved and not task:
-        raise InputError(f"--task: {checkpoint} is a plain model that remembers no task; name one")
-    trained = TaskConfig(**saved)
-    if not task and is_file(trained.name):
-        raise InputError(
-            f"--task: this checkpoint's task is a file, whose code runs only if you say so: --task {trained.name}"
-        )
-    if task and not (saved and remembered(TaskConfig(task))["name"] == trained.name):
-        return TaskConfig(task, test_path=test_path)
-    own = dataclasses.replace(trained, rewards={"correct": 1.0}, shots=0)
-    if test_path or own.test_path:
-        own = dataclasses.replace(own, path="", test_path=test_path or own.test_path)
-    return own
 
 
 def trace_lines(model: HybridCausalLM, rollout: Rollout, row: int) -> Iterator[str]:

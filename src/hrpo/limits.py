@@ -19,19 +19,19 @@ def context_length(model: HybridCausalLM) -> int | None:
     return length or None
 
 
-def longest_prompt(model: HybridCausalLM, max_new_tokens: int, max_prompt_tokens: int = 0) -> int | None:
+def longest_prompt(
+    model: HybridCausalLM, max_new_tokens: int, max_prompt_tokens: int = 0, field: str = "rollout.max_new_tokens"
+) -> int | None:
     """Return how many tokens a prompt may have: the setting, and what the model's context leaves; None for no limit.
 
     Raises:
-        InputError: the context is full without a prompt.
+        InputError: the context is full without a prompt; names `field`.
 
     """
     context = context_length(model)
     room = None if context is None else context - max_new_tokens
     if room is not None and room < 1:
-        raise InputError(
-            f"rollout.max_new_tokens: {max_new_tokens} leave no room for a prompt in the model's context of {context}"
-        )
+        raise InputError(f"{field}: {max_new_tokens} leave no room for a prompt in the model's context of {context}")
     limits = [limit for limit in (room, max_prompt_tokens) if limit]
     return min(limits, default=None)
 
@@ -81,7 +81,7 @@ def check_test_prompts(
         InputError: names `field`.
 
     """
-    limit = longest_prompt(model, max_new_tokens)
+    limit = longest_prompt(model, max_new_tokens, field=field)
     count = len(too_long(model, task, problems, limit))
     if count:
         raise InputError(

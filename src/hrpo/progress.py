@@ -51,13 +51,17 @@ def metrics_note(metrics: Mapping[str, float]) -> str:
 
 
 def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
-    """Print a table; the first column is left-aligned."""
+    """Print a table; the first column is left-aligned. Off a terminal it is as wide as it has to be."""
     table = Table(title=title, title_justify="left")
     for at, name in enumerate(header):
         table.add_column(name, justify="left" if at == 0 else "right")
     for row in rows:
         table.add_row(*row)
-    console.print(table)
+    screen = console
+    if not console.is_terminal:
+        wide = console.measure(table, options=console.options.update(max_width=10_000)).maximum
+        screen = Console(highlight=False, width=max(wide, console.width))
+    screen.print(table)
 
 
 def clock(seconds: float) -> str:

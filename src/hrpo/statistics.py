@@ -13,7 +13,7 @@ Interval = tuple[float, float]
 Values = Any  # what numpy makes an array of
 
 DRAWS = 10_000  # resamples; a p-value cannot be below 1 / (DRAWS + 1)
-BLOCK = 4_000_000  # resampled values held at a time
+BLOCK = 4_000_000  # counts of resampled values held at a time
 
 
 class Difference(NamedTuple):
@@ -197,11 +197,15 @@ def _array(values: Values, dimensions: int) -> Any:
 
 
 def _resampled_means(values: Any, draws: int, seed: int) -> Any:
-    """Return the mean of each of `draws` resamples of (Q,) values: (draws,)."""
+    """Return the mean of each of `draws` resamples of (Q,) values: (draws,).
+
+    How often each distinct value is drawn is multinomial, and k answers a question give at most k + 1 of them.
+    """
     rng, n = np.random.default_rng(seed), len(values)
-    at_a_time = max(1, BLOCK // n)
+    levels, counts = np.unique(values, return_counts=True)
+    at_a_time = max(1, BLOCK // len(levels))
     blocks = [min(at_a_time, draws - first) for first in range(0, draws, at_a_time)]
-    return np.concatenate([values[rng.integers(0, n, (rows, n))].mean(axis=1) for rows in blocks])
+    return np.concatenate([rng.multinomial(n, counts / n, rows) @ levels / n for rows in blocks])
 
 
 def _percentiles(means: Any) -> Interval:

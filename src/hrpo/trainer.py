@@ -380,7 +380,7 @@ def start_or_resume(folder: Path, config: TrainConfig, resume: bool) -> Path | N
     if not config_file.exists():
         raise InputError(f"--resume: there is no run {folder}")
     before, now = yaml.safe_load(config_file.read_text()), dataclasses.asdict(config)
-    changed = sorted(set(_differences(before, now)) - CHANGEABLE)
+    changed = sorted(set(differences(before, now)) - CHANGEABLE)
     if changed:
         raise InputError(f"--resume: {', '.join(changed)} differ from {config_file}; a run keeps its settings")
     return newest_checkpoint(folder)
@@ -393,11 +393,12 @@ def _make_folder(folder: Path) -> None:
         raise InputError(f"folder: cannot make {folder} ({error.strerror}); name another --folder") from error
 
 
-def _differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> Iterator[str]:
+def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the names of the settings, dotted, in which two nested dictionaries differ."""
     for key in a.keys() | b.keys():
         left, right = a.get(key), b.get(key)
         if isinstance(left, dict) and isinstance(right, dict):
-            yield from _differences(left, right, f"{prefix}{key}.")
+            yield from differences(left, right, f"{prefix}{key}.")
         elif left != right:
             yield prefix + key
 

@@ -40,6 +40,11 @@ def is_file(name: str) -> bool:
     return name.endswith(".py")
 
 
+def takes_math_string(name: str) -> bool:
+    """Whether a task's answers are mathematical, so that the release's rule can judge them too."""
+    return name in TASKS and TASKS[name].kind == "math"
+
+
 def check_task(config: TaskConfig, *, test_only: bool = False) -> None:
     """Refuse settings that cannot be used, without reading a file of problems, running code or asking the Hub.
 
@@ -54,6 +59,8 @@ def check_task(config: TaskConfig, *, test_only: bool = False) -> None:
     for field in ("shots", "max_solution_chars"):
         if getattr(config, field) < 0:
             raise InputError(f"task.{field}: must be at least 0, got {getattr(config, field)}")
+    if config.scorer == "math_string" and not takes_math_string(config.name):
+        raise InputError(f"task.scorer: math_string is for mathematical answers, which {config.name} has none of")
     if not test_only:
         _check_rewards(config.rewards)
     _home(config.name)[1](config, test_only=test_only)
@@ -73,6 +80,8 @@ def load_task(config: TaskConfig, seed: int = 0, *, test_only: bool = False) -> 
     """
     check_task(config, test_only=test_only)
     task: Task = _home(config.name)[0](config, seed, test_only=test_only)
+    if config.scorer == "math_string":
+        task = dataclasses.replace(task, kind="math_string")
     if test_only:
         return task
     functions = {_label(name): custom.reward_function(name) for name in config.rewards if name not in REWARDS}

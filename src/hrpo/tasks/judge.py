@@ -1,4 +1,4 @@
-r"""Is a completion right? Four rules, one per kind of answer.
+r"""Is a completion right? One rule for each kind of answer, and a second one for mathematics.
 
 `judge` reads the text after the last delimiter (the whole text where there is none):
 
@@ -6,6 +6,7 @@ r"""Is a completion right? Four rules, one per kind of answer.
 - "math": math-verify calls it equal to the gold one, or both are the same LaTeX string up to layout.
 - "choice": the last option letter in it, or the label that it opens with, is the gold letter.
 - "qa": it equals one of the gold answers after SQuAD's normalisation.
+- "math_string": as in the paper's release, see math_string.py.
 
 No rule runs code found in a completion, raises on one, or takes more than about two seconds over one.
 """
@@ -22,7 +23,10 @@ from collections import deque
 from fractions import Fraction
 from typing import NamedTuple
 
+from hrpo.tasks.math_string import tidy, up_to_brace
+
 DELIMITER = "####"  # ends thinking; the answer follows
+_ANSWER_CHARS = 1_000_000  # of its end; no rule takes half a second over as many
 
 
 class Verdict(NamedTuple):
@@ -38,7 +42,7 @@ def judge(kind: str, completion: str, gold: str | list[str], delimiter: str = DE
     Delimiters are counted without overlap: "#####" holds one "####", "########" two.
 
     Args:
-        kind: "number", "math", "choice" or "qa".
+        kind: "number", "math", "choice", "qa" or "math_string".
         completion: the text that the model wrote.
         gold: the right answer; for "qa" one or a list of them, any of which will do.
         delimiter: what separates the reasoning from the answer.
@@ -47,7 +51,7 @@ def judge(kind: str, completion: str, gold: str | list[str], delimiter: str = DE
         The verdict. The training reward is `strict`, accuracy is reported for both.
 
     Raises:
-        ValueError: `kind` is none of the four, or there are several golds and `kind` is not "qa".
+        ValueError: `kind` is none of these, or there are several golds and `kind` is not "qa".
 
     """
     if kind not in RULES:
@@ -55,7 +59,7 @@ def judge(kind: str, completion: str, gold: str | list[str], delimiter: str = DE
     golds = [gold] if isinstance(gold, str) else gold
     if kind != "qa" and len(golds) != 1:
         raise ValueError(f"kind {kind!r} takes one gold answer, got {len(golds)}")
-    answer = completion.rpartition(delimiter)[2].strip()
+    answer = completion.rpartition(delimiter)[2].strip()[-_ANSWER_CHARS:]
     lenient = answer != "" and any(RULES[kind](answer, gold.strip()) for gold in golds)
     return Verdict(strict=lenient and completion.count(delimiter) == 1, lenient=lenient)
 
@@ -155,10 +159,15 @@ _PROSE = re.compile(r"[A-Za-z]{2,}")
 _MIXED = re.compile(r"(?<![0-9./])([0-9]{1,9}) +([0-9]{1,9})/([0-9]{1,9})")  # 3 1/2, to math-verify (3 + 1)/2
 
 
-def _same_math(answer: str, gold: str) -> bool:
+def _math_end(answer: str) -> str:
     if len(answer) > _MATH_CHARS:
         answer = answer[-_MATH_CHARS:]
         answer = answer[answer.find("\n") + 1 :]  # a cut through $...$ would pair the dollars wrongly
+    return answer
+
+
+def _same_math(answer: str, gold: str) -> bool:
+    answer = _math_end(answer)
     same_string = plain_tex(answer) != "" and plain_tex(answer) == plain_tex(gold)
     return same_string or _math_verify.equal(_readings(gold)[-1], _readings(answer))
 
@@ -173,16 +182,6 @@ def plain_tex(text: str) -> str:
     text = re.sub(r"\\(?:left|right)(?![A-Za-z])|\\[!,;:()\[\]]|\\?\$", "", text)
     text = re.sub(r"(?<![0-9])\s+|\s+(?![0-9])", "", text)  # "1 2" is not 12
     return text.rstrip(".")
-
-
-def up_to_brace(text: str) -> str:
-    """Return a text up to the brace that closes one opened before it."""
-    depth = 1
-    for position, letter in enumerate(text):
-        depth += (letter == "{") - (letter == "}")
-        if depth == 0:
-            return text[:position]
-    return text
 
 
 def _readings(text: str) -> list[str]:
@@ -271,4 +270,15 @@ def _serve() -> None:
 
 _math_verify = _MathVerify()
 
-RULES = {"number": _same_number, "math": _same_math, "choice": _same_choice, "qa": _same_words}
+
+def _same_tidied(answer: str, gold: str) -> bool:
+    return tidy(_math_end(answer)) == tidy(rf"\boxed{{{gold}}}")
+
+
+RULES = {
+    "number": _same_number,
+    "math": _same_math,
+    "choice": _same_choice,
+    "qa": _same_words,
+    "math_string": _same_tidied,
+}

@@ -8,7 +8,8 @@ import re
 from typing import Any
 
 from hrpo.tasks.benchmark import Benchmark, Split
-from hrpo.tasks.judge import DELIMITER, last_number, up_to_brace
+from hrpo.tasks.judge import DELIMITER, last_number
+from hrpo.tasks.math_string import up_to_brace
 from hrpo.tasks.task import Example
 
 _CALCULATOR = re.compile(r"<<.*?>>")  # annotations such as <<48/2=24>>, no part of the text

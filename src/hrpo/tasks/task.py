@@ -9,7 +9,7 @@ from hrpo.config import TaskConfig
 from hrpo.errors import InputError
 from hrpo.tasks.judge import DELIMITER, Verdict, judge
 
-Kind = Literal["number", "math", "choice", "qa"]
+Kind = Literal["number", "math", "choice", "qa", "math_string"]
 Message = dict[str, str]
 # TRL's signature: f(completions, **columns) -> a number for each completion.
 RewardFunction = Callable[..., list[float]]

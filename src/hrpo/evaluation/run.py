@@ -1,0 +1,241 @@
+"""An evaluation from its settings to its tables."""
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import platform
+import re
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, get_args
+
+from accelerate import Accelerator
+
+from hrpo.config import Scorer
+from hrpo.errors import InputError
+from hrpo.evaluate import answer_round
+from hrpo.evaluation import store
+from hrpo.evaluation.entries import OWN, Entry, as_settings, make_entries
+from hrpo.evaluation.numbers import Answers, comparisons_of, numbers_of
+from hrpo.evaluation.questions import Questions, make_questions
+from hrpo.evaluation.tables import markdown
+from hrpo.files import write_text
+from hrpo.inference import load_for_inference
+from hrpo.limits import check_test_prompts, show_dropped
+from hrpo.model import HybridCausalLM
+from hrpo.progress import bar, console
+from hrpo.rollout import sample_key
+from hrpo.tasks import Task
+from hrpo.trainer import differences
+
+FOLDER, SETTINGS_FILE = Path("evaluations"), "settings.json"
+ROUND = 4  # batches of completions in a part: what an interruption loses at most
+VERSIONS = ("hrpo", "torch", "transformers", "peft", "numpy", "math-verify")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """What one model answers on one task, greedily or in samples, and the file it ends up in."""
+
+    entry: Entry
+    questions: Questions
+    how: str
+    samples: int
+    path: Path
+
+
+def evaluate_checkpoints(
+    checkpoints: Sequence[str],
+    *,
+    tasks: Sequence[str] = (),
+    path: str = "",
+    test_path: str = "",
+    problems: int = 500,
+    samples: int = 1,
+    latent_modes: Sequence[str] = (OWN,),
+    prompts: Sequence[str] = (OWN,),
+    shots: int = 0,
+    shots_path: str = "",
+    scorer: str = "",
+    max_new_tokens: int = 0,
+    batch: int = 64,
+    seed: int | None = None,
+    out: str = "",
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """Evaluate models on tasks, greedily and in samples, and compare any two of them.
+
+    The folder gets settings.json before the first question is answered, then the answers, a part at a time, and at last
+    results.json and results.md. Where it holds the same settings already, the evaluation goes on.
+
+    Args:
+        checkpoints: saved hybrid models, run folders (their newest checkpoint), or plain models.
+        tasks: by name; none takes the task that the checkpoints were trained on.
+        path: a training file, or a folder of one or several benchmarks.
+        test_path: the test file, where it lies elsewhere.
+        problems: test problems of each task, from the first; 0 takes all.
+        samples: sampled answers to each problem, k; 0 leaves only the greedy one.
+        latent_modes: each checkpoint is evaluated in each; "own" is the one it was trained in.
+        prompts: each checkpoint is asked in each way: "own", "direct" or "cot".
+        shots: worked examples before each question, instead of a checkpoint's own.
+        shots_path: a file of rows that these are taken from, instead of the training problems.
+        scorer: "own" or "math_string", of mathematical tasks; default the one of training.
+        max_new_tokens: length limit of a completion; 0 leaves each model its own.
+        batch: completions decoded at a time.
+        seed: of generated problems, worked examples and samples; default that of the first checkpoint's run.
+        out: the folder; default one in evaluations/ that these settings alone have.
+        trust_remote_code: run code that comes with a base model.
+
+    Returns:
+        The settings, the numbers by task and model, and the comparisons.
+
+    Raises:
+        InputError: something cannot be used, or the folder holds an evaluation with other settings.
+
+    """
+    for field, value, least in (
+        ("problems", problems, 0),
+        ("samples", samples, 0),
+        ("shots", shots, 0),
+        ("max_new_tokens", max_new_tokens, 0),
+        ("batch", batch, 1),
+    ):
+        if value < least:
+            raise InputError(f"--{field}: must be at least {least}, got {value}")
+    if scorer not in ("", *get_args(Scorer)):
+        raise InputError(f"--scorer: must be one of {', '.join(get_args(Scorer))}, got {scorer!r}")
+    entries = make_entries(checkpoints, latent_modes, prompts, shots, max_new_tokens)
+    if seed is None:
+        seed = next((entry.settings.seed for entry in entries if entry.settings.task), 0)
+    questions = make_questions(
+        tasks,
+        entries,
+        seed,
+        path=path,
+        test_path=test_path,
+        problems=problems,
+        shots=shots,
+        shots_path=shots_path,
+        scorer=scorer,
+    )
+    settings = {
+        "checkpoints": {entry.label: as_settings(entry) for entry in entries},
+        "tasks": {asked.name: asked.as_settings(entries) for asked in questions},
+        "samples": samples,
+        "seed": seed,
+        "batch": batch,
+        "device": Accelerator().device.type,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}},
+    }
+    models: dict[str, HybridCausalLM] = {}
+
+    def loaded(name: str) -> HybridCausalLM:
+        if name not in models:
+            models.clear()  # one at a time
+            models[name] = load_for_inference(name, trust_remote_code=trust_remote_code)
+        return models[name]
+
+    folder = find(settings, out)
+    if not (folder / SETTINGS_FILE).is_file():
+        for entry, asked in itertools.product(entries, questions):
+            task, limit = asked_of(entry, asked), entry.settings.max_new_tokens
+            check_test_prompts(task, loaded(entry.checkpoint), asked.problems, limit, "--max_new_tokens")
+        write_text(folder / SETTINGS_FILE, json.dumps(settings, indent=1) + "\n")
+    console.print(f"evaluation: {folder}")
+    for asked in questions:
+        show_dropped(asked.task)
+    hows = [("greedy", 1), *([("sampled", samples)] if samples else [])]
+    cells = [
+        Cell(entry, asked, how, count, folder / "answers" / f"{place}-{_plain(entry.label)}" / _file(asked.name, how))
+        for place, entry in enumerate(entries)
+        for asked in questions
+        for how, count in hows
+    ]
+    for cell in cells:
+        if not cell.path.is_file():
+            answer(loaded(cell.entry.checkpoint), cell, seed=seed, batch=batch)
+    answers: dict[str, dict[str, Answers]] = {asked.name: {} for asked in questions}
+    for cell in cells:
+        store.finish(cell.path)
+        by_how = answers[cell.questions.name].setdefault(cell.entry.label, {})
+        answers[cell.questions.name][cell.entry.label] = {**by_how, cell.how: store.load(cell.path)}
+    results = {
+        "settings": settings,
+        "tasks": {
+            name: {label: numbers_of(by_how, samples) for label, by_how in models.items()}
+            for name, models in answers.items()
+        },
+        "comparisons": comparisons_of(answers, samples),
+    }
+    write_text(folder / "results.md", markdown(results))
+    write_text(folder / "results.json", json.dumps(results, indent=1) + "\n")
+    return results
+
+
+def find(settings: dict[str, Any], out: str) -> Path:
+    """Return the folder of an evaluation, new or with these settings in it.
+
+    Raises:
+        InputError: the folder holds other settings, or something else.
+
+    """
+    text = json.dumps(settings)
+    tasks = "-".join(_plain(name) for name in settings["tasks"])
+    folder = Path(out) if out else FOLDER / f"{tasks}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    if not (folder / SETTINGS_FILE).is_file():
+        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+            raise InputError(f"--out: {folder} is there already and holds no evaluation; name a new folder")
+        return folder
+    changed = sorted(differences(json.loads((folder / SETTINGS_FILE).read_text()), json.loads(text)))
+    if changed:
+        raise InputError(
+            f"--out: {folder} holds an evaluation with other settings ({', '.join(changed)} differ); an evaluation "
+            "keeps its settings, so name another folder"
+        )
+    return folder
+
+
+def asked_of(entry: Entry, asked: Questions) -> Task:
+    """Return the task as a model is asked it."""
+    return dataclasses.replace(asked.task, preamble=asked.preamble(entry))
+
+
+def answer(model: HybridCausalLM, cell: Cell, *, seed: int, batch: int) -> None:
+    """Let a model answer what is left of a cell.
+
+    A sample's random numbers depend on (seed, task, problem, sample) alone.
+    """
+    model.settings = cell.entry.settings
+    asked, k = cell.questions, cell.samples
+    task = asked_of(cell.entry, asked)
+    size = max(1, ROUND * batch // k)  # problems in a part
+    starts = list(enumerate(range(0, len(asked.problems), size)))[len(store.parts(cell.path)) :]
+    done = k * (starts[0][1] if starts else len(asked.problems))
+    with bar(f"{cell.entry.label} {asked.name} {cell.how}", k * len(asked.problems), done) as progress:
+        for number, first in starts:
+            part = asked.problems[first : first + size]
+            places = range(first, first + len(part))
+            answers = answer_round(
+                model,
+                task,
+                part,
+                greedy=cell.how == "greedy",
+                keys=[sample_key("eval", seed, asked.name, place, g) for place in places for g in range(k)],
+                samples=k,
+                batch=batch,
+                on_finished=functools.partial(progress.advance, every=10),
+            )
+            store.append(cell.path, number, first, k, answers)
+    store.finish(cell.path)
+
+
+def _file(task: str, how: str) -> str:
+    return f"{_plain(task)}-{how}.parquet"
+
+
+def _plain(name: str) -> str:
+    """Return a name as a file may have it."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-")

@@ -1,0 +1,72 @@
+"""Answers on disk: one Parquet file for each model, task and way to decode, written in parts while it grows.
+
+A part holds the answers to a round of problems and is there whole or not at all, so that an evaluation that was
+interrupted goes on with the first part that is missing.
+"""
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hrpo.evaluate import Answer
+from hrpo.files import write_bytes
+
+SCHEMA = pa.schema(
+    [
+        ("problem", pa.int64()),  # its place in the test set
+        ("sample", pa.int64()),
+        ("question", pa.string()),
+        ("gold", pa.list_(pa.string())),  # accepted answers
+        ("completion", pa.string()),
+        ("strict", pa.bool_()),
+        ("lenient", pa.bool_()),
+        ("length", pa.int64()),  # tokens, EOS included
+        ("truncated", pa.bool_()),
+        ("mixed", pa.int64()),  # positions where a mixed input was fed
+        ("hidden_ratio", pa.float64()),
+        ("metric", pa.float64()),  # of tasks that have one
+    ]
+)
+
+
+def parts(path: Path) -> list[Path]:
+    """Return the parts of a file that is not whole yet."""
+    return sorted(_folder(path).glob("*.parquet"))
+
+
+def append(path: Path, number: int, first: int, samples: int, answers: Sequence[Answer]) -> None:
+    """Write part `number`: the answers to problems from the `first` on, a problem's `samples` side by side."""
+    rows = []
+    for place, answer in enumerate(answers):
+        gold = [answer.gold] if isinstance(answer.gold, str) else answer.gold
+        where = {"problem": first + place // samples, "sample": place % samples}
+        rows.append({**dataclasses.asdict(answer), **where, "gold": gold})
+    _write(_folder(path) / f"{number:06d}.parquet", pa.Table.from_pylist(rows, SCHEMA))
+
+
+def finish(path: Path) -> None:
+    """Put the parts together."""
+    if not path.is_file():
+        _write(path, pa.concat_tables([pq.read_table(part) for part in parts(path)]).combine_chunks())
+    shutil.rmtree(_folder(path), ignore_errors=True)
+
+
+def load(path: Path) -> list[Answer]:
+    """Return the answers of a whole file, in order."""
+    rows: list[dict[str, Any]] = pq.read_table(path).drop_columns(["problem", "sample"]).to_pylist()
+    return [Answer(**row) for row in rows]
+
+
+def _folder(path: Path) -> Path:
+    return path.with_suffix(".parts")
+
+
+def _write(path: Path, table: Any) -> None:
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, compression="zstd")
+    write_bytes(path, buffer.getvalue().to_pybytes())
