@@ -14,6 +14,7 @@ from lm_eval.tasks import TaskManager  # noqa: E402
 
 from hrpo import HybridCausalLM, generate  # noqa: E402
 from hrpo.config import TaskConfig  # noqa: E402
+from hrpo.errors import InputError  # noqa: E402
 from hrpo.harness import HybridLM, cli_evaluate  # noqa: E402
 from hrpo.tasks import load_task  # noqa: E402
 
@@ -157,6 +158,11 @@ def test_options_that_it_does_not_have(model):
     ids = torch.tensor([[5, 6]])
     with pytest.raises(ValueError, match="generation_kwargs: top_p, num_beams cannot be used"):
         HybridLM(model)._model_generate(ids, 9, [], attention_mask=torch.ones_like(ids), top_p=0.9, num_beams=2)
+
+
+def test_a_gate_that_was_never_trained():
+    with pytest.raises(InputError, match="latent_mode: the model decodes in mode discrete; it has no trained gate"):
+        HybridLM("tiny", latent_mode="hybrid")
 
 
 def test_command_line(folder, tmp_path, monkeypatch):

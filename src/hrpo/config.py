@@ -15,6 +15,7 @@ Reduction = Literal["sequence", "token"]
 AdvantageScale = Literal["std", "unscaled"]
 LongPrompts = Literal["drop", "refuse"]
 Objective = Literal["hrpo", "sft"]
+Contender = Literal[LatentMode, "sft"]
 Target = Literal["solution", "answer"]
 Scorer = Literal["own", "math_string"]
 
@@ -261,3 +262,17 @@ class TrainConfig:
             return Path(self.folder) / self.name.format(mode=mode, seed=self.seed)
         except (AttributeError, KeyError, ValueError, IndexError) as error:
             raise InputError(f"name: {self.name!r} may hold {{mode}} and {{seed}}, and no other braces") from error
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """A comparison of latent modes, each trained from several seeds with the same settings otherwise.
+
+    Args:
+        modes: latent modes, and sft for supervised fine-tuning with as many updates; the first is what the others are
+            compared with.
+        seeds: of the runs of each.
+    """
+
+    modes: list[Contender] = field(default_factory=lambda: ["hybrid", "discrete", "interpolation", "hidden"])
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])

@@ -14,8 +14,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hrpo.config import LatentMode
+from hrpo.errors import InputError
 from hrpo.inference import load_for_inference
-from hrpo.latent import mode_of
+from hrpo.latent import MODES, mode_of
 from hrpo.model import HybridCausalLM
 from hrpo.rollout import generate, sample_key
 
@@ -34,6 +35,9 @@ class HybridLM(HFLM):  # type: ignore[misc]  # the harness has no types
         seed: of samples; a prompt asked several times gets different ones.
         batch_size: requests at a time.
         options: the harness's own: max_length, add_bos_token and so on.
+
+    Raises:
+        InputError: no such model, or none with a trained gate where one is needed.
 
     """
 
@@ -54,7 +58,10 @@ class HybridLM(HFLM):  # type: ignore[misc]  # the harness has no types
             **options,
         )
         self.hybrid, self.seed = model, seed
-        self.mode = mode_of(latent_mode or model.settings.latent_mode, model.settings.mixed_in)
+        own = model.settings.latent_mode
+        self.mode = mode_of(latent_mode or own, model.settings.mixed_in)
+        if self.mode.gated and not MODES[own].gated:
+            raise InputError(f"latent_mode: the model decodes in mode {own}; it has no trained gate for {latent_mode}")
         self.asked: Counter[tuple[int, ...]] = Counter()
 
     def _model_generate(
