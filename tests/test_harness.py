@@ -1,7 +1,11 @@
 """Under EleutherAI's harness: a local task, the mode on and off, and what the harness gets for the bare model."""
 
+import contextlib
 import json
+import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,53 +17,26 @@ from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
 from hrpo import HybridCausalLM, generate  # noqa: E402
-from hrpo.config import TaskConfig  # noqa: E402
 from hrpo.errors import InputError  # noqa: E402
 from hrpo.harness import HybridLM, cli_evaluate  # noqa: E402
-from hrpo.tasks import load_task  # noqa: E402
 
+EXAMPLES = Path(__file__).parent.parent / "examples" / "lm_eval"
 PROBLEMS = 12
-COMMON = {"dataset_path": "json", "test_split": "test", "doc_to_text": "{{prompt}}", "doc_to_target": "{{answer}}"}
-TASKS = [
-    {
-        "task": "sums_written",
-        "output_type": "generate_until",
-        "doc_to_text": "{{prompt}}{{begun}}",
-        "generation_kwargs": {"until": ["\n\n"], "max_gen_toks": 40, "do_sample": False},
-        "filter_list": [{"name": "answer", "filter": [{"function": "regex", "regex_pattern": "#### (.+)"}]}],
-        "metric_list": [{"metric": "exact_match"}],
-    },
-    {
-        "task": "sums_chosen",
-        "output_type": "multiple_choice",
-        "doc_to_choice": "{{choices}}",
-        "doc_to_target": 0,
-        "metric_list": [{"metric": "acc"}],
-    },
-    {"task": "sums_worked", "output_type": "loglikelihood", "doc_to_target": "{{working}}"},
-]
+# Written without the first step the sums are guessed, and a guess begins with the delimiter: nothing is thought.
+BEGUN = {"task": "sums_begun", "include": "sums.yaml", "doc_to_text": "{{prompt}}{{choices[0].split('=')[0]}}="}
+NAMES = ("sums_begun", "sums_chosen")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def folder(tmp_path_factory):
-    """A folder of three tasks on a file of sums."""
+    """The example's tasks on a few problems, in the working directory."""
     folder = tmp_path_factory.mktemp("tasks")
-    examples = load_task(TaskConfig("arithmetic"), 0).test[:PROBLEMS]
-    rows = [
-        {
-            "prompt": f"{example.question}=\n",
-            "begun": f"{example.question[:3]}=",  # so that it works the sum out, which is thinking
-            "answer": example.gold,
-            "choices": [f"#### {example.gold}", f"#### {int(example.gold) + 1}", "#### 0\n"],
-            "working": f"{example.question[:3]}=5\n#### {example.gold}",
-        }
-        for example in examples
-    ]
-    (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for task in TASKS:
-        data = {"dataset_kwargs": {"data_files": {"test": str(folder / "sums.jsonl")}}}
-        (folder / f"{task['task']}.yaml").write_text(yaml.safe_dump({**COMMON, **data, **task}))
-    return folder
+    for path in EXAMPLES.glob("*.yaml"):
+        shutil.copy(path, folder)
+    (folder / "sums_begun.yaml").write_text(yaml.safe_dump(BEGUN))
+    with contextlib.chdir(folder):
+        subprocess.run([sys.executable, EXAMPLES / "rows.py", str(PROBLEMS)], check=True)
+        yield folder
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +47,8 @@ def model():
 
 def results(lm, folder):
     """Metrics of each task, and what the model answered to each request."""
-    names = [task["task"] for task in TASKS]
-    out = lm_eval.simple_evaluate(
-        lm, tasks=names, task_manager=TaskManager(include_path=str(folder), include_defaults=False), bootstrap_iters=0
-    )
+    tasks = TaskManager(include_path=str(folder), include_defaults=False)
+    out = lm_eval.simple_evaluate(lm, tasks=list(NAMES), task_manager=tasks, bootstrap_iters=0)
     answers = {
         name: [row["resps"] for row in sorted(rows, key=lambda row: row["doc_id"])]
         for name, rows in out["samples"].items()
@@ -85,26 +60,22 @@ def test_with_the_mode_off_it_is_the_bare_model(model, folder):
     bare = results(HFLM(model.bare_lm, tokenizer=model.tokenizer, batch_size=5), folder)
     off = results(HybridLM(model, latent_mode="discrete", batch_size=5), folder)
     assert off == bare
-    accuracy = bare[0]["sums_written"]["exact_match,answer"]
-    assert 0.2 < accuracy <= 1
-    hybrid, hidden = (
-        results(HybridLM(model, latent_mode=mode, batch_size=5), folder)[1] for mode in ("hybrid", "hidden")
-    )
-    for task in ("sums_chosen", "sums_worked"):  # a space before the delimiter is a thought too
-        assert hybrid[task] != bare[1][task]
-    assert hidden["sums_written"] != bare[1]["sums_written"]
+    assert 0.2 < bare[0]["sums_begun"]["exact_match,answer"] <= 1
+    assert 0.2 < bare[0]["sums_chosen"]["acc,none"] <= 1
+    on = results(HybridLM(model, latent_mode="hidden", batch_size=5), folder)
+    for name in NAMES:
+        assert on[1][name] != bare[1][name]
 
 
 @pytest.mark.parametrize("mode", ["hybrid", "hidden", "soft_thinking"])
 def test_batches_change_nothing(model, folder, mode):
     one, many = (results(HybridLM(model, latent_mode=mode, batch_size=n), folder)[1] for n in (1, 7))
-    assert one["sums_written"] == many["sums_written"]
-    for task in ("sums_chosen", "sums_worked"):
-        flat = [[answer for row in rows[task] for (answer,) in row] for rows in (one, many)]
-        assert len(flat[0]) == PROBLEMS * (3 if task == "sums_chosen" else 1)
-        for (p, greedy), (q, other) in zip(*flat, strict=True):
-            assert p == pytest.approx(q, abs=1e-3)
-            assert greedy == other
+    assert one["sums_begun"] == many["sums_begun"]
+    alone, together = ([answer for row in rows["sums_chosen"] for (answer,) in row] for rows in (one, many))
+    assert len(alone) == 4 * PROBLEMS
+    for (p, greedy), (q, other) in zip(alone, together, strict=True):
+        assert p == pytest.approx(q, abs=1e-3)
+        assert greedy == other
 
 
 def test_likelihoods_are_those_of_a_forced_completion(model):
