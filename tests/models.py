@@ -71,13 +71,13 @@ def random_lm(arch, dtype: torch.dtype = torch.float64, vocab_size: int = VOCAB)
     return lm.eval()
 
 
-def random_model(arch, dtype: torch.dtype = torch.float64, latent_mode: str = "hybrid") -> HybridCausalLM:
+def random_model(arch, dtype: torch.dtype = torch.float64, latent_mode: str = "hybrid", **settings) -> HybridCausalLM:
     lm = random_lm(arch, dtype)
     gate = HybridGate(24, r_min=0.6, r_max=0.9)  # strong latents
     with torch.no_grad():
         for linear in (gate.reset_gate, gate.input_gate):
             linear.bias.normal_()
-    return HybridCausalLM(lm, gate, HybridSettings("memory", latent_mode))
+    return HybridCausalLM(lm, gate, HybridSettings("memory", latent_mode, **settings))
 
 
 def plain_logprobs(lm, rollout: Rollout) -> torch.Tensor:

@@ -138,12 +138,13 @@ def test_the_tokenizer_travels_with_the_model(base, tmp_path):
 
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
 def test_settings_are_remembered(base, tmp_path, lora):
-    model = HybridCausalLM.from_pretrained(base, lora=lora, latent_mode="discrete")
-    assert model.settings == HybridSettings(str(base), "discrete")
+    model = HybridCausalLM.from_pretrained(base, lora=lora, latent_mode="discrete", mixed_in="hidden")
+    assert model.settings == HybridSettings(str(base), "discrete", mixed_in="hidden")
     model.settings = dataclasses.replace(model.settings, **SETTINGS)
     model.save_pretrained(tmp_path / "saved")
     written = json.loads((tmp_path / "saved" / "hybrid.json").read_text())
-    own = {"base_model": str(base), "latent_mode": "discrete", "dtype": "float32", "quantization": "none"}
+    own = {"base_model": str(base), "latent_mode": "discrete", "mixed_in": "hidden"}
+    own |= {"dtype": "float32", "quantization": "none"}
     assert written == own | SETTINGS
     loaded = HybridCausalLM.from_pretrained(tmp_path / "saved", latent_mode="hybrid")  # it keeps its own
     assert loaded.settings == model.settings

@@ -72,7 +72,7 @@ def test_recipe_begins_with_its_command(recipe, monkeypatch):
     monkeypatch.chdir(ROOT)
     program, command, *words = command_of(recipe)
     assert (program, words[:2]) == ("hrpo", ["--config", str(recipe.relative_to(ROOT))])
-    assert command in ("train", "sft")
+    assert command in ("train", "sft", "compare")
     parser = Parser(prog="hrpo train")
     COMMANDS[command][0](parser)
     parser.parse_args(words)

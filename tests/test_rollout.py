@@ -8,6 +8,7 @@ from models import DELIMITER, EOS, PROMPTS, SAMPLER, VOCAB, random_model
 
 from hrpo import Rollout, generate, latent_embedding
 from hrpo.gate import mix_candidates
+from hrpo.latent import MODES, weigh
 from hrpo.rollout import _inverse_cdf, sample_key
 from hrpo.techniques import FAST
 
@@ -240,12 +241,14 @@ def test_mix_candidates_is_the_latent_of_the_scattered_distribution(chunk):
     probs = torch.rand(2, 3, 5, dtype=torch.float64)
     probs /= probs.sum(2, keepdim=True)
     dense = torch.zeros(2, 3, VOCAB, dtype=torch.float64).scatter(2, ids, probs)
-    close(mix_candidates(ids.int(), probs, table, chunk), latent_embedding(dense, table), 1e-12)
+    weights = weigh(MODES["hybrid"], probs)
+    close(mix_candidates(ids.int(), weights, table, chunk), latent_embedding(dense, table), 1e-12)
 
 
 def test_mix_candidates_by_hand():
     table = torch.tensor([[1.0, 0.0], [0.0, 1.0], [9.0, 9.0]])
-    latents = mix_candidates(torch.tensor([[[0, 1], [2, 0]]]), torch.tensor([[[0.6, 0.8], [0.0, 0.0]]]), table)
+    weights = weigh(MODES["hybrid"], torch.tensor([[[0.6, 0.8], [0.0, 0.0]]]))
+    latents = mix_candidates(torch.tensor([[[0, 1], [2, 0]]]), weights, table)
     close(latents, [[[0.6, 0.8], [0.0, 0.0]]], 1e-6)  # norm 1; nothing sampled: 0, not NaN
 
 

@@ -13,6 +13,7 @@ from hrpo.statistics import (
     mean_interval,
     metric_interval,
     paired_bootstrap,
+    paired_t,
     pass_at_k,
     t_quantile,
     wilson,
@@ -218,3 +219,20 @@ def test_pass_at_k_as_the_paper_computes_it():
 def test_pass_at_k_of_too_few_answers(n, c, k):
     with pytest.raises(ValueError, match="needs"):
         pass_at_k(n, c, k)
+
+
+def test_paired_t():
+    difference, interval, p = paired_t([0.5, 0.7, 0.9], [0.4, 0.5, 0.6])
+    assert difference == pytest.approx(0.2)
+    assert interval == pytest.approx(mean_interval([0.1, 0.2, 0.3]))
+    assert p == pytest.approx(1 - math.sqrt(12 / 14))  # t = 2 sqrt(3), P = t / sqrt(2 + t^2)
+    assert paired_t([0.4, 0.5, 0.6], [0.5, 0.7, 0.9])[::2] == pytest.approx((-0.2, p))
+    assert paired_t([1.0, 2.0], [1.0, 2.0]) == (0, (0, 0), 1)
+    assert paired_t([2.0, 3.0], [1.0, 2.0]) == (1, (1, 1), 0)
+    for n in (2, 3, 8):  # at the edge of its interval p is .05
+        values = [float(i) for i in range(n)]
+        low, _ = mean_interval(values)
+        assert paired_t(values, [low] * n).p == pytest.approx(0.05)
+    for one, other in (([1.0], [0.0]), ([1.0, 2.0], [1.0])):
+        with pytest.raises(ValueError, match=r"two of them|shorter"):
+            paired_t(one, other)

@@ -8,7 +8,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from hrpo import HybridCausalLM
+from hrpo import HybridCausalLM, generate
 from hrpo.config import (
     EvalConfig,
     LatentConfig,
@@ -169,6 +169,38 @@ def test_discrete_mode_leaves_the_gate_alone(config):
     assert loaded.settings.latent_mode == "discrete"
 
 
+@pytest.mark.parametrize("mode", ["interpolation", "hidden"])
+def test_latents_alone_train_without_the_gate(config, mode):
+    trainer = Trainer(dataclasses.replace(config, latent=LatentConfig(mode=mode)))
+    gate = {name: value.clone() for name, value in trainer.model.gate.state_dict().items()}
+    weights = trainer.model.embedding.weight.detach().clone()
+    metrics = trainer.train_step()
+    assert metrics["hidden_ratio"] == 1
+    assert metrics["replay_error"] < 1e-4
+    assert metrics["kl"] > 0  # the reference reads tokens
+    for name, value in trainer.model.gate.state_dict().items():
+        assert torch.equal(value, gate[name])
+    assert not torch.equal(trainer.model.embedding.weight, weights)
+    trainer.save()
+    assert HybridCausalLM.from_pretrained(newest_checkpoint(trainer.folder)).settings.latent_mode == mode
+
+
+def test_another_latent_is_mixed_in(config):
+    latent = LatentConfig(mixed_in="hidden", r_min=0.9)
+    trainer = Trainer(dataclasses.replace(config, latent=latent))
+    before = trainer.model.gate.Lambda.clone()
+    metrics = trainer.train_step()
+    assert 0 < metrics["hidden_ratio"] < 0.5
+    assert metrics["replay_error"] < 1e-4
+    assert not torch.equal(trainer.model.gate.Lambda, before)
+    trainer.save()
+    loaded = HybridCausalLM.from_pretrained(newest_checkpoint(trainer.folder))
+    assert (loaded.settings.latent_mode, loaded.settings.mixed_in) == ("hybrid", "hidden")
+    rollout = generate(loaded, [[2, 3, 4]], max_new_tokens=4)
+    assert rollout.mode.latent == "hidden"
+    assert rollout.mode.gated
+
+
 @pytest.mark.parametrize("lora_rank", [0, 4])
 def test_bfloat16(config, lora_rank):
     trainer = Trainer(dataclasses.replace(config, model=ModelConfig(lora_rank=lora_rank, dtype="bfloat16")))
@@ -227,6 +259,9 @@ def test_learning_rate_factor():
         ({"rollout": RolloutConfig(max_new_tokens=0)}, "rollout.max_new_tokens"),
         ({"updates": 0}, "updates"),
         ({"latent": LatentConfig(r_min=1.0)}, "latent.r_min"),
+        ({"latent": LatentConfig("soft_thinking")}, "latent.mode: soft_thinking is training-free"),
+        ({"latent": LatentConfig("mixture_of_inputs")}, "latent.mode: mixture_of_inputs is training-free"),
+        ({"latent": LatentConfig("hidden"), "loss": LossConfig(policy="sampler")}, "loss.policy: sampler needs all"),
         ({"optimizer": OptimizerConfig(warmup=1.0)}, "optimizer.warmup"),
         ({"task": TaskConfig("nope")}, "task.name"),
         ({"task": TaskConfig("gsm8k", path="nowhere.jsonl")}, "task.path"),

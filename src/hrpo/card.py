@@ -9,6 +9,7 @@ from safetensors import safe_open
 
 from hrpo.catalog import KNOWN, is_hub_name
 from hrpo.files import read_json
+from hrpo.latent import MODES
 from hrpo.model import GATE_FILE, SETTINGS_FILE, HybridSettings, read_settings
 from hrpo.report import summary_rows
 
@@ -16,6 +17,14 @@ CARD_FILE = "README.md"
 PLACEHOLDER = "OWNER/NAME"  # until the repository is known
 TAG = "hrpo"
 TASK_PATHS = ("path", "test_path")
+HOW = {
+    "hybrid": "in a mix of tokens and latent states (HRPO)",
+    "discrete": "in tokens alone (GRPO, without latents)",
+    "interpolation": "in mean embeddings of what it might say, without a gate",
+    "hidden": "in its own last hidden states, without a gate",
+    "soft_thinking": "in mean embeddings of what it might say (Soft Thinking)",
+    "mixture_of_inputs": "in mixtures of tokens and what it might say (Mixture of Inputs)",
+}
 CITATION = """@article{yue2025hybrid,
   title={Hybrid Latent Reasoning via Reinforcement Learning},
   author={Yue, Zhenrui and Jin, Bowen and Zeng, Huimin and Zhuang, Honglei and Qin, Zhen and Yoon, Jinsung
@@ -37,21 +46,20 @@ def model_card(folder: Path, results: dict[str, Any], repo: str = PLACEHOLDER) -
     settings = read_settings(folder / SETTINGS_FILE)
     has_adapter = (folder / "adapter_config.json").is_file()
     base, known = settings.base_model, KNOWN.get(settings.base_model)
-    hybrid = settings.latent_mode == "hybrid"
+    latent = settings.latent_mode != "discrete"
     data = ModelCardData(
         base_model=base if is_hub_name(base) else None,
         library_name="peft" if has_adapter else "transformers",
         license=known.licence.lower() if known else None,
         pipeline_tag="text-generation",
-        tags=[TAG, "reinforcement-learning", *(["latent-reasoning"] if hybrid else []), "arxiv:2505.18454"],
+        tags=[TAG, "reinforcement-learning", *(["latent-reasoning"] if latent else []), "arxiv:2505.18454"],
     )
-    how = "in a mix of tokens and latent states (HRPO)" if hybrid else "in tokens alone (GRPO, without latents)"
     base_name = base if known or is_hub_name(base) else Path(base).name
     task = settings.task.get("name")
     parts = [
         f"---\n{data.to_yaml()}\n---\n",
         f"# {repo}\n",
-        f"`{base_name}`, trained by reinforcement learning to reason {how}, see "
+        f"`{base_name}`, trained by reinforcement learning to reason {HOW[settings.latent_mode]}, see "
         f"[arXiv:2505.18454](https://arxiv.org/abs/2505.18454){f'; the task was `{task}`' if task else ''}.\n",
         "## Settings\n",
         _table([["setting", "value"], *_setting_rows(settings, folder)]),
@@ -89,7 +97,8 @@ def results_of(folder: Path) -> dict[str, Any]:
 
 def _setting_rows(settings: HybridSettings, folder: Path) -> list[list[str]]:
     rows = [["latent mode", settings.latent_mode]]
-    if settings.latent_mode == "hybrid":
+    if MODES[settings.latent_mode].gated:
+        rows.append(["latent mixed in", settings.mixed_in])
         with safe_open(folder / GATE_FILE, "pt") as file:
             rows += [[name, value] for name, value in sorted(file.metadata().items(), reverse=True)]
     rows += [
@@ -120,7 +129,7 @@ def _loading(settings: HybridSettings, *, has_adapter: bool, repo: str) -> str:
         "```python\nfrom hrpo import HybridCausalLM, generate\n",
         f'model = HybridCausalLM.from_pretrained("{repo}")\n```\n',
     ]
-    what = "plain tokens alone, without its gate and latents" if settings.latent_mode == "hybrid" else "plain tokens"
+    what = "plain tokens" if settings.latent_mode == "discrete" else "plain tokens alone, without its gate and latents"
     if has_adapter and settings.base_model in KNOWN:
         return "\n".join(code)
     return "\n".join(

@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from hrpo import __version__
 from hrpo.catalog import KNOWN
-from hrpo.config import TrainConfig
+from hrpo.config import CompareConfig, TrainConfig
 from hrpo.errors import InputError, StoppedError, model_named_by, named_by
 from hrpo.settings import check_settings_file
 
@@ -112,6 +112,20 @@ def _check(args: Namespace) -> None:
 def _sft(args: Namespace) -> None:
     args.objective = "sft"
     _train(args)
+
+
+def _compare_parser(parser: Parser) -> None:
+    parser.usage = "hrpo compare --config FILE [--modes [MODE,MODE]] [--seeds [N,N]] [--section.field VALUE ...]"
+    parser.add_argument("--config", action="config", help="a YAML file of settings; what follows it overrides it")
+    parser.add_class_arguments(CompareConfig)
+    parser.add_class_arguments(TrainConfig)
+
+
+def _compare(args: Namespace) -> None:
+    _quiet()
+    from hrpo.compare import compare, show
+
+    show(compare(_train_config(args), CompareConfig(args.modes, args.seeds)))
 
 
 def _eval_parser(parser: Parser) -> None:
@@ -329,6 +343,7 @@ COMMANDS: dict[str, tuple[Callable[[Parser], None], Callable[[Namespace], None],
     "train": (_train_parser, _train, "train a model with HRPO or GRPO"),
     "check": (_check_parser, _check, "measure on a few prompts what a training run would be like"),
     "sft": (_train_parser, _sft, "fine-tune a model on written solutions: a warm start"),
+    "compare": (_compare_parser, _compare, "train several latent modes on several seeds, and compare them"),
     "eval": (_eval_parser, _eval, "evaluate checkpoints on test problems, and compare them"),
     "generate": (_generate_parser, _generate, "ask a checkpoint something, and look at its latents"),
     "tasks": (_tasks_parser, _tasks, "list the tasks, or show some prompts of one"),

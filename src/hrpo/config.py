@@ -8,12 +8,14 @@ from hrpo.errors import InputError
 
 Dtype = Literal["float32", "bfloat16", "float64"]
 Quantization = Literal["none", "4bit", "8bit"]
-LatentMode = Literal["hybrid", "discrete"]
+LatentMode = Literal["hybrid", "discrete", "interpolation", "hidden", "soft_thinking", "mixture_of_inputs"]
+MixedIn = Literal["interpolation", "hidden"]
 Policy = Literal["model", "tempered", "sampler"]
 Reduction = Literal["sequence", "token"]
 AdvantageScale = Literal["std", "unscaled"]
 LongPrompts = Literal["drop", "refuse"]
 Objective = Literal["hrpo", "sft"]
+Contender = Literal[LatentMode, "sft"]
 Target = Literal["solution", "answer"]
 Scorer = Literal["own", "math_string"]
 
@@ -47,12 +49,16 @@ class LatentConfig:
     """What is fed while the model thinks.
 
     Args:
-        mode: "hybrid" mixes each sampled token with a latent (HRPO); "discrete" feeds tokens alone (GRPO).
+        mode: "hybrid" mixes each sampled token with a latent (HRPO); "discrete" feeds tokens alone (GRPO);
+            "interpolation" feeds the mean embedding of the candidates alone, and "hidden" the last hidden state.
+            "soft_thinking" and "mixture_of_inputs" are training-free: they evaluate and generate.
+        mixed_in: which latent "hybrid" mixes in.
         r_min: lower end of the gate's initial a; the paper uses .95, .98 or .99.
         r_max: upper end.
     """
 
     mode: LatentMode = "hybrid"
+    mixed_in: MixedIn = "interpolation"
     r_min: float = 0.99
     r_max: float = 0.999
 
@@ -208,7 +214,7 @@ class TrainConfig:
             a group, or 1,024 to 4,096, on a CPU, where more is no faster, and 16,384 elsewhere.
         recompute: keep less of the forward pass and compute it anew in the backward pass; slower, less memory.
         save_every: updates between checkpoints; the last is always kept.
-        objective: "hrpo", reinforcement learning in either latent mode; or "sft", supervised fine-tuning on tokens
+        objective: "hrpo", reinforcement learning in any latent mode; or "sft", supervised fine-tuning on tokens
             alone, which `hrpo sft` sets.
         model: the language model.
         latent: what is fed while the model thinks.
@@ -260,3 +266,17 @@ class TrainConfig:
         if path == Path() or path.is_absolute() or ".." in path.parts or not name.isprintable():
             raise InputError(f"name: {self.name!r} is no name within {self.folder}; another place is --folder")
         return Path(self.folder) / path
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """A comparison of latent modes, each trained from several seeds with the same settings otherwise.
+
+    Args:
+        modes: latent modes, and sft for supervised fine-tuning with as many updates; the first is what the others are
+            compared with.
+        seeds: of the runs of each.
+    """
+
+    modes: list[Contender] = field(default_factory=lambda: ["hybrid", "discrete", "interpolation", "hidden"])
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])

@@ -25,8 +25,13 @@ WARM_UPS = 3  # runs before a capture, as many as PyTorch's documentation takes
 
 
 class Decoder(Protocol):
-    """Rows of a batch, group_size next to each other for each prompt when they come in."""
+    """Rows of a batch, group_size next to each other for each prompt when they come in.
 
+    hidden: what the head read to give the logits that were returned last, (b or n, D): after the final norm, before
+        anything that scales or caps logits.
+    """
+
+    hidden: Tensor
     compacts: bool  # whether rows may leave while others are being completed
     refills: bool  # whether prompts may come in then
 
@@ -84,18 +89,30 @@ class PlainDecoder:
     def admit(self, prompts: Sequence[Sequence[int]], group_size: int) -> Tensor:
         """See `Decoder`."""
         ids, mask = left_pad(prompts, 0, self.model.device)  # (B, P)
-        logits: Tensor
-        logits, self.cache = self.model(self.model.embed(ids), mask, last_only=True)  # (B, 1, V)
+        self.cache, self.mask = None, mask
+        logits = self.run(self.model.embed(ids))
         self.cache.batch_repeat_interleave(group_size)
         self.mask = mask.repeat_interleave(group_size, dim=0)  # (n, P)
+        return logits
+
+    def run(self, inputs: Tensor) -> Tensor:
+        """Run the model on what follows the cache: (n, S, D) -> logits of the last position (n, V)."""
+
+        def note(_: Any, read: tuple[Tensor]) -> None:
+            self.hidden = read[0][:, -1]
+
+        hook = self.model.bare_lm.get_output_embeddings().register_forward_pre_hook(note)
+        try:
+            logits: Tensor
+            logits, self.cache = self.model(inputs, self.mask, self.cache, last_only=True)  # (n, 1, V)
+        finally:
+            hook.remove()
         return logits[:, -1]
 
     def step(self, inputs: Tensor) -> Tensor:
         """See `Decoder`."""
         self.mask = F.pad(self.mask, (0, 1), value=1)
-        logits: Tensor
-        logits, self.cache = self.model(inputs.unsqueeze(1), self.mask, self.cache)  # (n, 1, V)
-        return logits[:, -1]
+        return self.run(inputs.unsqueeze(1))
 
     def keep(self, rows: list[int]) -> None:
         """See `Decoder`."""
@@ -162,6 +179,7 @@ class SharedDecoder:
 
     def head(self, hidden: Tensor) -> Tensor:
         """(n, D) -> logits (n, V)."""
+        self.hidden = hidden
         with self.model.precision():
             logits: Tensor = self.lm.get_output_embeddings()(hidden)
         return logits
@@ -322,16 +340,17 @@ class StaticDecoder(SharedDecoder):
 
     @torch.inference_mode()
     def step(self, inputs: Tensor) -> Tensor:
-        """See `Decoder`. Where steps are captured, the next one overwrites the logits."""
+        """See `Decoder`. Where steps are captured, the next one overwrites logits and hidden states."""
         if self.device.type not in CAPTURED_ON:
             logits = self.compute(inputs)
         else:
             if self.repeat is None:
                 self.inputs = inputs.clone()
                 self.repeat, self.logits = capture(lambda: self.compute(self.inputs))
+                self.read = self.hidden
             self.inputs.copy_(inputs)
             self.repeat()
-            logits = self.logits
+            logits, self.hidden = self.logits, self.read  # the same tensors, computed anew
         self.age += 1
         return logits
 

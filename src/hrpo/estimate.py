@@ -7,6 +7,7 @@ from torch import nn
 
 from hrpo.config import TrainConfig
 from hrpo.head import HEAD_CHUNK
+from hrpo.latent import mode_of
 
 LIBRARIES = 450_000_000  # Python, torch and transformers in a process on a CPU, measured
 
@@ -48,6 +49,9 @@ def estimate_memory(config: TrainConfig, lm_config: Any, *, cpu: bool) -> dict[s
     gate = 2 * D * (D + 1) + D
     trained = (adapters or total) + gate
 
+    latent = mode_of(config.latent_mode, config.latent.mixed_in).latent
+    stored_whole = latent == "hidden" or (latent != "none" and not rollout.top_k)
+
     B, G, T, P = rollout.prompts, rollout.group_size, rollout.max_new_tokens, rollout.max_prompt_tokens or 512
     group = P + G * T
     budget = config.token_budget or (min(max(group, 1024), 4096) if cpu else 16384)
@@ -60,6 +64,7 @@ def estimate_memory(config: TrainConfig, lm_config: Any, *, cpu: bool) -> dict[s
         "decoding copy": (in_linears + D * V) * act if cpu else 0 if half or not rank else in_linears * stored,
         "keys and values": 2 * L * kv * act * (B * G * T + B * P),
         "candidates and logits": B * G * (T * (rollout.top_k or 20) * 8 + 3 * V * 4),
+        "latents": B * G * T * D * 4 if stored_whole else 0,
     }
     update = {
         "activations": tokens * kept,

@@ -30,29 +30,29 @@ def candidate_norm(probs: Tensor) -> Tensor:
     return norm.clamp(min=1e-12)
 
 
-def mix_candidates(ids: Tensor, probs: Tensor, embedding_table: Tensor, chunk: int = 1024) -> Tensor:
-    """Return `latent_embedding` of a distribution given by its K candidates, without a row of V.
+def mix_candidates(ids: Tensor, weights: Tensor, embedding_table: Tensor, chunk: int = 1024) -> Tensor:
+    """Return the weighted sum of the embeddings of K candidates, without a row of V.
 
     Args:
         ids: (..., K) candidates.
-        probs: (..., K) their probabilities.
+        weights: (..., K); `p / ||p||_2` gives `latent_embedding`.
         embedding_table: (V, D).
         chunk: positions at a time, to bound the (chunk, K, D) in between where the dtypes differ.
 
     Returns:
-        (..., D) in the dtype of `probs`.
+        (..., D) in the dtype of `weights`.
 
     """
-    weights = (probs / candidate_norm(probs)).flatten(0, -2)  # (n, K)
+    flat = weights.flatten(0, -2)  # (n, K)
     flat_ids = ids.flatten(0, -2).long()
-    if embedding_table.dtype == probs.dtype:
+    if embedding_table.dtype == weights.dtype:
         with torch.no_grad():
-            out = F.embedding_bag(flat_ids, embedding_table, per_sample_weights=weights, mode="sum")
+            out = F.embedding_bag(flat_ids, embedding_table, per_sample_weights=flat, mode="sum")
         return out.view(*ids.shape[:-1], -1)
-    out = weights.new_empty(flat_ids.shape[0], embedding_table.shape[1])
+    out = flat.new_empty(flat_ids.shape[0], embedding_table.shape[1])
     for at in range(0, flat_ids.shape[0], chunk):
         rows = slice(at, at + chunk)
-        out[rows] = torch.bmm(weights[rows].unsqueeze(1), embedding_table[flat_ids[rows]].to(probs.dtype)).squeeze(1)
+        out[rows] = torch.bmm(flat[rows].unsqueeze(1), embedding_table[flat_ids[rows]].to(flat.dtype)).squeeze(1)
     return out.view(*ids.shape[:-1], -1)
 
 

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from hrpo.catalog import KNOWN, fetch_hybrid, resolve
-from hrpo.config import Dtype, LatentMode, Quantization, TaskConfig
+from hrpo.config import Dtype, LatentMode, MixedIn, Quantization, TaskConfig
 from hrpo.errors import InputError, model_named_by
 from hrpo.exact import stay_in_float64
 from hrpo.files import new_folder
-from hrpo.gate import HybridGate, candidate_norm, mix_candidates
+from hrpo.gate import HybridGate, mix_candidates
+from hrpo.latent import MODES
 from hrpo.quantize import check_quantization, keep_differentiable, quantization_options
 from hrpo.usable import check_usable
 
@@ -66,7 +67,8 @@ class HybridSettings:
 
     Args:
         base_model: what the language model was trained from.
-        latent_mode: "hybrid" feeds mixed inputs while thinking; "discrete" feeds plain tokens.
+        latent_mode: what is fed while thinking, see `hrpo.latent`.
+        mixed_in: which latent "hybrid" mixes in.
         dtype: of the computation, as in `from_pretrained`.
         quantization: of the base model's weights.
         temperature: of the sampler, tau.
@@ -90,6 +92,7 @@ class HybridSettings:
     task: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     step: int = 0
+    mixed_in: MixedIn = "interpolation"
 
 
 class HybridCausalLM(nn.Module):
@@ -142,13 +145,14 @@ class HybridCausalLM(nn.Module):
         r_min: float = 0.99,
         r_max: float = 0.999,
         latent_mode: LatentMode = "hybrid",
+        mixed_in: MixedIn = "interpolation",
         new_run: bool = False,
         trust_remote_code: bool = False,
     ) -> "HybridCausalLM":
         """Load a plain model, which gets a fresh gate, or a saved hybrid one, which gets its own back.
 
         A new run may start from a saved model that holds whole weights: it becomes the base model, and so the
-        reference. Its gate goes on where it was trained; after "discrete" training it is a fresh one.
+        reference. Its gate goes on where it was trained; after training in a mode without one it is a fresh one.
 
         Args:
             path_or_name: a folder, a name from `hrpo model`, or a name on the Hub.
@@ -162,6 +166,7 @@ class HybridCausalLM(nn.Module):
             r_min: of a fresh gate.
             r_max: of a fresh gate.
             latent_mode: of a plain model and of a new run; else a saved model keeps its own.
+            mixed_in: alike.
             new_run: start a new run from a saved model; a plain one has no other.
             trust_remote_code: run code that comes with the model.
 
@@ -177,12 +182,15 @@ class HybridCausalLM(nn.Module):
             own_adapter, own_gate = (folder / "adapter_config.json").is_file(), True
             if new_run or lora is not None:
                 check_whole(folder)
-                own_gate = settings.latent_mode == "hybrid"  # else it was never trained
+                own_gate = MODES[settings.latent_mode].gated  # else it was never trained
                 base_model = str(folder.resolve())
-                settings = dataclasses.replace(settings, base_model=base_model, latent_mode=latent_mode, step=0)
+                settings = dataclasses.replace(
+                    settings, base_model=base_model, latent_mode=latent_mode, mixed_in=mixed_in, step=0
+                )
         else:
             named = str(path_or_name) in KNOWN or not folder.is_dir()
-            settings = HybridSettings(str(path_or_name) if named else str(folder.resolve()), latent_mode)
+            base_model = str(path_or_name) if named else str(folder.resolve())
+            settings = HybridSettings(base_model, latent_mode, mixed_in=mixed_in)
         has_adapter = own_adapter or lora is not None
         dtype_name = cast(Dtype, str(dtype or settings.dtype).removeprefix("torch."))
         if dtype_name not in get_args(Dtype):
@@ -283,13 +291,13 @@ class HybridCausalLM(nn.Module):
                 return self.embedding.weight.detach()
             return self.embed(torch.arange(self.embedding.weight.shape[0], device=self.device))
 
-    def mix(self, ids: Tensor, probs: Tensor) -> Tensor:
-        """Return the latent h of a distribution given by its candidates: (n, K), (n, K) -> (n, D)."""
+    def mix(self, ids: Tensor, weights: Tensor) -> Tensor:
+        """Return the weighted sum of candidates' embeddings: (n, K), (n, K) -> (n, D)."""
         if type(self.embedding) is nn.Embedding:
-            return mix_candidates(ids, probs, self.embedding.weight)
+            return mix_candidates(ids, weights, self.embedding.weight)
         with torch.no_grad():
-            rows = self.embed(ids.long()).to(probs.dtype)  # (n, K, D), scale included
-        return torch.bmm((probs / candidate_norm(probs)).unsqueeze(1), rows).squeeze(1)
+            rows = self.embed(ids.long()).to(weights.dtype)  # (n, K, D), scale included
+        return torch.bmm(weights.unsqueeze(1), rows).squeeze(1)
 
     def keep_reference(self) -> None:
         """Keep a frozen copy of the language model as the reference (full fine-tuning with beta above 0).
@@ -465,6 +473,7 @@ def read_settings(path: Path) -> HybridSettings:
     values = dataclasses.asdict(settings)
     for name, value, allowed in (
         ("latent_mode", settings.latent_mode, get_args(LatentMode)),
+        ("mixed_in", settings.mixed_in, get_args(MixedIn)),
         ("dtype", settings.dtype, get_args(Dtype)),
         ("quantization", settings.quantization, get_args(Quantization)),
     ):

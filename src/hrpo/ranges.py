@@ -4,6 +4,8 @@ import math
 
 from hrpo.config import TrainConfig
 from hrpo.errors import InputError
+from hrpo.latent import mode_of
+from hrpo.rollout import SHOWN_CANDIDATES
 
 MIN_TEMPERATURE = 1e-6  # far below, logits over it overflow float32
 LEAST = {
@@ -37,6 +39,7 @@ def check_config(config: TrainConfig) -> None:
 
     """
     rollout, latent, optimizer = config.rollout, config.latent, config.optimizer
+    mode = mode_of(config.latent_mode, latent.mixed_in)
     rules = [
         (rollout.group_size >= 2, f"rollout.group_size: must be at least 2 to compare, got {rollout.group_size}"),
         (
@@ -47,6 +50,15 @@ def check_config(config: TrainConfig) -> None:
         (
             0 < latent.r_min <= latent.r_max < 1,
             f"latent.r_min: needs 0 < r_min <= r_max < 1, got {latent.r_min} and {latent.r_max}",
+        ),
+        (
+            mode.trains,
+            f"latent.mode: {config.latent_mode} is training-free: evaluate a model in it; to train, choose another",
+        ),
+        (
+            config.loss.policy != "sampler" or mode.latent != "hidden" or rollout.top_k <= SHOWN_CANDIDATES,
+            f"loss.policy: sampler needs all candidates, of which runs on hidden states keep {SHOWN_CANDIDATES}; "
+            f"set rollout.top_k to at most that, or 0",
         ),
         (
             optimizer.max_grad_norm > 0,

@@ -12,6 +12,7 @@ from hrpo.attention import laid_out, packed_attention, run_packed
 from hrpo.config import Policy
 from hrpo.gate import mix_candidates
 from hrpo.head import HEAD_CHUNK, head_logprobs
+from hrpo.latent import feed, weigh
 from hrpo.linear import OneDNN
 from hrpo.model import HybridCausalLM
 from hrpo.packable import packs_up_to
@@ -49,7 +50,13 @@ def replay(
     Returns:
         (N, T) each, 0 where completion_mask is 0; the second is None without reference.
 
+    Raises:
+        ValueError: policy "sampler" for a rollout that keeps only some of the sampler's candidates.
+
     """
+    kept = rollout.support_ids.shape[2]
+    if policy == "sampler" and rollout.top_k > kept:
+        raise ValueError(f"policy: sampler needs {rollout.top_k} candidates; a rollout on hidden states keeps {kept}")
     fast = techniques.packed_groups
     path: _Packed | _Plain = _Plain(model, rollout, policy)
     if fast and rollout.prompt_ids.shape[1] + rollout.completion_ids.shape[1] <= packs_up_to(model):
@@ -78,7 +85,8 @@ class _Plain:
         tokens = model.embed(rollout.completion_ids, reference=reference)
         if reference or not bool(rollout.hybrid_mask.any()):
             return tokens
-        mixed, _ = model.gate(tokens, rollout.latents(model.embedding_table()))
+        latents = rollout.latents(model.embedding_table())
+        mixed, _ = feed(rollout.mode, model.gate, tokens, latents, rollout.gate_mean.unsqueeze(2))
         return torch.where(rollout.hybrid_mask.unsqueeze(2), mixed.to(tokens.dtype), tokens)
 
     def logprobs(self, *, reference: bool) -> Tensor:
@@ -125,8 +133,9 @@ class _Packed:
         mixed = torch.cat([torch.zeros_like(prompt_ids, dtype=torch.bool), rollout.hybrid_mask[fed]])  # (S,)
         if reference or not bool(mixed.any()):
             return tokens
-        latents = _latents(model, rollout, fed & rollout.hybrid_mask)
-        out, _ = model.gate(tokens[mixed], latents)
+        at = fed & rollout.hybrid_mask
+        share = rollout.gate_mean[at].unsqueeze(1)
+        out, _ = feed(rollout.mode, model.gate, tokens[mixed], _latents(model, rollout, at), share)
         return tokens.index_put((mixed,), out.to(tokens.dtype))
 
     @contextlib.contextmanager
@@ -168,7 +177,7 @@ def _latents(model: HybridCausalLM, rollout: Rollout, at: Tensor) -> Tensor:
     if rollout.dense_latents is not None:
         return rollout.dense_latents[at]
     ids, places = torch.unique(rollout.support_ids[at], return_inverse=True)
-    probs = rollout.support_probs[at]
+    weights = weigh(rollout.mode, rollout.support_probs[at])
     with torch.no_grad():
-        table = model.embed(ids).to(probs.dtype)
-    return mix_candidates(places, probs, table)
+        table = model.embed(ids).to(weights.dtype)
+    return mix_candidates(places, weights, table)

@@ -13,7 +13,8 @@ from hrpo.config import LatentMode
 from hrpo.decoder import left_pad, make_decoder
 from hrpo.delimiter import delimiter_automaton
 from hrpo.errors import InputError
-from hrpo.gate import latent_embedding, mix_candidates
+from hrpo.gate import mix_candidates
+from hrpo.latent import MODES, Mode, feed, mode_of, token_share, weigh
 from hrpo.model import HybridCausalLM
 from hrpo.techniques import FAST, Techniques
 from hrpo.usable import check_usable
@@ -28,13 +29,16 @@ class Rollout:
     prompt_ids, prompt_mask: (B, P), padded on the left.
     completion_ids: (N, T), padded on the right.
     completion_mask: (N, T), 1 up to and including EOS.
-    hybrid_mask: (N, T), True where a mixed input was fed; never at EOS and at the last position, which are not fed.
+    hybrid_mask: (N, T), True where something else than the token was fed; never at EOS and at the last position,
+        which are not fed.
     sample_logprobs: (N, T), log-softmax of the unscaled logits at the sampled token.
     support_ids: (N, T, K) int32, the sampler's candidates, the likeliest first.
     support_probs: (N, T, K), their probabilities.
-    gate_mean: (N, T), mean of a over channels where a mixed input was fed, 1 elsewhere.
+    gate_mean: (N, T), mean over channels of a, the token's weight, where another input was fed; 1 elsewhere.
     temperature, top_k: the sampler's; top_k is 0 where all of V were candidates.
-    dense_latents: (N, T, D), stored instead of the candidates when all of V is mixed.
+    dense_latents: (N, T, D), stored when all of V is mixed, and for hidden states; of the candidates only the likeliest
+        20 are kept then.
+    mode: how latents were made and fed.
     """
 
     prompt_ids: Tensor
@@ -50,6 +54,7 @@ class Rollout:
     temperature: float
     top_k: int
     dense_latents: Tensor | None = None
+    mode: Mode = MODES["hybrid"]
 
     def __len__(self) -> int:
         """N."""
@@ -69,7 +74,7 @@ class Rollout:
         """Return the latent h of every position: (V, D) -> (N, T, D), no gradient."""
         if self.dense_latents is not None:
             return self.dense_latents
-        return mix_candidates(self.support_ids, self.support_probs, embedding_table)
+        return mix_candidates(self.support_ids, weigh(self.mode, self.support_probs), embedding_table)
 
     def hidden_ratio(self) -> Tensor:
         """Hidden ratio sqrt(1 - gate_mean^2), averaged over mixed positions; 0 where there are none. Scalar."""
@@ -170,7 +175,7 @@ def generate(
     eos_token_id: int | Sequence[int] | None = None,
     delimiter: str | Sequence[int] = "####",
     tokenizer: Any = None,
-    latent_mode: LatentMode | None = None,
+    latent_mode: LatentMode | Mode | None = None,
     forced_ids: Tensor | None = None,
     max_rows: int | None = None,
     on_finished: Callable[[int], None] | None = None,
@@ -191,7 +196,7 @@ def generate(
         eos_token_id: one or several; default the generation config's.
         delimiter: text (needs a tokenizer), or the token ids of one sequence.
         tokenizer: default the model's.
-        latent_mode: default the model's own.
+        latent_mode: a name, or a mode of `hrpo.latent` with values of your own; default the model's own.
         forced_ids: (N, T) tokens to feed instead of sampling; what follows an EOS is ignored.
         max_rows: completions at a time, at least one group; when some finish, waiting prompts take their rows. It
             bounds memory; None takes all at once.
@@ -223,7 +228,11 @@ def generate(
         raise ValueError(f"max_new_tokens: must be at least 1, got {max_new_tokens}")
     device, G, T, B = model.device, group_size, max_new_tokens, len(prompt_ids)
     N = B * G
-    hybrid = (latent_mode or model.settings.latent_mode) == "hybrid"
+    settings = model.settings
+    mode = latent_mode
+    if not isinstance(mode, Mode):
+        mode = mode_of(mode or settings.latent_mode, settings.mixed_in)
+    thinks = mode.latent != "none"
     eos = model.eos_token_ids if eos_token_id is None else np.atleast_1d(eos_token_id).tolist()
     pad = eos[0] if eos else 0
     eos_ids = torch.tensor(eos, device=device, dtype=torch.long)
@@ -239,9 +248,10 @@ def generate(
     at_a_time = min(B, max(1, (max_rows or N) // G))  # prompts
     V = model.vocab_size
     K = min(top_k, V)
-    shown = K or min(SHOWN_CANDIDATES, V)
+    stores = thinks and (not K or mode.latent == "hidden")  # latents, not the candidates they were mixed from
+    shown = min(SHOWN_CANDIDATES, K or V) if stores or not K else K
     automaton = delimiter_automaton(delimiter, tokenizer or model.tokenizer, V).to(device)
-    table = model.embedding_table() if hybrid and not K else None
+    table = model.embedding_table().to(real) if thinks and not K else None
     decoder = make_decoder(
         model, techniques, prompts=at_a_time, longest_prompt=max(map(len, prompt_ids)), max_new_tokens=T
     )
@@ -254,12 +264,14 @@ def generate(
     support_ids = torch.zeros((N, T, shown), dtype=torch.int32, device=device)
     support_probs = torch.zeros((N, T, shown), dtype=real, device=device)
     gate_mean = torch.ones((N, T), dtype=real, device=device)
-    dense = None if table is None else torch.zeros((N, T, table.shape[1]), dtype=real, device=device)
+    D = model.gate.hidden_size
+    dense = torch.zeros((N, T, D), dtype=real, device=device) if stores else None
 
     # The batch: row n computes completion rows[n], whose next token is its t[n]-th.
     rows = torch.empty(0, dtype=torch.long, device=device)
     t, live, state = rows.clone(), rows.bool(), automaton.start(0)
     logits = torch.empty(0, V, dtype=real, device=device)
+    hidden = torch.empty(0, D, dtype=real, device=device)  # what the head read to give the logits
     scratch = torch.empty(at_a_time * G, V, dtype=real, device=device)  # V columns are slow to allocate at each step
     ages: list[int] = []  # t, known without asking the device
     taken = steps = 0
@@ -275,11 +287,13 @@ def generate(
             rows, t = torch.cat([rows, fresh]), torch.cat([t, torch.zeros_like(fresh)])
             live, state = torch.cat([live, fresh >= 0]), torch.cat([state, automaton.start(fresh.numel())])
             logits = torch.cat([logits, first.repeat_interleave(G, dim=0)])
+            if mode.latent == "hidden":
+                hidden = torch.cat([hidden, decoder.hidden.to(real).repeat_interleave(G, dim=0)])
             ages += [0] * fresh.numel()
         if not ages:
             break
 
-        candidate_logits, candidates = torch.topk(logits, shown)  # (n, K)
+        candidate_logits, candidates = torch.topk(logits, K or shown)  # (n, K)
         if K:
             probs = chosen_from = torch.softmax(candidate_logits / temperature, dim=1)
         else:
@@ -292,6 +306,8 @@ def generate(
         else:
             pick = _inverse_cdf(chosen_from, uniforms[rows, t])
             token = candidates.gather(1, pick).squeeze(1) if K else pick.squeeze(1)
+            if mode.likeliest:
+                token = torch.where(automaton.thinking(state), candidates[:, 0], token)
         logprobs = torch.log_softmax(logits, dim=1, out=scratch[: len(ages)])  # (n, V)
         logprob = logprobs.gather(1, token.unsqueeze(1)).squeeze(1)
 
@@ -299,8 +315,8 @@ def generate(
         completion_ids[rows, t] = torch.where(live, token, pad)
         completion_mask[rows, t] = live.long()
         sample_logprobs[rows, t] = torch.where(live, logprob, 0)
-        support_ids[rows, t] = candidates.int()
-        support_probs[rows, t] = probs
+        support_ids[rows, t] = candidates[:, :shown].int()
+        support_probs[rows, t] = probs[:, :shown]
         live = live & ~torch.isin(token, eos_ids)
 
         steps += 1
@@ -314,25 +330,32 @@ def generate(
                 decoder.keep(survivors)
                 ages = [ages[row] for row in survivors]
                 if not ages:
-                    rows, t, live, state, logits = (x[:0] for x in (rows, t, live, state, logits))
+                    rows, t, live, state, logits, hidden = (x[:0] for x in (rows, t, live, state, logits, hidden))
                     continue
                 index = torch.tensor(survivors, device=device)
                 rows, t, live, state, token = (x[index] for x in (rows, t, live, state, token))
                 candidates, probs, chosen_from = candidates[index], probs[index], chosen_from[index]
+                if mode.latent == "hidden":
+                    hidden = hidden[index]
 
         inputs = model.embed(token)  # (n, D)
-        if hybrid:
+        if thinks:
             mixed = automaton.thinking(state) & live
-            if table is None or dense is None:
-                latents = model.mix(candidates, probs)
+            if mode.latent == "hidden":
+                latents = hidden
+            elif table is None:
+                latents = model.mix(candidates, weigh(mode, probs))
             else:
-                latents = latent_embedding(chosen_from, table)
+                latents = weigh(mode, chosen_from) @ table
+            if dense is not None:
                 dense[rows, t] = latents
-            out, a = model.gate(inputs, latents)
+            out, a = feed(mode, model.gate, inputs, latents, token_share(mode, chosen_from))
             inputs = torch.where(mixed.unsqueeze(1), out.to(inputs.dtype), inputs)
             hybrid_mask[rows, t] = mixed
             gate_mean[rows, t] = torch.where(mixed, a.mean(dim=1), 1)
         logits = decoder.step(inputs).to(real)
+        if mode.latent == "hidden":
+            hidden = decoder.hidden.to(real)
         t = t + 1
         ages = [age + 1 for age in ages]
 
@@ -351,6 +374,7 @@ def generate(
         temperature=temperature,
         top_k=K,
         dense_latents=dense,
+        mode=mode,
     )
     return full if forced_ids is not None else full.select(0, N)
 

@@ -66,6 +66,25 @@ def mean_interval(values: Sequence[float]) -> Interval:
     return mean - half, mean + half
 
 
+def paired_t(a: Sequence[float], b: Sequence[float]) -> Difference:
+    """Compare two methods on the same seeds: Student's paired t-test, two-sided, with `mean_interval` of a - b.
+
+    Where all differences are equal the interval is a point, and p is 1 (they are 0) or 0.
+
+    Raises:
+        ValueError: fewer than two pairs, or different numbers of values.
+
+    """
+    differences = [left - right for left, right in zip(a, b, strict=True)]
+    low, high = mean_interval(differences)
+    n, mean = len(differences), math.fsum(differences) / len(differences)
+    half = (high - low) / 2
+    if half == 0:
+        return Difference(mean, (low, high), float(mean == 0))
+    t = abs(mean) / half * t_quantile(n - 1)
+    return Difference(mean, (low, high), 1 - _t_within(math.atan(t / math.sqrt(n - 1)), n - 1))
+
+
 def t_quantile(freedom: int, coverage: float = 0.95) -> float:
     """Return t with P(|T| <= t) = `coverage` for Student's T of `freedom` degrees, to 1e-12.
 

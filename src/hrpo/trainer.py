@@ -25,6 +25,7 @@ from hrpo.advice import distinct_share
 from hrpo.config import ModelConfig, RolloutConfig, TrainConfig
 from hrpo.errors import InputError, StoppedError, model_named_by
 from hrpo.evaluate import as_rows, evaluate
+from hrpo.latent import MODES
 from hrpo.limits import fitting
 from hrpo.loss import hrpo_loss, token_weights
 from hrpo.memory import give_back
@@ -421,6 +422,7 @@ def _load_model(config: TrainConfig, checkpoint: Path | None, device: torch.devi
             r_min=config.latent.r_min,
             r_max=config.latent.r_max,
             latent_mode=config.latent_mode,
+            mixed_in=config.latent.mixed_in,
             new_run=fresh,
             trust_remote_code=config.model.trust_remote_code,
         )
@@ -430,7 +432,7 @@ def _make_optimizer(model: HybridCausalLM, config: TrainConfig) -> torch.optim.A
     """One group a learning rate: the language model or its adapters, the gates' linear layers, Lambda."""
     settings = config.optimizer
     groups = [([p for p in model.lm.parameters() if p.requires_grad], settings.lr)]
-    if config.latent_mode == "hybrid":
+    if MODES[config.latent_mode].gated:
         gate = model.gate
         linears = [*gate.reset_gate.parameters(), *gate.input_gate.parameters()]
         groups += [(linears, settings.gate_lr), ([gate.Lambda], settings.lambda_lr)]

@@ -128,7 +128,7 @@ def digest(folder: str) -> str:
 def as_settings(entry: Entry) -> dict[str, Any]:
     """Return what settings.json says of an entry."""
     kept = dataclasses.asdict(entry.settings)
-    decoding = ("latent_mode", "temperature", "top_k", "max_new_tokens", "dtype", "quantization")
+    decoding = ("latent_mode", "mixed_in", "temperature", "top_k", "max_new_tokens", "dtype", "quantization")
     return {
         "checkpoint": entry.checkpoint,
         "base_model": kept["base_model"],
