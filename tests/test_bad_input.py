@@ -489,6 +489,11 @@ CASES = [
         "--checkpoint: list-adapter: cannot load its adapter",
         "copy the folder again",
     ),
+    # retrieve, compare
+    ("retrieve build --corpus nowhere.jsonl --index new", "nowhere.jsonl", "--corpus"),
+    ("retrieve add --task nq --path data --index nowhere --out new.jsonl", "--path"),
+    ("compare --config nowhere.yaml", "nowhere.yaml"),
+    ("compare --modes [hybrid] --seeds [] --folder new", "seeds"),
     # eval
     ("eval --checkpoint tiny", "--tasks: tiny is a plain model that remembers no task", "name one"),
     ("eval --checkpoint tiny --tasks gsm9k", "--tasks: there is no task 'gsm9k'", "did you mean gsm8k?"),

@@ -95,7 +95,7 @@ def test_example_trains_and_is_evaluated(tmp_path, capsys):
     with pytest.raises(SystemExit) as exit_info:
         main(["eval", "--checkpoint", str(run), "--problems", "3"])
     assert exit_info.value.code == 2
-    assert f"--task {WORD_ORDER}" in capsys.readouterr().err
+    assert f"--tasks {WORD_ORDER}" in capsys.readouterr().err
     out = tmp_path / "eval.json"
     main(["eval", "--checkpoint", str(run), "--problems", "3", "--task", str(WORD_ORDER), "--out", str(out)])
     result = json.loads(out.read_text())
@@ -222,7 +222,10 @@ FINE = f"kind = 'number'\ntrain = test = {ROWS}\n"
         (f"train = test = {ROWS}", "has neither `kind` nor `reward`"),
         (f"train = {ROWS}\nkind = 'number'", "has no `test`"),
         (f"test = {ROWS}\nkind = 'number'", "has no `train`"),
-        (f"kind = 'numbr'\ntrain = test = {ROWS}", "kind must be one of number, math, choice, qa, got 'numbr'"),
+        (
+            f"kind = 'numbr'\ntrain = test = {ROWS}",
+            "kind must be one of number, math, choice, qa, math_string, got 'numbr'",
+        ),
         (FINE + "system = 3", "system must be text, got int"),
         (FINE + "reward = 3", "reward must be a function"),
         ("kind = 'number'\ntest = []\ntrain = 5", "train must be a list of rows, got int"),
