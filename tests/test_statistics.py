@@ -149,8 +149,15 @@ def test_paired_bootstrap_is_the_whole_enumeration():
 def test_a_handful_of_questions_proves_nothing():
     assert paired_bootstrap([1, 1, 1], [0, 0, 0]).p == 0.25
     assert paired_bootstrap([1.0], [0.0]).p == 1
-    assert paired_bootstrap([0.3, 0.1], [0.3, 0.1]) == (0, (0, 0), 1)
     assert paired_bootstrap(np.ones(100), np.zeros(100)).p == 1 / 10_001
+
+
+def test_without_variation_the_difference_may_still_be_another():
+    _, unseen = wilson(0, 2)
+    assert paired_bootstrap([0.3, 0.1], [0.3, 0.1]) == (0, (-unseen, unseen), 1)
+    difference, (low, high), _ = paired_bootstrap([1, 1], [0, 0])
+    assert (difference, high) == (1, 1)
+    assert low == 1 - 2 * unseen
 
 
 def test_paired_bootstrap_needs_the_same_questions():

@@ -138,9 +138,11 @@ def paired_bootstrap(a: Values, b: Values, *, draws: int = DRAWS, seed: int = 0)
     means at least as far from 0 as the one that was seen, that one counted in (Efron & Tibshirani 1993, chapter 16;
     Davison & Hinkley, Bootstrap Methods and their Application, 1997, 4.2). With m questions that differ at all, p is
     at least 2^(1 - m), below which no test that flips signs can go: a bootstrap of a handful of questions is too sure.
+    Where all differences are the same, a bootstrap sees no variation; the interval is then as wide as it gets where
+    the share of other questions, unseen in Q, is Wilson's upper limit, and all of them go to one side.
 
     Args:
-        a: (Q,), what the first model scored on each question; for k answers their mean.
+        a: (Q,), what the first model scored on each question, in 0..1; for k answers their mean.
         b: (Q,), the second model, in the same order.
         draws: how often the questions are drawn again.
         seed: of the draws.
@@ -159,7 +161,11 @@ def paired_bootstrap(a: Values, b: Values, *, draws: int = DRAWS, seed: int = 0)
     farther = int((np.abs(means - mean) >= abs(mean) * (1 - 1e-12)).sum())
     differing = int((d != 0).sum())
     p = max((farther + 1) / (draws + 1), 2.0 ** (1 - differing))
-    return Difference(mean, _percentiles(means), min(p, 1.0))
+    interval = _percentiles(means)
+    if np.ptp(d) == 0:
+        _, unseen = wilson(0, len(d))
+        interval = mean - unseen * (1 + mean), mean + unseen * (1 - mean)
+    return Difference(mean, interval, min(p, 1.0))
 
 
 def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
