@@ -91,7 +91,8 @@ def summarize(contest: CompareConfig, runs: dict[tuple[Contender, int], TrainCon
     """Return the comparison of finished runs.
 
     modes, seeds, updates, task, problems: what was compared.
-    results: mode -> measure -> values by seed, before and after; mean after, and its t-interval over the seeds.
+    results: mode -> measure -> values by seed, before and after; mean after, and its t-interval over the seeds, cut to
+        0..1; none for one seed.
     differences: of each other mode minus the first one, paired by seed: mean, t-interval, p of no difference, and p
         corrected for the number of all these tests (Holm). Empty for one seed.
     lengths, hidden_ratios: mode -> mean over the seeds, sampled answers after training.
@@ -116,7 +117,7 @@ def summarize(contest: CompareConfig, runs: dict[tuple[Contender, int], TrainCon
                 "before": values(mode, "before", how, "accuracy"),
                 "after": after,
                 "mean": mean(after),
-                "interval": mean_interval(after) if several else None,
+                "interval": _bounded(mean_interval(after)) if several else None,
             }
     tests = [(mode, how) for mode in modes[1:] for how in MEASURES] if several else []
     found = [paired_t(results[mode][how]["after"], results[modes[0]][how]["after"]) for mode, how in tests]
@@ -137,6 +138,10 @@ def summarize(contest: CompareConfig, runs: dict[tuple[Contender, int], TrainCon
         "hidden_ratios": {mode: mean(values(mode, "after", "sampled", "hidden_ratio")) for mode in modes},
         "seconds": {mode: mean([_seconds(runs[mode, seed]) for seed in seeds]) for mode in modes},
     }
+
+
+def _bounded(interval: tuple[float, float]) -> tuple[float, float]:
+    return max(interval[0], 0.0), min(interval[1], 1.0)  # Student's t knows no bounds, an accuracy has them
 
 
 def _seconds(run: TrainConfig) -> float:
@@ -188,8 +193,8 @@ def markdown(comparison: dict[str, Any]) -> str:
     """Return comparison.md."""
     parts = [f"# {_title(comparison)}\n", _table(HEADER, result_rows(comparison))]
     parts.append(
-        "Mean over the seeds and its 95 % interval (Student's t); length and hidden ratio of sampled answers after "
-        "training; time of all updates.\n"
+        "Mean over the seeds and its 95 % interval (Student's t, cut to 0..100 %); length and hidden ratio of sampled "
+        "answers after training; time of all updates.\n"
     )
     if comparison["differences"]:
         parts.append(_table(DIFFERENCES, difference_rows(comparison)))
