@@ -117,6 +117,7 @@ def test_settings_are_fixed_before_the_first_question(trained, monkeypatch):
     assert entry["step"] == 7
     assert entry["decoding"] == {
         "latent_mode": "hybrid",
+        "mixed_in": "interpolation",
         "temperature": 1.0,
         "top_k": 50,
         "max_new_tokens": 20,
