@@ -11,6 +11,7 @@ import torch
 
 from hrpo.advice import Signs, advice, distinct_share, memory_advice
 from hrpo.check import check, check_run
+from hrpo.checkpoints import newest_checkpoint
 from hrpo.cli import main
 from hrpo.config import (
     CheckConfig,
@@ -24,7 +25,7 @@ from hrpo.config import (
 )
 from hrpo.errors import StoppedError
 from hrpo.run import train, without_signal
-from hrpo.trainer import Trainer, newest_checkpoint
+from hrpo.trainer import Trainer
 
 
 @pytest.fixture

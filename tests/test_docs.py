@@ -199,7 +199,7 @@ def test_answers_and_samples(trained):
 
 
 def test_resuming_may_change_what_the_page_says():
-    from hrpo.trainer import CHANGEABLE
+    from hrpo.checkpoints import CHANGEABLE
 
     section = DOCS["troubleshooting.md"].split("## Resuming is refused")[1].split("## ")[0]
     sentence = section.partition("Only ")[2].partition(" may change")[0]

@@ -8,12 +8,13 @@ import torch
 from torch import nn
 
 from hrpo import HybridCausalLM, Lora, generate, replay
+from hrpo.checkpoints import newest_checkpoint
 from hrpo.config import EvalConfig, ModelConfig, RolloutConfig, TrainConfig
 from hrpo.copies import decoding_copy
 from hrpo.errors import InputError
 from hrpo.packable import packs_up_to
 from hrpo.techniques import FAST, PLAIN
-from hrpo.trainer import Trainer, newest_checkpoint
+from hrpo.trainer import Trainer
 
 LORA = Lora(r=4, alpha=8)
 PROMPTS = [[5, 13, 6, 16, 18], [5, 6, 18], [18]]

@@ -8,12 +8,13 @@ import torch
 from torch.nn import functional as F
 
 from hrpo import HybridCausalLM
+from hrpo.checkpoints import newest_checkpoint
 from hrpo.config import CheckConfig, EvalConfig, ModelConfig, OptimizerConfig, RolloutConfig, SftConfig, TrainConfig
 from hrpo.errors import InputError
 from hrpo.run import train
 from hrpo.sft import negative_log_likelihood, target_text, write_down
 from hrpo.tasks import Example, load_task
-from hrpo.trainer import Trainer, newest_checkpoint
+from hrpo.trainer import Trainer
 
 
 @pytest.fixture

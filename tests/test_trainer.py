@@ -9,6 +9,7 @@ import yaml
 from safetensors.torch import load_file
 
 from hrpo import HybridCausalLM, generate
+from hrpo.checkpoints import newest_checkpoint
 from hrpo.config import (
     EvalConfig,
     LatentConfig,
@@ -21,7 +22,7 @@ from hrpo.config import (
 )
 from hrpo.errors import InputError, StoppedError
 from hrpo.run import train
-from hrpo.trainer import Trainer, learning_rate_factor, newest_checkpoint
+from hrpo.trainer import Trainer, learning_rate_factor
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from hrpo import files
+from hrpo.checkpoints import start_or_resume
 from hrpo.config import CompareConfig, Contender, TrainConfig
 from hrpo.errors import InputError
 from hrpo.progress import clock, console, print_table
@@ -16,7 +17,6 @@ from hrpo.ranges import check_config
 from hrpo.report import read_lines
 from hrpo.run import train
 from hrpo.statistics import holm, mean_interval, paired_t
-from hrpo.trainer import start_or_resume
 
 MEASURES = {"greedy": "greedy accuracy", "sampled": "sampled accuracy"}  # which answers -> what it is called
 CURVES = {"reward": "mean reward", "length": "completion length (tokens)", "kl": "KL to the initial model (k3)"}

@@ -10,11 +10,11 @@ from transformers import AutoConfig
 
 from hrpo.card import CARD_FILE, model_card, results_of
 from hrpo.catalog import fetch_hybrid, resolve
+from hrpo.checkpoints import model_in
 from hrpo.config import Dtype
 from hrpo.errors import InputError, model_named_by
 from hrpo.files import check_vacant, new_folder
 from hrpo.model import SETTINGS_FILE, HybridCausalLM, read_settings
-from hrpo.trainer import model_in
 
 STORED = ("float32", "bfloat16", "float16", "float64")
 

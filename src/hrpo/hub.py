@@ -13,10 +13,10 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from hrpo.card import CARD_FILE, PLACEHOLDER, TASK_PATHS, is_own_card, model_card, results_of
 from hrpo.catalog import KNOWN, connection_errors, is_hub_name
+from hrpo.checkpoints import OPTIMIZER_FILE, STATE_FILE
 from hrpo.errors import InputError, model_named_by
 from hrpo.export import export, saved_model
 from hrpo.model import SETTINGS_FILE, HybridSettings, read_settings
-from hrpo.trainer import OPTIMIZER_FILE, STATE_FILE
 
 NO_LOGIN = "no login to the Hub; run `hf auth login`, or set HF_TOKEN to a token that may write"
 

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 import torch
 from accelerate import Accelerator
 
+from hrpo.checkpoints import model_in
 from hrpo.errors import InputError, model_named_by
 from hrpo.limits import context_length
 from hrpo.model import HybridCausalLM
 from hrpo.prompts import decode, encode
 from hrpo.rollout import Rollout, generate
 from hrpo.tasks.task import ask
-from hrpo.trainer import model_in
 
 TRACED_CANDIDATES = 5
 

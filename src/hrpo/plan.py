@@ -8,6 +8,7 @@ import torch
 import yaml
 
 from hrpo.catalog import resolve
+from hrpo.checkpoints import model_in, start_or_resume
 from hrpo.config import TrainConfig
 from hrpo.errors import InputError
 from hrpo.estimate import estimate_memory
@@ -15,7 +16,6 @@ from hrpo.model import check_whole, load_config
 from hrpo.progress import console, print_table
 from hrpo.ranges import check_config
 from hrpo.tasks import check_task
-from hrpo.trainer import model_in, start_or_resume
 
 
 def show_plan(config: TrainConfig, *, resume: bool = False) -> None:

@@ -1,12 +1,10 @@
-"""The training loop: one `train_step` an update, checkpoints, and resuming from them."""
+"""The training loop: one `train_step` an update."""
 
 import dataclasses
 import json
 import math
-import os
 import random
 import time
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,13 +13,24 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from hrpo import files
 from hrpo.advantages import group_advantages, signal_share
 from hrpo.advice import distinct_share
+from hrpo.checkpoints import (
+    LOGS,
+    OPTIMIZER_FILE,
+    STATE_FILE,
+    append,
+    lines_until,
+    load_optimizer,
+    model_in,
+    optimizer_tensors,
+    read_step,
+    start_or_resume,
+)
 from hrpo.config import ModelConfig, RolloutConfig, TrainConfig
 from hrpo.errors import InputError, StoppedError, model_named_by
 from hrpo.evaluate import as_rows, evaluate
@@ -41,19 +50,6 @@ from hrpo.tasks.judge import DELIMITER
 from hrpo.techniques import FAST
 
 Metrics = dict[str, float]
-OPTIMIZER_FILE, STATE_FILE = "optimizer.safetensors", "trainer.json"
-LOGS = ("metrics.jsonl", "samples.jsonl")
-# What a resumed run may change.
-CHANGEABLE = {
-    "token_budget",
-    "recompute",
-    "save_every",
-    "folder",
-    "check.prompts",
-    "check.patience",
-    "eval.problems",
-    "eval.batch",
-}
 # Tokens of a micro-batch where the config leaves it open, least and most: on accelerators, and on CPUs, where larger
 # ones are no faster.
 TOKEN_BUDGETS = {False: (16384, 16384), True: (1024, 4096)}
@@ -90,7 +86,7 @@ class Trainer:
         self.task = load_task(config.task, config.seed)
         _check_train(self.task, config)
         set_seed(config.seed)  # of the fresh gate and adapters; sampling has keys of its own
-        self.step = 0 if checkpoint is None else _read_step(checkpoint)
+        self.step = 0 if checkpoint is None else read_step(checkpoint)
         self.model = _load_model(config, checkpoint, accelerator.device)
         _check_top_k(config, self.model)
         self.task = fitting(self.task, self.model, config)
@@ -110,10 +106,10 @@ class Trainer:
             self.model.load_reference(trust_remote_code=config.model.trust_remote_code)
         self.optimizer = _make_optimizer(self.model, config)
         if checkpoint is not None:
-            _load_optimizer(self.optimizer, checkpoint)
+            load_optimizer(self.optimizer, checkpoint)
         self.evaluation()  # whatever is damaged is told before anything is written
         # What was logged after the checkpoint happens again.
-        logs = {path: _lines_until(path, self.step) for path in map(self.folder.joinpath, LOGS) if path.is_file()}
+        logs = {path: lines_until(path, self.step) for path in map(self.folder.joinpath, LOGS) if path.is_file()}
         files.write_text(self.folder / "config.yaml", yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
         for path, lines in logs.items():
             files.write_text(path, "".join(line + "\n" for line in lines))
@@ -271,7 +267,7 @@ class Trainer:
         path = self.folder / f"checkpoint-{self.step}"
         with files.new_folder(path) as draft:
             self.model.write_files(draft)
-            save_file(_optimizer_tensors(self.optimizer), draft / OPTIMIZER_FILE)
+            save_file(optimizer_tensors(self.optimizer), draft / OPTIMIZER_FILE)
             (draft / STATE_FILE).write_text(json.dumps({"step": self.step}) + "\n")
         return path
 
@@ -300,7 +296,7 @@ class Trainer:
 
     def log(self, metrics: Metrics) -> None:
         """Append a line to metrics.jsonl."""
-        _append(self.folder / "metrics.jsonl", [metrics])
+        append(self.folder / "metrics.jsonl", [metrics])
 
     def write_samples(self, example: Example, completions: list[str], rewards: Tensor) -> None:
         """Append some completions of the update's first problem to samples.jsonl."""
@@ -314,21 +310,7 @@ class Trainer:
             }
             for text, reward in zip(completions[:SAMPLES_PER_UPDATE], rewards.tolist(), strict=False)
         ]
-        _append(self.folder / "samples.jsonl", rows)
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the checkpoint of a run folder with the most updates; None without any."""
-    found = [path for path in folder.glob("checkpoint-*/") if path.name.removeprefix("checkpoint-").isdigit()]
-    return max(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
-
-
-def model_in(name: str) -> str:
-    """Return the newest checkpoint of a run folder, and any other model's name as it is."""
-    newest = newest_checkpoint(Path(name))
-    if newest is None and (Path(name) / "config.yaml").is_file():
-        raise InputError(f"model.name: the run {name} has no checkpoint yet")
-    return str(newest or name)
+        append(self.folder / "samples.jsonl", rows)
 
 
 def _check_train(task: Task, config: TrainConfig) -> None:
@@ -349,57 +331,6 @@ def _check_top_k(config: TrainConfig, model: HybridCausalLM) -> None:
     top_k = config.rollout.top_k
     if top_k > model.vocab_size and top_k != RolloutConfig().top_k:
         raise InputError(f"rollout.top_k: the model has {model.vocab_size} tokens, got {top_k}; 0 takes all of them")
-
-
-def start_or_resume(folder: Path, config: TrainConfig, resume: bool) -> Path | None:
-    """Return the checkpoint to go on from, None to start anew."""
-    files.check_writable(folder, "folder")
-    config_file = folder / "config.yaml"
-    if not resume:
-        if config_file.exists():
-            raise InputError(f"name: {folder} is a run already; give --name another name, or --resume to go on with it")
-        return None
-    if not config_file.exists():
-        raise InputError(f"--resume: there is no run {folder}; leave --resume out to start it")
-    before, now = _read_config(config_file), dataclasses.asdict(config)
-    changed = sorted(set(differences(before, now)) - CHANGEABLE)
-    if changed:
-        raise InputError(
-            f"--resume: {', '.join(changed)} differ from {config_file}; give what it says, or --name for another run"
-        )
-    return newest_checkpoint(folder)
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = yaml.safe_load(path.read_text())
-    except (ValueError, yaml.YAMLError) as error:
-        raise InputError(f"--resume: {path} is damaged ({error}); start another run, --name") from error
-    if not isinstance(config, dict):
-        raise InputError(f"--resume: {path} is damaged (it holds no settings); start another run, --name")
-    return config
-
-
-def _read_step(checkpoint: Path) -> int:
-    state = files.read_json(checkpoint / STATE_FILE, "--resume", _go_back(checkpoint))
-    try:
-        return int(state["step"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"--resume: {checkpoint / STATE_FILE} has no step; {_go_back(checkpoint)}") from error
-
-
-def _go_back(checkpoint: Path) -> str:
-    return f"delete {checkpoint} to go on from the one before"
-
-
-def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield the names of the settings, dotted, in which two nested dictionaries differ."""
-    for key in a.keys() | b.keys():
-        left, right = a.get(key), b.get(key)
-        if isinstance(left, dict) and isinstance(right, dict):
-            yield from differences(left, right, f"{prefix}{key}.")
-        elif left != right:
-            yield prefix + key
 
 
 def lora_of(config: ModelConfig) -> Lora | None:
@@ -443,42 +374,7 @@ def _make_optimizer(model: HybridCausalLM, config: TrainConfig) -> torch.optim.A
     )
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return AdamW's state, flat: "INDEX.NAME" -> tensor."""
-    state = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": value.contiguous() for index, part in state.items() for name, value in part.items()}
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    path = checkpoint / OPTIMIZER_FILE
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"--resume: {path} is damaged ({error}); {_go_back(checkpoint)}") from error
-    for key, value in tensors.items():
-        index, name = key.split(".")
-        state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
 @lru_cache(maxsize=2)
 def _epoch(seed: int, epoch: int, size: int) -> list[int]:
     """Return the order of an epoch."""
     return random.Random(f"order/{seed}/{epoch}").sample(range(size), size)
-
-
-def _append(path: Path, rows: list[dict[str, Any]]) -> None:
-    with path.open("a") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _lines_until(path: Path, step: int) -> list[str]:
-    """Return the lines up to an update."""
-    lines = path.read_text().split("\n")[:-1]  # a kill may have cut the last line
-    try:
-        return [line for line in lines if json.loads(line)["step"] <= step]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"--resume: {path} is damaged ({error}); delete its lines without a step") from error

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from hrpo.catalog import fetch_hybrid, resolve
+from hrpo.checkpoints import model_in
 from hrpo.config import LatentMode
 from hrpo.errors import InputError, model_named_by
 from hrpo.model import SETTINGS_FILE, HybridSettings, read_settings
-from hrpo.trainer import model_in
 
 Prompt = Literal["own", "direct", "cot"]
 OWN = "own"

@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 from accelerate import Accelerator
 
+from hrpo.checkpoints import differences
 from hrpo.config import Scorer
 from hrpo.errors import InputError
 from hrpo.evaluate import answer_round
@@ -29,7 +30,6 @@ from hrpo.model import HybridCausalLM
 from hrpo.progress import bar, console
 from hrpo.rollout import sample_key
 from hrpo.tasks import Task
-from hrpo.trainer import differences
 
 FOLDER, SETTINGS_FILE = Path("evaluations"), "settings.json"
 ROUND = 4  # batches of completions in a part: what an interruption loses at most
