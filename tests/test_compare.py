@@ -3,17 +3,18 @@
 import dataclasses
 import json
 import math
+import shutil
 
 import pytest
 
 from hrpo import compare as module
 from hrpo.cli import main
-from hrpo.compare import compare, markdown, plan_runs, summarize
-from hrpo.config import CompareConfig, EvalConfig, LatentConfig, ModelConfig, RolloutConfig, TrainConfig
+from hrpo.compare import compare, markdown, of_modes, plot_curves, summarize
+from hrpo.config import EvalConfig, LatentConfig, ModelConfig, RolloutConfig, TrainConfig
 from hrpo.errors import InputError
 from hrpo.statistics import t_quantile
 
-CONTEST = CompareConfig(["hybrid", "hidden", "sft"], [0, 4])
+MODES, SEEDS = ["hybrid", "hidden", "sft"], [0, 4]
 
 
 @pytest.fixture
@@ -46,10 +47,10 @@ def test_runs(config, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(module, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        compare(config, CONTEST)
+        compare(of_modes(config, MODES), SEEDS)
     assert not (folder / "comparison.json").exists()
     before = files(folder / "hybrid-0")
-    comparison = compare(config, CONTEST)
+    comparison = compare(of_modes(config, MODES), SEEDS)
     names = ["hybrid-0", "hidden-0", "hidden-0", "sft-0", "hybrid-4", "hidden-4", "sft-4"]
     assert trained == [(name, place == 2) for place, name in enumerate(names)]
     assert files(folder / "hybrid-0") == before
@@ -57,12 +58,45 @@ def test_runs(config, tmp_path, monkeypatch, capsys):
     assert (folder / "comparison.md").read_text() == markdown(comparison)
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert [len((folder / name / "metrics.jsonl").read_text().splitlines()) for name in set(names)] == [3] * 6
-    assert comparison["hidden_ratios"]["hidden"] == 1
-    assert comparison["hidden_ratios"]["sft"] == 0
-    assert compare(config, CONTEST) == comparison
+    assert comparison["results"]["hidden"]["hidden_ratio"]["mean"] == 1
+    assert comparison["results"]["sft"]["hidden_ratio"]["mean"] == 0
+    kept = json.loads((folder / "hybrid-4.json").read_text())
+    assert kept["settings"] == json.loads(json.dumps(dataclasses.asdict(of_modes(config, MODES)["hybrid"]))) | {
+        "seed": 4,
+        "check": {**dataclasses.asdict(config.check), "patience": 0},
+    }
+    greedy = kept["evaluation"]["after"]["greedy"]
+    assert kept["right"]["after"]["greedy"].count("1") == greedy["accuracy"] * greedy["problems"]
+    assert kept["metrics"]["step"] == [1, 2, 3]
+    shutil.rmtree(folder / "hybrid-0")  # the result is enough
+    assert compare(of_modes(config, MODES), SEEDS) == comparison
     assert len(trained) == 7
-    with pytest.raises(InputError, match="updates differ"):
-        compare(dataclasses.replace(config, updates=4), CONTEST)
+    with pytest.raises(InputError, match="updates differ from"):
+        compare(of_modes(dataclasses.replace(config, updates=4), MODES), SEEDS)
+
+
+def test_results_elsewhere(config, tmp_path):
+    """Small files that can be kept, for ever, without the runs."""
+    arms = {"low": config, "high": dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, top_k=0))}
+    arms = {name: dataclasses.replace(arm, name="{arm}-{seed}") for name, arm in arms.items()}
+    comparison = compare(arms, [3], str(tmp_path / "study"))
+    names = {"low-3.json", "high-3.json", "comparison.json", "comparison.md", "curves.png"}
+    assert {path.name for path in (tmp_path / "study").iterdir()} == names
+    shutil.rmtree(tmp_path / "runs")
+    assert compare(arms, [3], str(tmp_path / "study")) == comparison
+    assert not (tmp_path / "runs").exists()
+    path = tmp_path / "study" / "low-3.json"
+    kept = json.loads(path.read_text())
+    del kept["settings"]["loss"]["policy"]  # a setting that is newer than the result
+    path.write_text(json.dumps(kept))
+    assert compare(arms, [3], str(tmp_path / "study")) == comparison
+    with pytest.raises(InputError, match=r"low-3\.json is of other settings \(latent\.r_min differ"):
+        compare(
+            {**arms, "low": dataclasses.replace(arms["low"], latent=LatentConfig(r_min=0.5))}, [3], str(path.parent)
+        )
+    path.write_text(json.dumps(kept)[:-9])
+    with pytest.raises(InputError, match=r"low-3\.json is damaged"):
+        compare(arms, [3], str(tmp_path / "study"))
 
 
 def evaluated(accuracy, length=10.0, ratio=0.1):
@@ -71,21 +105,23 @@ def evaluated(accuracy, length=10.0, ratio=0.1):
 
 
 @pytest.fixture
-def finished(config):
-    """Runs of two modes on three seeds that never ran; the second gains .1, .2 and .3 over the first."""
-    contest = CompareConfig(["discrete", "hybrid"], [0, 1, 2])
-    runs = plan_runs(config, contest)
-    for (mode, seed), run in runs.items():
-        run.run_folder.mkdir(parents=True)
-        gain = 0.1 * (seed + 1) if mode == "hybrid" else 0.0
-        evaluation = {"before": evaluated(0.2), "after": evaluated(0.4 + gain, 10 + seed)}
-        (run.run_folder / "evaluation.json").write_text(json.dumps(evaluation))
-        (run.run_folder / "metrics.jsonl").write_text('{"rollout_seconds": 30, "update_seconds": 31}\n' * 2)
-    return contest, runs
+def finished():
+    """Results of two arms from three seeds; the second gains .1, .2 and .3 over the first."""
+    settings = {"updates": 2, "task": {"name": "arithmetic"}}
+    metrics = {"step": [1, 2], "rollout_seconds": [30, 30], "update_seconds": [31, 31], "length": [9, 8]}
+    return {
+        (arm, seed): {
+            "settings": settings,
+            "metrics": metrics,
+            "evaluation": {"before": evaluated(0.2), "after": evaluated(0.4 + gain * (seed + 1), 10 + seed)},
+        }
+        for seed in (0, 1, 2)
+        for arm, gain in (("discrete", 0.0), ("hybrid", 0.1))
+    }
 
 
 def test_numbers_by_hand(finished):
-    comparison = summarize(*finished)
+    comparison = summarize(finished)
     hybrid = comparison["results"]["hybrid"]["greedy"]
     assert hybrid["before"] == [0.2] * 3
     assert hybrid["after"] == pytest.approx([0.5, 0.6, 0.7])
@@ -93,40 +129,49 @@ def test_numbers_by_hand(finished):
     assert (hybrid["mean"], *hybrid["interval"]) == pytest.approx((0.6, 0.6 - half, 0.6 + half))
     assert comparison["results"]["discrete"]["sampled"]["interval"] == pytest.approx((0.3, 0.3))
     greedy, sampled = comparison["differences"]
-    assert (greedy["mode"], greedy["measure"], sampled["measure"]) == ("hybrid", "greedy", "sampled")
+    assert (greedy["arm"], greedy["measure"], sampled["measure"]) == ("hybrid", "greedy", "sampled")
     assert (greedy["difference"], *greedy["interval"]) == pytest.approx((0.2, 0.2 - half, 0.2 + half))
     assert greedy["p"] == pytest.approx(0.07418, abs=1e-5)  # t = 2 sqrt(3) of 2 degrees
     assert greedy["p_holm"] == pytest.approx(2 * 0.07418, abs=1e-5)
-    assert comparison["lengths"] == {"discrete": 11, "hybrid": 11}
+    length = comparison["results"]["hybrid"]["length"]
+    assert (length["mean"], *length["interval"]) == pytest.approx((11, 11 - 10 * half, 11 + 10 * half))
     assert comparison["seconds"] == {"discrete": 122, "hybrid": 122}
     text = markdown(comparison)
-    assert "| hybrid | 20.0% | 60.0% [35.2%, 84.8%] | 10.0% | 50.0% [25.2%, 74.8%] | 11.0 | 0.100 | 2:02 |" in text
+    assert "| hybrid | 20.0% | 60.0% [35.2%, 84.8%] | 10.0% | 50.0% [25.2%, 74.8%] | 11.0 [8.5, 13.5] | " in text
+    assert "| 0.100 [0.100, 0.100] | 2:02 |" in text
     assert "| hybrid - discrete | greedy accuracy | +20.0 [-4.8, +44.8] | 0.074 | 0.148 |" in text
 
 
 def test_one_seed_has_no_intervals(finished):
-    contest, runs = finished
-    comparison = summarize(CompareConfig(contest.modes, [1]), runs)
+    comparison = summarize({key: result for key, result in finished.items() if key[1] == 1})
     assert comparison["differences"] == []
-    assert "| hybrid | 20.0% | 60.0% | 10.0% | 50.0% |" in markdown(comparison)
+    assert "| hybrid | 20.0% | 60.0% | 10.0% | 50.0% | 11.0 | 0.100 |" in markdown(comparison)
+
+
+def test_many_arms_are_all_drawn(finished, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("matplotlib.axes.Axes.plot", lambda *_, **style: drawn.append((style["color"], style["ls"])))
+    one = finished["hybrid", 0]
+    plot_curves({(f"arm {at}", 0): one for at in range(9)}, tmp_path / "curves.png")
+    assert len(set(drawn)) == 9
 
 
 @pytest.mark.parametrize(
-    ("changes", "contest", "message"),
+    ("changes", "modes", "seeds", "message"),
     [
-        ({}, CompareConfig([], [0]), "modes: needs at least one"),
-        ({}, CompareConfig(["hybrid"], [1, 1]), "seeds: .* each once"),
-        ({"name": "{mode}"}, CONTEST, "name: needs {mode} and {seed}"),
-        ({"name": "x-{seed}"}, CONTEST, "name: needs {mode} and {seed}"),
-        ({"eval": EvalConfig(0)}, CONTEST, "eval.problems"),
-        ({}, CompareConfig(["hybrid", "soft_thinking"], [0]), "latent.mode: soft_thinking is training-free"),
-        ({"latent": LatentConfig(r_min=1.0)}, CONTEST, "latent.r_min"),
-        ({}, CompareConfig(["hybrid"], [-1]), "seed"),
+        ({}, [], [0], "modes: needs at least one"),
+        ({}, ["hybrid"], [1, 1], "seeds: .* each once"),
+        ({"name": "{mode}"}, MODES, SEEDS, "name: needs {arm} \\(or {mode}\\) and {seed}"),
+        ({"name": "x-{seed}"}, MODES, SEEDS, "name: needs {arm} \\(or {mode}\\) and {seed}"),
+        ({"eval": EvalConfig(0)}, MODES, SEEDS, "eval.problems"),
+        ({}, ["hybrid", "soft_thinking"], [0], "latent.mode: soft_thinking is training-free"),
+        ({"latent": LatentConfig(r_min=1.0)}, MODES, SEEDS, "latent.r_min"),
+        ({}, ["hybrid"], [-1], "seed"),
     ],
 )
-def test_refusals_write_nothing(config, tmp_path, changes, contest, message):
+def test_refusals_write_nothing(config, tmp_path, changes, modes, seeds, message):
     with pytest.raises(InputError, match=message):
-        compare(dataclasses.replace(config, **changes), contest)
+        compare(of_modes(dataclasses.replace(config, **changes), modes), seeds)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -137,5 +182,34 @@ def test_command(tmp_path, capsys):
     assert "sft - discrete" in capsys.readouterr().out
     assert {path.name for path in tmp_path.iterdir()} == {
         *("comparison.json", "comparison.md", "curves.png"),
-        *("discrete-1", "discrete-2", "sft-1", "sft-2"),
+        *(name + ending for name in ("discrete-1", "discrete-2", "sft-1", "sft-2") for ending in ("", ".json")),
     }
+
+
+ARMS = {
+    "unknown": ("{a: {latent.rmin: 0.9}}", "arms.a: error: unknown option latent.rmin; did you mean latent.r_min?"),
+    "ill-typed": ("{a: {updates: many}}", "arms.a: error: updates: Expected a whole number. Got value: many"),
+    "out of range": ("{a: {}, b: {latent.r_min: 2}}", "latent.r_min: needs 0 < r_min"),
+    "other budget": ("{a: {}, b: {updates: 2}}", "arms.b: updates and eval.problems must be the same"),
+    "no settings": ("{a: 3}", "arms"),
+}
+
+
+@pytest.mark.parametrize(("arms", "message"), ARMS.values(), ids=ARMS)
+def test_arms_that_cannot_be(tmp_path, capsys, arms, message):
+    words = ["compare", "--config", "recipes/compare.yaml", "--folder", str(tmp_path / "runs"), "--updates", "1"]
+    with pytest.raises(SystemExit, match="2"):
+        main([*words, "--name", "{arm}-{seed}", "--arms", arms])
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_arms(tmp_path, capsys):
+    words = ["compare", "--config", "recipes/compare.yaml", "--folder", str(tmp_path / "runs"), "--seeds", "[0]"]
+    words += ["--updates", "1", "--eval.problems", "2", "--rollout.prompts", "2", "--name", "{arm}-{seed}"]
+    main([*words, "--arms", "{cold: {rollout.temperature: 0.3}, plain: {latent.mode: discrete, recompute: true}}"])
+    assert "plain" in capsys.readouterr().out
+    settings = json.loads((tmp_path / "runs" / "cold-0.json").read_text())["settings"]
+    assert (settings["rollout"]["temperature"], settings["latent"]["mode"]) == (0.3, "hybrid")
+    settings = json.loads((tmp_path / "runs" / "plain-0.json").read_text())["settings"]
+    assert (settings["latent"]["mode"], settings["recompute"], settings["rollout"]["prompts"]) == ("discrete", True, 2)

@@ -56,8 +56,7 @@ def start_or_resume(folder: Path, config: TrainConfig, resume: bool) -> Path | N
         return None
     if not config_file.exists():
         raise InputError(f"--resume: there is no run {folder}; leave --resume out to start it")
-    before, now = _read_config(config_file), dataclasses.asdict(config)
-    changed = sorted(set(differences(before, now)) - CHANGEABLE)
+    changed = changed_settings(_read_config(config_file), config)
     if changed:
         raise InputError(
             f"--resume: {', '.join(changed)} differ from {config_file}; give what it says, or --name for another run"
@@ -86,6 +85,24 @@ def read_step(checkpoint: Path) -> int:
 
 def _go_back(checkpoint: Path) -> str:
     return f"delete {checkpoint} to go on from the one before"
+
+
+def changed_settings(before: dict[str, Any], config: TrainConfig) -> list[str]:
+    """Return the names of the settings that are not those of a run, but for those that a run may change.
+
+    A setting that the run did not know yet had what is now its default.
+    """
+    known = _filled(before, dataclasses.asdict(TrainConfig()))
+    return sorted(set(differences(known, dataclasses.asdict(config))) - CHANGEABLE)
+
+
+def _filled(settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    filled = {**defaults, **settings}
+    for name, default in defaults.items():
+        # not within rewards: what they hold are names of the user's own
+        if isinstance(default, dict) and isinstance(filled[name], dict) and name != "rewards":
+            filled[name] = _filled(filled[name], default)
+    return filled
 
 
 def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> Iterator[str]:

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import errno
+import json
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -123,9 +124,20 @@ def _compare_parser(parser: Parser) -> None:
 
 def _compare(args: Namespace) -> None:
     _quiet()
-    from hrpo.compare import compare, show
+    from hrpo.compare import compare, of_modes, show
 
-    show(compare(_train_config(args), CompareConfig(args.modes, args.seeds)))
+    config = _train_config(args)
+    arms = {name: _changed(config, name, changes) for name, changes in args.arms.items()}
+    show(compare(arms or of_modes(config, args.modes), args.seeds, args.results))
+
+
+def _changed(config: TrainConfig, arm: str, changes: dict[str, Any]) -> TrainConfig:
+    """Return a config with the settings of an arm, given by their dotted names."""
+    parser = Parser(prog=f"hrpo compare: arms.{arm}")
+    parser.add_class_arguments(TrainConfig)
+    words = [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in changes.items()]
+    parser.set_defaults(dataclasses.asdict(config))
+    return TrainConfig(**parser.instantiate(parser.parse_args(words)).as_dict())
 
 
 def _eval_parser(parser: Parser) -> None:

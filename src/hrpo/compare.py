@@ -1,16 +1,20 @@
-"""Several latent modes, trained from several seeds under one budget, and what that shows."""
+"""Runs that differ in some settings, each from several seeds under one budget, and what that shows."""
 
 import dataclasses
+import itertools
 import json
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from hrpo import files
-from hrpo.checkpoints import start_or_resume
-from hrpo.config import CompareConfig, Contender, TrainConfig
+from hrpo import __version__, files
+from hrpo.checkpoints import changed_settings, start_or_resume
+from hrpo.config import Contender, TrainConfig
 from hrpo.errors import InputError
 from hrpo.progress import clock, console, print_table
 from hrpo.ranges import check_config
@@ -18,159 +22,236 @@ from hrpo.report import read_lines
 from hrpo.run import train
 from hrpo.statistics import holm, mean_interval, paired_t
 
-MEASURES = {"greedy": "greedy accuracy", "sampled": "sampled accuracy"}  # which answers -> what it is called
-CURVES = {"reward": "mean reward", "length": "completion length (tokens)", "kl": "KL to the initial model (k3)"}
+# What an arm is told by: its name, which answers, which of their numbers.
+MEASURES = {
+    "greedy": ("greedy accuracy", "greedy", "accuracy"),
+    "sampled": ("sampled accuracy", "sampled", "accuracy"),
+    "length": ("length", "sampled", "length"),
+    "hidden_ratio": ("hidden ratio", "sampled", "hidden_ratio"),
+}
+TESTED = ("greedy", "sampled")
+CURVES = {
+    "reward": "mean reward",
+    "length": "completion length (tokens)",
+    "hidden_ratio": "hidden ratio",
+    "kl": "KL to the initial model (k3)",
+}
+DASHES = ["-", "--", ":", "-."]
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000"]  # Okabe and Ito's
 SMOOTH = 5  # updates that a point of a curve is the mean of
+DIGITS = 5  # that a kept metric has
+
+Run = tuple[str, int]  # arm, seed
+Result = dict[str, Any]  # what is kept of a run, see `result_of`
 
 
-def compare(config: TrainConfig, contest: CompareConfig) -> dict[str, Any]:
-    """Train what is not trained yet, and write comparison.json, comparison.md and curves.png into the runs' folder.
+def of_modes(config: TrainConfig, modes: Sequence[Contender]) -> dict[str, TrainConfig]:
+    """Return an arm for each latent mode, and for "sft" supervised fine-tuning, with the same settings otherwise."""
+    return {
+        mode: dataclasses.replace(config, objective="sft")
+        if mode == "sft"
+        else dataclasses.replace(config, objective="hrpo", latent=dataclasses.replace(config.latent, mode=mode))
+        for mode in modes
+    }
 
-    A run that is finished is taken as it is, and one that was stopped goes on. All do the same number of updates:
-    `check.patience` is off, so that none stops early.
+
+def compare(arms: Mapping[str, TrainConfig], seeds: Sequence[int], results: str = "") -> dict[str, Any]:
+    """Train what is not trained yet, and write comparison.json, comparison.md and curves.png.
+
+    A run whose result is kept is not trained again, whether its folder is there or not; one that was stopped goes on.
+    All do the same number of updates: `check.patience` is off, so that none stops early.
+
+    Args:
+        arms: settings by the arm's name; the first is what the others are compared with. `{arm}` in a run's name
+            stands for that.
+        seeds: of the runs of each.
+        results: the folder for the comparison, and for each finished run's result, NAME.json; "" is the runs' folder.
 
     Returns:
         What comparison.json holds, see `summarize`.
 
     Raises:
-        InputError: a setting cannot be used, or a run's folder holds a run with other settings; nothing has been
+        InputError: a setting cannot be used, or a run's folder or result is of other settings; nothing has been
             trained then.
 
     """
-    runs = plan_runs(config, contest)
-    for (mode, seed), run in runs.items():
-        console.print(f"{mode}, seed {seed}: {run.run_folder}")
-        if "after" not in evaluation_of(run):
-            train(run, resume=(run.run_folder / "config.yaml").exists())
-    comparison = summarize(contest, runs)
-    folder = Path(config.folder)
+    runs = plan_runs(arms, seeds)
+    folder = Path(results or next(iter(arms.values())).folder)
+    files.check_writable(folder, "results")
+    kept = {key: _kept(folder, run) for key, run in runs.items()}
+    for place, ((arm, seed), run) in enumerate(runs.items(), 1):
+        if kept[arm, seed] is None:
+            console.print(f"run {place} of {len(runs)}: {arm}, seed {seed}, in {run.run_folder}")
+            if "after" not in _evaluation(run):
+                train(run, resume=(run.run_folder / "config.yaml").exists())
+            kept[arm, seed] = result_of(run)
+            files.write_text(_place(folder, run), json.dumps(kept[arm, seed]) + "\n")
+    finished = {key: result for key, result in kept.items() if result is not None}
+    comparison = summarize(finished)
     files.write_text(folder / "comparison.json", json.dumps(comparison, indent=1) + "\n")
-    plot_curves(contest, runs, folder / "curves.png")
+    plot_curves(finished, folder / "curves.png")
     files.write_text(folder / "comparison.md", markdown(comparison))
     return comparison
 
 
-def plan_runs(config: TrainConfig, contest: CompareConfig) -> dict[tuple[Contender, int], TrainConfig]:
+def plan_runs(arms: Mapping[str, TrainConfig], seeds: Sequence[int]) -> dict[Run, TrainConfig]:
     """Return the settings of each run, seed by seed.
 
     Raises:
         InputError: see `compare`.
 
     """
-    for name, values in (("modes", contest.modes), ("seeds", contest.seeds)):
-        if not values or len(set(values)) < len(values):
-            raise InputError(f"{name}: needs at least one, and each once")
-    if not config.eval.problems:
-        raise InputError("eval.problems: a comparison needs test problems")
-    config = dataclasses.replace(config, check=dataclasses.replace(config.check, patience=0))
-    runs = {(mode, seed): _run(config, mode, seed) for seed in contest.seeds for mode in contest.modes}
+    if not arms:
+        raise InputError("modes: needs at least one")
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise InputError("seeds: needs at least one, and each once")
+    runs = {(arm, seed): _run(config, arm, seed) for seed in seeds for arm, config in arms.items()}
     if len({run.run_folder for run in runs.values()}) < len(runs):
-        raise InputError("name: needs {mode} and {seed}, so that each run has a folder of its own")
-    for run in runs.values():
+        raise InputError("name: needs {arm} (or {mode}) and {seed}, so that each run has a folder of its own")
+    first = next(iter(runs.values()))
+    for (arm, _), run in runs.items():
+        if (run.updates, run.eval.problems) != (first.updates, first.eval.problems):
+            raise InputError(f"arms.{arm}: updates and eval.problems must be the same for all arms, one budget")
+        if not run.eval.problems:
+            raise InputError("eval.problems: a comparison needs test problems")
         check_config(run)
         start_or_resume(run.run_folder, run, resume=(run.run_folder / "config.yaml").exists())
     return runs
 
 
-def _run(config: TrainConfig, mode: Contender, seed: int) -> TrainConfig:
-    if mode == "sft":
-        return dataclasses.replace(config, objective="sft", seed=seed)
-    latent = dataclasses.replace(config.latent, mode=mode)
-    return dataclasses.replace(config, objective="hrpo", seed=seed, latent=latent)
+def _run(config: TrainConfig, arm: str, seed: int) -> TrainConfig:
+    check = dataclasses.replace(config.check, patience=0)
+    return dataclasses.replace(config, name=config.name.replace("{arm}", arm), seed=seed, check=check)
 
 
-def evaluation_of(run: TrainConfig) -> dict[str, Any]:
-    """Return what a run has evaluated so far."""
+def _place(folder: Path, run: TrainConfig) -> Path:
+    name = run.run_folder.relative_to(run.folder)
+    return folder / name.with_name(name.name + ".json")
+
+
+def _kept(folder: Path, run: TrainConfig) -> Result | None:
+    path = _place(folder, run)
+    if not path.is_file():
+        return None
+    result: Result = files.read_json(path, "results", "delete it, and its run is looked at again")
+    changed = changed_settings(result["settings"], run)
+    if changed:
+        raise InputError(f"results: {path} is of other settings ({', '.join(changed)} differ); give another folder")
+    return result
+
+
+def _evaluation(run: TrainConfig) -> dict[str, Any]:
     path = run.run_folder / "evaluation.json"
     evaluation: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     return evaluation
 
 
-def summarize(contest: CompareConfig, runs: dict[tuple[Contender, int], TrainConfig]) -> dict[str, Any]:
-    """Return the comparison of finished runs.
+def result_of(run: TrainConfig) -> Result:
+    """Return what is kept of a finished run.
 
-    modes, seeds, updates, task, problems: what was compared.
-    results: mode -> measure -> values by seed, before and after; mean after, and its t-interval over the seeds, cut to
-        0..1; none for one seed.
-    differences: of each other mode minus the first one, paired by seed: mean, t-interval, p of no difference, and p
-        corrected for the number of all these tests (Holm). Empty for one seed.
-    lengths, hidden_ratios: mode -> mean over the seeds, sampled answers after training.
-    seconds: mode -> mean over the seeds, of all updates.
+    settings: all of them; versions: of hrpo, torch and Python.
+    evaluation: evaluation.json.
+    right: "before" and "after" -> "greedy" and "sampled" -> a 1 or 0 for each test problem, strict.
+    metrics: name -> a value for each update, five digits.
     """
-    modes, seeds = contest.modes, contest.seeds
-    evaluations = {key: evaluation_of(run) for key, run in runs.items()}
-    several = len(seeds) > 1
-
-    def values(mode: Contender, when: str, how: str, name: str) -> list[float]:
-        return [evaluations[mode, seed][when][how][name] for seed in seeds]
-
-    def mean(numbers: list[float]) -> float:
-        return sum(numbers) / len(numbers)
-
-    results: dict[str, Any] = {}
-    for mode in modes:
-        results[mode] = {}
-        for how in MEASURES:
-            after = values(mode, "after", how, "accuracy")
-            results[mode][how] = {
-                "before": values(mode, "before", how, "accuracy"),
-                "after": after,
-                "mean": mean(after),
-                "interval": _bounded(mean_interval(after)) if several else None,
-            }
-    tests = [(mode, how) for mode in modes[1:] for how in MEASURES] if several else []
-    found = [paired_t(results[mode][how]["after"], results[modes[0]][how]["after"]) for mode, how in tests]
-    corrected = holm([difference.p for difference in found])
-    first = runs[modes[0], seeds[0]]
+    folder = run.run_folder
+    rows = read_lines(folder / "metrics.jsonl")
+    right = {
+        when: {
+            how: "".join(str(int(row["strict"])) for row in read_lines(folder / f"answers-{when}-{how}.jsonl"))
+            for how in TESTED
+        }
+        for when in ("before", "after")
+    }
     return {
-        "modes": modes,
-        "seeds": seeds,
-        "updates": first.updates,
-        "task": first.task.name,
-        "problems": evaluations[modes[0], seeds[0]]["after"]["greedy"]["problems"],
-        "results": results,
-        "differences": [
-            {"mode": mode, "measure": how, **difference._asdict(), "p_holm": p}
-            for (mode, how), difference, p in zip(tests, found, corrected, strict=True)
-        ],
-        "lengths": {mode: mean(values(mode, "after", "sampled", "length")) for mode in modes},
-        "hidden_ratios": {mode: mean(values(mode, "after", "sampled", "hidden_ratio")) for mode in modes},
-        "seconds": {mode: mean([_seconds(runs[mode, seed]) for seed in seeds]) for mode in modes},
+        "run": folder.name,
+        "settings": dataclasses.asdict(run),
+        "versions": {"hrpo": __version__, "torch": version("torch"), "python": platform.python_version()},
+        "evaluation": _evaluation(run),
+        "right": right,
+        "metrics": {name: [_short(row[name]) for row in rows] for name in rows[0] if all(name in row for row in rows)},
     }
 
 
-def _bounded(interval: tuple[float, float]) -> tuple[float, float]:
-    return max(interval[0], 0.0), min(interval[1], 1.0)  # Student's t knows no bounds, an accuracy has them
+def _short(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")
 
 
-def _seconds(run: TrainConfig) -> float:
-    rows = read_lines(run.run_folder / "metrics.jsonl")
-    return float(sum(row.get("rollout_seconds", 0) + row["update_seconds"] for row in rows))
+def summarize(finished: Mapping[Run, Result]) -> dict[str, Any]:
+    """Return the comparison of finished runs: each arm's, from the same seeds.
+
+    arms, seeds, updates, task, problems: what was compared.
+    results: arm -> measure -> values by seed, before and after; mean after, and its t-interval over the seeds, none for
+        one seed. That of an accuracy is cut to 0..1.
+    differences: of each other arm minus the first one, in accuracy, paired by seed: mean, t-interval, p of no
+        difference, and p corrected for the number of all these tests (Holm). Empty for one seed.
+    seconds: arm -> mean over the seeds, of all updates.
+    """
+    arms, seeds = list(dict.fromkeys(arm for arm, _ in finished)), list(dict.fromkeys(seed for _, seed in finished))
+    several = len(seeds) > 1
+    results: dict[str, Any] = {arm: {} for arm in arms}
+    for arm in arms:
+        for measure, (_, how, number) in MEASURES.items():
+            before, after = (
+                [finished[arm, seed]["evaluation"][when][how][number] for seed in seeds] for when in ("before", "after")
+            )
+            interval = mean_interval(after) if several else None
+            if interval and number == "accuracy":  # Student's t knows no bounds, an accuracy has them
+                interval = max(interval[0], 0.0), min(interval[1], 1.0)
+            results[arm][measure] = {"before": before, "after": after, "mean": _mean(after), "interval": interval}
+    tests = [(arm, measure) for arm in arms[1:] for measure in TESTED] if several else []
+    found = [paired_t(results[arm][measure]["after"], results[arms[0]][measure]["after"]) for arm, measure in tests]
+    corrected = holm([difference.p for difference in found])
+    first = finished[arms[0], seeds[0]]
+    return {
+        "arms": arms,
+        "seeds": seeds,
+        "updates": first["settings"]["updates"],
+        "task": first["settings"]["task"]["name"],
+        "problems": first["evaluation"]["after"]["greedy"]["problems"],
+        "results": results,
+        "differences": [
+            {"arm": arm, "measure": measure, **difference._asdict(), "p_holm": p}
+            for (arm, measure), difference, p in zip(tests, found, corrected, strict=True)
+        ],
+        "seconds": {arm: _mean([_seconds(finished[arm, seed]) for seed in seeds]) for arm in arms},
+    }
+
+
+def _mean(numbers: Sequence[float]) -> float:
+    return sum(numbers) / len(numbers)
+
+
+def _seconds(result: Result) -> float:
+    return float(sum(sum(result["metrics"].get(name, [])) for name in ("rollout_seconds", "update_seconds")))
 
 
 def result_rows(comparison: dict[str, Any]) -> list[list[str]]:
-    """Return the table's rows: mode, the accuracies before and after, length, hidden ratio, time."""
+    """Return the table's rows: arm, the accuracies before and after, length, hidden ratio, time."""
     rows = []
-    for mode in comparison["modes"]:
-        row = [mode]
-        for how in MEASURES:
-            result = comparison["results"][mode][how]
-            row.append(f"{sum(result['before']) / len(result['before']):.1%}")
-            row.append(f"{result['mean']:.1%}{_interval(result['interval'])}")
-        row.append(f"{comparison['lengths'][mode]:.1f}")
-        row.append(f"{comparison['hidden_ratios'][mode]:.3f}")
-        rows.append([*row, clock(comparison["seconds"][mode])])
+    for arm in comparison["arms"]:
+        row, results = [arm], comparison["results"][arm]
+        for measure in TESTED:
+            row.append(f"{_mean(results[measure]['before']):.1%}")
+            row.append(_with_interval(results[measure], "{:.1%}"))
+        row.append(_with_interval(results["length"], "{:.1f}"))
+        row.append(_with_interval(results["hidden_ratio"], "{:.3f}"))
+        rows.append([*row, clock(comparison["seconds"][arm])])
     return rows
+
+
+def _with_interval(result: dict[str, Any], form: str) -> str:
+    mean, interval = form.format(result["mean"]), result["interval"]
+    return mean if interval is None else f"{mean} [{form.format(interval[0])}, {form.format(interval[1])}]"
 
 
 def difference_rows(comparison: dict[str, Any]) -> list[list[str]]:
     """Return the table's rows: which difference, of what, how much, p, p corrected."""
     return [
         [
-            f"{row['mode']} - {comparison['modes'][0]}",
-            MEASURES[row["measure"]],
-            f"{100 * row['difference']:+.1f}{_points(row['interval'])}",
+            f"{row['arm']} - {comparison['arms'][0]}",
+            MEASURES[row["measure"]][0],
+            "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * value for value in (row["difference"], *row["interval"]))),
             f"{row['p']:.3f}",
             f"{row['p_holm']:.3f}",
         ]
@@ -178,7 +259,7 @@ def difference_rows(comparison: dict[str, Any]) -> list[list[str]]:
     ]
 
 
-HEADER = ["mode", *(how + when for how in MEASURES for when in (" before", " after")), "length", "hidden ratio", "time"]
+HEADER = ["arm", *(how + when for how in TESTED for when in (" before", " after")), "length", "hidden ratio", "time"]
 DIFFERENCES = ["difference", "of", "points", "p", "p (Holm)"]
 
 
@@ -193,8 +274,8 @@ def markdown(comparison: dict[str, Any]) -> str:
     """Return comparison.md."""
     parts = [f"# {_title(comparison)}\n", _table(HEADER, result_rows(comparison))]
     parts.append(
-        "Mean over the seeds and its 95 % interval (Student's t, cut to 0..100 %); length and hidden ratio of sampled "
-        "answers after training; time of all updates.\n"
+        "Mean over the seeds and its 95 % interval (Student's t, for accuracies cut to 0..100 %); length and hidden "
+        "ratio of sampled answers after training; time of all updates.\n"
     )
     if comparison["differences"]:
         parts.append(_table(DIFFERENCES, difference_rows(comparison)))
@@ -217,26 +298,20 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-def _interval(interval: tuple[float, float] | None) -> str:
-    return "" if interval is None else f" [{interval[0]:.1%}, {interval[1]:.1%}]"
-
-
-def _points(interval: tuple[float, float]) -> str:
-    return f" [{100 * interval[0]:+.1f}, {100 * interval[1]:+.1f}]"
-
-
-def plot_curves(contest: CompareConfig, runs: dict[tuple[Contender, int], TrainConfig], path: Path) -> None:
-    """Draw one panel a metric: a line and a band for each mode that has it."""
+def plot_curves(finished: Mapping[Run, Result], path: Path) -> None:
+    """Draw one panel a metric: a line and a band for each arm that has it."""
+    arms = list(dict.fromkeys(arm for arm, _ in finished))
     with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
-        figure = Figure(figsize=(10, 3), layout="constrained")
-        for panel, (name, title) in zip(figure.subplots(1, len(CURVES)), CURVES.items(), strict=True):
-            for mode, colour in zip(contest.modes, COLOURS, strict=False):
-                rows = [read_lines(runs[mode, seed].run_folder / "metrics.jsonl") for seed in contest.seeds]
-                if name not in rows[0][0]:
+        figure = Figure(figsize=(10, 5.5), layout="constrained")
+        panels = figure.subplots(2, 2).flat
+        for panel, (name, title) in zip(panels, CURVES.items(), strict=True):
+            for arm, (dashes, colour) in zip(arms, itertools.product(DASHES, COLOURS), strict=False):
+                metrics = [result["metrics"] for (which, _), result in finished.items() if which == arm]
+                if name not in metrics[0]:
                     continue
-                smooth = [_smooth([row[name] for row in lines]) for lines in rows]
-                steps, points = [row["step"] for row in rows[0]], list(zip(*smooth, strict=True))
-                panel.plot(steps, [sum(p) / len(p) for p in points], color=colour, linewidth=1.6, label=mode)
+                points = list(zip(*(_smooth(part[name]) for part in metrics), strict=True))
+                steps = metrics[0]["step"]
+                panel.plot(steps, [_mean(p) for p in points], color=colour, ls=dashes, lw=1.6, label=arm)
                 panel.fill_between(steps, list(map(min, points)), list(map(max, points)), color=colour, alpha=0.2, lw=0)
             panel.set_title(title, fontsize=9, loc="left")
             panel.set_xlabel("update")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from hrpo.errors import InputError
 
@@ -270,13 +270,19 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """A comparison of latent modes, each trained from several seeds with the same settings otherwise.
+    """A comparison of runs that differ in some settings, each from several seeds.
 
     Args:
         modes: latent modes, and sft for supervised fine-tuning with as many updates; the first is what the others are
             compared with.
+        arms: any settings instead, by dotted names under a name of one's own, {low: {latent.r_min: 0.9}}; {arm} in the
+            runs' name stands for that.
         seeds: of the runs of each.
+        results: a folder for the comparison and a small JSON of each finished run, which is not trained again then;
+            empty: that of the runs.
     """
 
     modes: list[Contender] = field(default_factory=lambda: ["hybrid", "discrete", "interpolation", "hidden"])
+    arms: dict[str, dict[str, Any]] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    results: str = ""
