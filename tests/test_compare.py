@@ -56,7 +56,7 @@ def test_runs(config, tmp_path, monkeypatch, capsys):
     assert files(folder / "hybrid-0") == before
     assert json.loads((folder / "comparison.json").read_text()) == json.loads(json.dumps(comparison))
     assert (folder / "comparison.md").read_text() == markdown(comparison)
-    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "comparison.png").read_bytes().startswith(b"\x89PNG")
     assert [len((folder / name / "metrics.jsonl").read_text().splitlines()) for name in set(names)] == [3] * 6
     assert comparison["results"]["hidden"]["hidden_ratio"]["mean"] == 1
     assert comparison["results"]["sft"]["hidden_ratio"]["mean"] == 0
@@ -80,7 +80,7 @@ def test_results_elsewhere(config, tmp_path):
     arms = {"low": config, "high": dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, top_k=0))}
     arms = {name: dataclasses.replace(arm, name="{arm}-{seed}") for name, arm in arms.items()}
     comparison = compare(arms, [3], str(tmp_path / "study"))
-    names = {"low-3.json", "high-3.json", "comparison.json", "comparison.md", "curves.png"}
+    names = {"low-3.json", "high-3.json", "comparison.json", "comparison.md", "comparison.png"}
     assert {path.name for path in (tmp_path / "study").iterdir()} == names
     shutil.rmtree(tmp_path / "runs")
     assert compare(arms, [3], str(tmp_path / "study")) == comparison
@@ -156,6 +156,13 @@ def test_many_arms_are_all_drawn(finished, tmp_path, monkeypatch):
     assert len(set(drawn)) == 9
 
 
+@pytest.mark.parametrize("report", ["", "../out", "hybrid-0"])
+def test_reports_that_cannot_be(config, tmp_path, report):
+    with pytest.raises(InputError, match="report: "):
+        compare(of_modes(config, ["hybrid"]), [0], report=report)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("changes", "modes", "seeds", "message"),
     [
@@ -181,7 +188,7 @@ def test_command(tmp_path, capsys):
     main(words)
     assert "sft - discrete" in capsys.readouterr().out
     assert {path.name for path in tmp_path.iterdir()} == {
-        *("comparison.json", "comparison.md", "curves.png"),
+        *("comparison.json", "comparison.md", "comparison.png"),
         *(name + ending for name in ("discrete-1", "discrete-2", "sft-1", "sft-2") for ending in ("", ".json")),
     }
 

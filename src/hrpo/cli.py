@@ -128,7 +128,7 @@ def _compare(args: Namespace) -> None:
 
     config = _train_config(args)
     arms = {name: _changed(config, name, changes) for name, changes in args.arms.items()}
-    show(compare(arms or of_modes(config, args.modes), args.seeds, args.results))
+    show(compare(arms or of_modes(config, args.modes), args.seeds, args.results, args.report))
 
 
 def _changed(config: TrainConfig, arm: str, changes: dict[str, Any]) -> TrainConfig:

@@ -55,8 +55,10 @@ def of_modes(config: TrainConfig, modes: Sequence[Contender]) -> dict[str, Train
     }
 
 
-def compare(arms: Mapping[str, TrainConfig], seeds: Sequence[int], results: str = "") -> dict[str, Any]:
-    """Train what is not trained yet, and write comparison.json, comparison.md and curves.png.
+def compare(
+    arms: Mapping[str, TrainConfig], seeds: Sequence[int], results: str = "", report: str = "comparison"
+) -> dict[str, Any]:
+    """Train what is not trained yet, and write REPORT.json, REPORT.md and REPORT.png.
 
     A run whose result is kept is not trained again, whether its folder is there or not; one that was stopped goes on.
     All do the same number of updates: `check.patience` is off, so that none stops early.
@@ -66,9 +68,10 @@ def compare(arms: Mapping[str, TrainConfig], seeds: Sequence[int], results: str 
             stands for that.
         seeds: of the runs of each.
         results: the folder for the comparison, and for each finished run's result, NAME.json; "" is the runs' folder.
+        report: what the comparison is called there.
 
     Returns:
-        What comparison.json holds, see `summarize`.
+        What REPORT.json holds, see `summarize`.
 
     Raises:
         InputError: a setting cannot be used, or a run's folder or result is of other settings; nothing has been
@@ -78,6 +81,8 @@ def compare(arms: Mapping[str, TrainConfig], seeds: Sequence[int], results: str 
     runs = plan_runs(arms, seeds)
     folder = Path(results or next(iter(arms.values())).folder)
     files.check_writable(folder, "results")
+    if not report or Path(report).name != report or report in {_place(folder, run).stem for run in runs.values()}:
+        raise InputError(f"report: {report!r} must be a file's name, without its ending, and no run's")
     kept = {key: _kept(folder, run) for key, run in runs.items()}
     for place, ((arm, seed), run) in enumerate(runs.items(), 1):
         if kept[arm, seed] is None:
@@ -88,9 +93,9 @@ def compare(arms: Mapping[str, TrainConfig], seeds: Sequence[int], results: str 
             files.write_text(_place(folder, run), json.dumps(kept[arm, seed]) + "\n")
     finished = {key: result for key, result in kept.items() if result is not None}
     comparison = summarize(finished)
-    files.write_text(folder / "comparison.json", json.dumps(comparison, indent=1) + "\n")
-    plot_curves(finished, folder / "curves.png")
-    files.write_text(folder / "comparison.md", markdown(comparison))
+    files.write_text(folder / f"{report}.json", json.dumps(comparison, indent=1) + "\n")
+    plot_curves(finished, folder / f"{report}.png")
+    files.write_text(folder / f"{report}.md", markdown(comparison, report))
     return comparison
 
 
@@ -270,8 +275,8 @@ def show(comparison: dict[str, Any]) -> None:
         print_table("paired over seeds", DIFFERENCES, difference_rows(comparison))
 
 
-def markdown(comparison: dict[str, Any]) -> str:
-    """Return comparison.md."""
+def markdown(comparison: dict[str, Any], report: str = "comparison") -> str:
+    """Return REPORT.md."""
     parts = [f"# {_title(comparison)}\n", _table(HEADER, result_rows(comparison))]
     parts.append(
         "Mean over the seeds and its 95 % interval (Student's t, for accuracies cut to 0..100 %); length and hidden "
@@ -283,7 +288,7 @@ def markdown(comparison: dict[str, Any]) -> str:
             "Differences in percentage points, paired by seed, which a seed's problems, their order and the answers' "
             f"random numbers belong to; paired t-test, p corrected for {len(comparison['differences'])} tests.\n"
         )
-    parts.append("![curves](curves.png)\n")
+    parts.append(f"![curves]({report}.png)\n")
     parts.append(f"Mean over the seeds, {SMOOTH} updates at a time, and the band from their lowest to their highest.\n")
     return "\n".join(parts)
 

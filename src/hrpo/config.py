@@ -280,9 +280,11 @@ class CompareConfig:
         seeds: of the runs of each.
         results: a folder for the comparison and a small JSON of each finished run, which is not trained again then;
             empty: that of the runs.
+        report: what the comparison's files there are called: REPORT.json, REPORT.md and REPORT.png.
     """
 
     modes: list[Contender] = field(default_factory=lambda: ["hybrid", "discrete", "interpolation", "hidden"])
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     results: str = ""
+    report: str = "comparison"
