@@ -16,6 +16,7 @@ from torch import Tensor
 from hrpo import files
 from hrpo.config import TrainConfig
 from hrpo.errors import InputError
+from hrpo.settings import parse
 
 OPTIMIZER_FILE, STATE_FILE = "optimizer.safetensors", "trainer.json"
 LOGS = ("metrics.jsonl", "samples.jsonl")
@@ -66,7 +67,7 @@ def start_or_resume(folder: Path, config: TrainConfig, resume: bool) -> Path | N
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = yaml.safe_load(path.read_text())
+        config = parse(path.read_text())
     except (ValueError, yaml.YAMLError) as error:
         raise InputError(f"--resume: {path} is damaged ({error}); start another run, --name") from error
     if not isinstance(config, dict):
@@ -79,7 +80,7 @@ def read_step(checkpoint: Path) -> int:
     state = files.read_json(checkpoint / STATE_FILE, "--resume", _go_back(checkpoint))
     try:
         return int(state["step"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise InputError(f"--resume: {checkpoint / STATE_FILE} has no step; {_go_back(checkpoint)}") from error
 
 
@@ -112,7 +113,7 @@ def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> Itera
         if isinstance(left, dict) and isinstance(right, dict):
             yield from differences(left, right, f"{prefix}{key}.")
         elif left != right:
-            yield prefix + key
+            yield f"{prefix}{key}"
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -126,12 +127,11 @@ def load_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:
     state: dict[int, dict[str, Tensor]] = {}
     path = checkpoint / OPTIMIZER_FILE
     try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
+        for key, value in load_file(path).items():
+            index, name = key.split(".")
+            state.setdefault(int(index), {})[name] = value
+    except (OSError, SafetensorError, ValueError) as error:
         raise InputError(f"--resume: {path} is damaged ({error}); {_go_back(checkpoint)}") from error
-    for key, value in tensors.items():
-        index, name = key.split(".")
-        state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -148,5 +148,5 @@ def lines_until(path: Path, step: int) -> list[str]:
     lines = path.read_text().split("\n")[:-1]  # a kill may have cut the last line
     try:
         return [line for line in lines if json.loads(line)["step"] <= step]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, RecursionError, TypeError, ValueError) as error:
         raise InputError(f"--resume: {path} is damaged ({error}); delete its lines without a step") from error
