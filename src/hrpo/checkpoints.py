@@ -145,8 +145,8 @@ def append(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def lines_until(path: Path, step: int) -> list[str]:
     """Return the lines up to an update."""
-    lines = path.read_text().split("\n")[:-1]  # a kill may have cut the last line
     try:
+        lines = path.read_text().split("\n")[:-1]  # a kill may have cut the last line
         return [line for line in lines if json.loads(line)["step"] <= step]
     except (KeyError, RecursionError, TypeError, ValueError) as error:
         raise InputError(f"--resume: {path} is damaged ({error}); delete its lines without a step") from error
