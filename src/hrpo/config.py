@@ -8,7 +8,19 @@ from hrpo.errors import InputError
 
 Dtype = Literal["float32", "bfloat16", "float64"]
 Quantization = Literal["none", "4bit", "8bit"]
-LatentMode = Literal["hybrid", "discrete", "interpolation", "hidden", "soft_thinking", "mixture_of_inputs"]
+LatentMode = Literal[
+    "hybrid",
+    "discrete",
+    "interpolation",
+    "hidden",
+    "no_input_gate",
+    "no_norm",
+    "scalar_a",
+    "swapped",
+    "noise",
+    "soft_thinking",
+    "mixture_of_inputs",
+]
 MixedIn = Literal["interpolation", "hidden"]
 Policy = Literal["model", "tempered", "sampler"]
 Reduction = Literal["sequence", "token"]
@@ -51,7 +63,8 @@ class LatentConfig:
     Args:
         mode: "hybrid" mixes each sampled token with a latent (HRPO); "discrete" feeds tokens alone (GRPO);
             "interpolation" feeds the mean embedding of the candidates alone, and "hidden" the last hidden state.
-            "soft_thinking" and "mixture_of_inputs" are training-free: they evaluate and generate.
+            "no_input_gate", "no_norm" and "scalar_a" leave parts of HRPO out. "swapped" and "noise" evaluate a gated
+            model with other latents than its own, and "soft_thinking" and "mixture_of_inputs" any model.
         mixed_in: which latent "hybrid" mixes in.
         r_min: lower end of the gate's initial a; the paper uses .95, .98 or .99.
         r_max: upper end.

@@ -14,7 +14,7 @@ from hrpo.decoder import left_pad, make_decoder
 from hrpo.delimiter import delimiter_automaton
 from hrpo.errors import InputError
 from hrpo.gate import mix_candidates
-from hrpo.latent import MODES, Mode, feed, mode_of, token_share, weigh
+from hrpo.latent import MODES, Mode, feed, mode_of, noise_table, put_in_place, token_share, weigh
 from hrpo.model import HybridCausalLM
 from hrpo.techniques import FAST, Techniques
 from hrpo.usable import check_usable
@@ -36,8 +36,8 @@ class Rollout:
     support_probs: (N, T, K), their probabilities.
     gate_mean: (N, T), mean over channels of a, the token's weight, where another input was fed; 1 elsewhere.
     temperature, top_k: the sampler's; top_k is 0 where all of V were candidates.
-    dense_latents: (N, T, D), stored when all of V is mixed, and for hidden states; of the candidates only the likeliest
-        20 are kept then.
+    dense_latents: (N, T, D), stored when all of V is mixed, for hidden states, and where other latents are fed in place
+        of a completion's own; of the candidates only the likeliest 20 are kept then.
     mode: how latents were made and fed.
     """
 
@@ -248,7 +248,9 @@ def generate(
     at_a_time = min(B, max(1, (max_rows or N) // G))  # prompts
     V = model.vocab_size
     K = min(top_k, V)
-    stores = thinks and (not K or mode.latent == "hidden")  # latents, not the candidates they were mixed from
+    stores = thinks and (
+        not K or mode.latent == "hidden" or mode.replaced != ""
+    )  # latents, not the candidates they were mixed from
     shown = min(SHOWN_CANDIDATES, K or V) if stores or not K else K
     automaton = delimiter_automaton(delimiter, tokenizer or model.tokenizer, V).to(device)
     table = model.embedding_table().to(real) if thinks and not K else None
@@ -266,6 +268,7 @@ def generate(
     gate_mean = torch.ones((N, T), dtype=real, device=device)
     D = model.gate.hidden_size
     dense = torch.zeros((N, T, D), dtype=real, device=device) if stores else None
+    noise = noise_table(V, D, dense) if dense is not None and mode.replaced else None
 
     # The batch: row n computes completion rows[n], whose next token is its t[n]-th.
     rows = torch.empty(0, dtype=torch.long, device=device)
@@ -347,6 +350,8 @@ def generate(
                 latents = model.mix(candidates, weigh(mode, probs))
             else:
                 latents = weigh(mode, chosen_from) @ table
+            if noise is not None:
+                latents = put_in_place(mode, latents, uniforms[rows, t], noise)
             if dense is not None:
                 dense[rows, t] = latents
             out, a = feed(mode, model.gate, inputs, latents, token_share(mode, chosen_from))
