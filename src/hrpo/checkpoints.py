@@ -27,6 +27,7 @@ CHANGEABLE = {
     "folder",
     "check.prompts",
     "check.patience",
+    "check.max_skipped",
     "eval.problems",
     "eval.batch",
 }

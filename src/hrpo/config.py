@@ -195,10 +195,12 @@ class CheckConfig:
     Args:
         prompts: training problems that are tried; 0 switches the check off.
         patience: training stops after so many updates in a row without a signal in any group; 0 goes on for ever.
+        max_skipped: training stops after so many updates in a row that were skipped, something in them not finite.
     """
 
     prompts: int = 8
     patience: int = 20
+    max_skipped: int = 5
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from hrpo.model import HybridCausalLM
 from hrpo.progress import bar
 from hrpo.prompts import decode, encode
 from hrpo.rollout import generate, sample_key
+from hrpo.sick import check_finite
 from hrpo.statistics import metric_interval, wilson
 from hrpo.tasks import Example, Task
 from hrpo.tasks.judge import DELIMITER
@@ -61,6 +62,9 @@ def answer_round(
     Returns:
         The answers, a problem's side by side.
 
+    Raises:
+        StoppedError: the model's logits are not numbers.
+
     """
     settings = model.settings
     rollout = generate(
@@ -75,6 +79,7 @@ def answer_round(
         max_rows=batch,
         on_finished=on_finished,
     )
+    check_finite(model, rollout)
     ratio = (1 - rollout.gate_mean**2).sqrt()  # 0 where no mixed input was fed
     mixed = rollout.hybrid_mask.sum(1)
     ratios = (ratio.sum(1) / mixed.clamp(min=1)).tolist()

@@ -24,6 +24,7 @@ LEAST = {
     "optimizer.weight_decay": 0,
     "check.prompts": 0,
     "check.patience": 0,
+    "check.max_skipped": 1,
     "eval.problems": 0,
     "eval.batch": 1,
 }

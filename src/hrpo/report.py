@@ -50,14 +50,14 @@ def result_rows(evaluation: dict[str, Any], metrics: list[dict[str, Any]]) -> li
         ("hidden ratio", "hidden_ratio", "{:.4f}"),
     ):
         rows.append([label, *(form.format(p["sampled"][key]) if "sampled" in p else "-" for p in (before, after))])
-    first, last = metrics[0], metrics[-1]
     for label, key, form in (
         ("training reward", "reward", "{:.3f}"),
         ("groups with a signal", "signal", "{:.0%}"),
         ("training nll (nats per token)", "nll", "{:.3f}"),
     ):
-        if key in first:
-            rows.append([label, form.format(first[key]), form.format(last[key])])
+        values = [row[key] for row in metrics if key in row]  # not in updates where it was not finite
+        if values:
+            rows.append([label, form.format(values[0]), form.format(values[-1])])
     return rows
 
 
@@ -92,12 +92,13 @@ def result_markdown(evaluation: dict[str, Any], metrics: list[dict[str, Any]]) -
 
 def plot_curves(metrics: list[dict[str, Any]], path: Path) -> None:
     """Draw one panel a metric over the updates, and its mean over ten of them."""
-    names = [name for name in CURVES if name in metrics[0]]
+    names = [name for name in CURVES if any(name in row for row in metrics)]
     rows = -(-len(names) // 2)
     with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
         figure = Figure(figsize=(9, 2.2 * rows), layout="constrained")
         for panel, name in zip(figure.subplots(rows, 2, squeeze=False).flat, names, strict=False):
-            steps, values = [row["step"] for row in metrics], [row[name] for row in metrics]
+            known = [row for row in metrics if name in row]  # not where it was not finite
+            steps, values = [row["step"] for row in known], [row[name] for row in known]
             smooth = [sum(values[max(0, i - 9) : i + 1]) / min(i + 1, 10) for i in range(len(values))]
             panel.plot(steps, values, color="#0072B2", alpha=0.3, linewidth=1)
             panel.plot(steps, smooth, color="#0072B2", linewidth=1.8)

@@ -70,6 +70,15 @@ class Rollout:
         last = self.completion_ids.gather(1, (self.lengths - 1).unsqueeze(1)).squeeze(1)
         return ~torch.isin(last, last.new_tensor(list(eos_token_ids)))
 
+    def finite(self) -> bool:
+        """Whether the model's logits were numbers wherever something was written."""
+        return bool(self.sample_logprobs.isfinite().all())
+
+    def entropy(self) -> Tensor:
+        """Entropy of the candidates that a token was chosen from, in nats, averaged over all tokens. Scalar."""
+        entropies: Tensor = torch.special.entr(self.support_probs).sum(dim=2)  # (N, T)
+        return (entropies * self.completion_mask).sum() / self.lengths.sum()
+
     def latents(self, embedding_table: Tensor) -> Tensor:
         """Return the latent h of every position: (V, D) -> (N, T, D), no gradient."""
         if self.dense_latents is not None:
@@ -400,4 +409,4 @@ def _inverse_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:
     cdf = probs.cumsum(dim=1)
     total = cdf[:, -1:]  # the draw stays below it, or a rounded-up one would pick a token of probability 0
     threshold = torch.minimum(uniforms.unsqueeze(1) * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cdf, threshold, right=True)
+    return torch.searchsorted(cdf, threshold, right=True).clamp(max=cdf.shape[1] - 1)  # a row of NaN has no place

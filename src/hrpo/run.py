@@ -8,9 +8,11 @@ from hrpo.advice import Signs, advice
 from hrpo.check import as_dict, check, show
 from hrpo.config import TrainConfig
 from hrpo.errors import StoppedError
+from hrpo.guards import active, onsets, skipped_in_a_row
 from hrpo.limits import show_dropped
-from hrpo.progress import bar, metrics_note
+from hrpo.progress import bar, console, metrics_note
 from hrpo.report import read_lines, write_report
+from hrpo.sick import FOLDER as SKIPPED
 from hrpo.trainer import Metrics, Trainer
 
 
@@ -41,14 +43,17 @@ def train(config: TrainConfig, *, resume: bool = False) -> dict[str, Any]:
     with bar("update", config.updates, trainer.step) as progress:
         while trainer.step < config.updates:
             metrics = trainer.train_step()
-            trainer.log(metrics)
             updates.append(metrics)
+            metrics["warnings"] = len(active(updates))
+            trainer.log(metrics)
             progress.advance(note=metrics_note(metrics))
-            stop = without_signal(updates, config.check.patience)
-            if stop or trainer.step % config.save_every == 0 or trainer.step == config.updates:
+            for line in onsets(updates):
+                console.print(f"warning: {line}")
+            reason = _reason(updates, config)
+            if reason or trainer.step % config.save_every == 0 or trainer.step == config.updates:
                 trainer.save()
-            if stop:
-                raise StoppedError(_reason(updates, config))
+            if reason:
+                raise StoppedError(reason)
     if "after" not in evaluation:
         evaluation["after"] = trainer.evaluate("after")
     write_report(trainer.folder)
@@ -62,6 +67,15 @@ def without_signal(updates: list[Metrics], patience: int) -> bool:
 
 
 def _reason(updates: list[Metrics], config: TrainConfig) -> str:
+    """Return why to stop; nothing where training is to go on."""
+    if skipped_in_a_row(updates) >= config.check.max_skipped:
+        return (
+            f"the last {config.check.max_skipped} updates were skipped, since something in them was not finite "
+            f"(check.max_skipped); {SKIPPED}/ in the run folder has their batches. Lower optimizer.lr, "
+            "optimizer.gate_lr and optimizer.lambda_lr, or set model.dtype to float32"
+        )
+    if not without_signal(updates, config.check.patience):
+        return ""
     tips = advice(Signs.of_updates(updates[-config.check.patience :]), config)
     head = f"no group had a signal in the last {config.check.patience} updates, so nothing was learnt (check.patience)"
     return "\n".join([head, *(f"- {tip}" for tip in tips)])

@@ -5,6 +5,7 @@ import json
 import math
 import random
 import time
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -34,17 +35,20 @@ from hrpo.checkpoints import (
 from hrpo.config import ModelConfig, RolloutConfig, TrainConfig
 from hrpo.errors import InputError, StoppedError, model_named_by
 from hrpo.evaluate import as_rows, evaluate
+from hrpo.guards import broken_replay, replay_errors
 from hrpo.latent import MODES
 from hrpo.limits import fitting
 from hrpo.loss import hrpo_loss, token_weights
 from hrpo.memory import give_back
 from hrpo.model import HybridCausalLM, Lora
+from hrpo.progress import console
 from hrpo.prompts import decode, encode
 from hrpo.ranges import check_config
 from hrpo.replay import replay
 from hrpo.rewards import score
 from hrpo.rollout import Rollout, generate, sample_key
 from hrpo.sft import negative_log_likelihood, target_text, write_down
+from hrpo.sick import keep_batch, not_finite
 from hrpo.tasks import Example, Task, load_task, remembered
 from hrpo.tasks.judge import DELIMITER
 from hrpo.techniques import FAST
@@ -114,6 +118,11 @@ class Trainer:
         for path, lines in logs.items():
             files.write_text(path, "".join(line + "\n" for line in lines))
 
+    @property
+    def exact(self) -> bool:
+        """Whether replayed log-probabilities are those sampled, but for the order of sums."""
+        return self.model.rounding != torch.bfloat16 and self.config.model.quantization == "none"
+
     def train_step(self) -> Metrics:
         """Do one update."""
         return self.supervised_step() if self.config.objective == "sft" else self.policy_step()
@@ -130,6 +139,9 @@ class Trainer:
         advantages = group_advantages(rewards, G, config.loss.advantage_scale).to(self.model.device)  # (N,)
         rolled_out = time.perf_counter()
         stats = self.update(rollout, advantages)
+        broken = broken_replay(stats, exact=self.exact)
+        if broken or stats["skipped"]:
+            self.put_aside(broken, rollout, examples, completions, rewards.tolist())
         end = time.perf_counter()
         self.step += 1
         self.write_samples(examples[0], completions[:G], rewards)
@@ -141,9 +153,11 @@ class Trainer:
             "signal": signal_share(rewards, G),
             "distinct": distinct_share(rollout.completion_ids, G),
             "format_rate": sum(text.count(DELIMITER) == 1 for text in completions) / len(completions),
+            "repeated_delimiter": sum(text.count(DELIMITER) > 1 for text in completions) / len(completions),
             "length": rollout.lengths.float().mean().item(),
             "truncation_rate": rollout.truncated(self.model.eos_token_ids).float().mean().item(),
             "hidden_ratio": rollout.hidden_ratio().item(),
+            "entropy": rollout.entropy().item(),
             **stats,
             "tokens": tokens,
             "tokens_per_second": tokens / (end - start),
@@ -154,9 +168,12 @@ class Trainer:
     def supervised_step(self) -> Metrics:
         """Do one update of supervised fine-tuning: write down, replay, step."""
         start = time.perf_counter()
-        written = write_down(self.model, self.task, self.batch(self.step), self.config.sft.target)
+        examples = self.batch(self.step)
+        written = write_down(self.model, self.task, examples, self.config.sft.target)
         nll = negative_log_likelihood(self.model, written, self.token_budget(written), recompute=self.config.recompute)
-        norm = self.step_optimizer()
+        stats = self.step_optimizer(nll)
+        if stats["skipped"]:
+            self.put_aside(None, written, examples, decode(self.model.tokenizer, written))
         self.step += 1
         tokens, seconds = int(written.completion_mask.sum()), time.perf_counter() - start
         return {
@@ -166,7 +183,7 @@ class Trainer:
             "tokens": tokens,
             "tokens_per_second": tokens / seconds,
             "update_seconds": seconds,
-            **norm,
+            **stats,
         }
 
     def roll_out(self, examples: list[Example], *, key: int | str, max_new_tokens: int | None = None) -> Rollout:
@@ -186,8 +203,13 @@ class Trainer:
         )
 
     def update(self, rollout: Rollout, advantages: Tensor) -> Metrics:
-        """Learn from a rollout."""
-        return {**self.gradients(rollout, advantages), **self.step_optimizer()}
+        """Learn from a rollout. Nothing is learnt from one with something in it, or in its gradient, that is amiss."""
+        if not rollout.finite():
+            return {"skipped": 1.0}
+        stats = self.gradients(rollout, advantages)
+        if broken_replay(stats, exact=self.exact):
+            return {**stats, "skipped": 1.0}
+        return {**stats, **self.step_optimizer(stats["loss"])}
 
     def gradients(self, rollout: Rollout, advantages: Tensor) -> Metrics:
         """Replay the rollout in micro-batches and leave the sum of their gradients in the parameters."""
@@ -202,7 +224,7 @@ class Trainer:
             places = [b * G + g for b in signal for g in range(G)]
             rollout, advantages, weights = rollout.groups(signal), advantages[places], weights[places]
         totals: dict[str, Tensor] = {}
-        mismatch = torch.zeros((), device=model.device)
+        gaps = []  # between sampled and replayed log-probabilities, of each token
         for first, last in rollout.micro_batches(self.token_budget(rollout)):
             part = rollout.select(first, last)
             logprobs, reference = replay(  # (n, t) each
@@ -224,29 +246,54 @@ class Trainer:
             for name, value in {"loss": loss.detach(), **stats}.items():
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value
             if config.loss.policy == "model":
-                mismatch = torch.maximum(mismatch, (logprobs.detach() - part.sample_logprobs).abs().max())
+                gaps.append((logprobs.detach() - part.sample_logprobs).abs()[part.completion_mask.bool()])
         result = {name: value.item() for name, value in totals.items()}
-        if config.loss.policy == "model":
-            result["replay_error"] = mismatch.item()
-        return result
+        return {**result, **replay_errors(torch.cat(gaps))} if gaps else result
 
-    def step_optimizer(self) -> Metrics:
-        """Clip the gradients, step at this update's learning rates, and forget the gradients."""
+    def step_optimizer(self, loss: float) -> Metrics:
+        """Clip the gradients, step at this update's learning rates, and forget the gradients.
+
+        Where the loss or a gradient is not finite nothing is done, and the gradients stay for a look.
+        """
         settings = self.config.optimizer
         factor = learning_rate_factor(self.step, self.config.updates, settings.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
-        if not norm.isfinite():
-            raise StoppedError(
-                f"the gradient of update {self.step + 1} is not finite, so it was not taken; lower optimizer.lr, "
-                "optimizer.gate_lr and optimizer.lambda_lr, or set model.dtype to float32"
-            )
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        metrics = {"grad_norm": norm.item(), "lr": settings.lr * factor, "skipped": 0.0}
+        if not math.isfinite(metrics["grad_norm"]) or not math.isfinite(loss):
+            return {**metrics, "skipped": 1.0}
+        torch.nn.utils.clip_grads_with_norm_(parameters, settings.max_grad_norm, norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         give_back(self.model.device)
-        return {"grad_norm": norm.item(), "lr": settings.lr * factor}
+        return metrics
+
+    def put_aside(
+        self,
+        broken: str | None,
+        rollout: Rollout,
+        examples: list[Example],
+        completions: list[str],
+        rewards: Sequence[float] = (),
+    ) -> None:
+        """Keep the batch of an update that was not taken, say so, and forget its gradients.
+
+        Raises:
+            StoppedError: `broken` says why training cannot go on.
+
+        """
+        bad = not_finite(self.model)
+        why = broken or f"not finite: {', '.join(bad) if rollout.finite() else 'the logits, while sampling'}"
+        facts = {"rewards": list(rewards), "not_finite": bad}
+        kept = keep_batch(self.folder, self.step + 1, why, rollout, examples, completions, facts)
+        self.optimizer.zero_grad()
+        if broken:
+            if self.step:
+                self.save()
+            raise StoppedError(f"update {self.step + 1} was not taken: {broken}; {kept}")
+        console.print(f"warning: update {self.step + 1} was skipped, {why}; {kept}")
 
     def token_budget(self, rollout: Rollout) -> int:
         """Return the tokens of a micro-batch."""
@@ -295,7 +342,8 @@ class Trainer:
         return numbers
 
     def log(self, metrics: Metrics) -> None:
-        """Append a line to metrics.jsonl."""
+        """Append a line to metrics.jsonl, without numbers that are not finite."""
+        metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
         append(self.folder / "metrics.jsonl", [metrics])
 
     def write_samples(self, example: Example, completions: list[str], rewards: Tensor) -> None:
