@@ -9,15 +9,15 @@ from hrpo.guards import GUARDS, active, broken_replay, onsets, replay_errors, sk
 
 # The quickstart's means over ten updates, at the start, in the middle and at the end.
 HEALTHY = [
-    {"reward": 0.45, "signal": 0.86, "length": 12, "entropy": 0.26, "kl": 0.002, "repeated_delimiter": 0.02},
-    {"reward": 0.64, "signal": 0.72, "length": 19, "entropy": 0.2, "kl": 0.05, "repeated_delimiter": 0.02},
-    {"reward": 0.9, "signal": 0.4, "length": 26, "entropy": 0.08, "kl": 0.1, "repeated_delimiter": 0.01},
+    {"reward": 0.45, "signal": 0.97, "length": 13.2, "entropy": 0.15, "kl": 0.003, "repeated_delimiter": 0.052},
+    {"reward": 0.80, "signal": 0.72, "length": 23.8, "entropy": 0.037, "kl": 0.022, "repeated_delimiter": 0.039},
+    {"reward": 0.91, "signal": 0.38, "length": 26.1, "entropy": 0.015, "kl": 0.023, "repeated_delimiter": 0.014},
 ]
 SICK = {
     "entropy": ({"entropy": 0.001}, r"entropy is 0\.001 nats a token.*rollout\.temperature"),
-    "longer": ({"length": 60}, "have grown from 12 to 60 tokens.*samples"),
-    "shorter": ({"length": 2}, "have shrunk from 12 to 2 tokens.*samples"),
-    "signal": ({"signal": 0.02}, r"2% of the groups have a signal \(mean reward 0\.9\).*hrpo check"),
+    "longer": ({"length": 60}, "have grown from 13 to 60 tokens.*samples"),
+    "shorter": ({"length": 2}, "have shrunk from 13 to 2 tokens.*samples"),
+    "signal": ({"signal": 0.02}, r"2% of the groups have a signal \(mean reward 0\.91\).*hrpo check"),
     "kl": ({"kl": 3.0}, r"is 3 nats a token.*loss\.beta"),
     "repeated delimiter": ({"repeated_delimiter": 0.5}, r"50% of the completions.*task\.rewards"),
     "replay": ({"replay_error_99": 0.7}, r"0\.7 or more.*float32"),
