@@ -493,6 +493,8 @@ CASES = [
     ("retrieve build --corpus nowhere.jsonl --index new", "nowhere.jsonl", "--corpus"),
     ("retrieve add --task nq --path data --index nowhere --out new.jsonl", "--path"),
     ("compare --config nowhere.yaml", "nowhere.yaml"),
+    ("report nowhere", "RUN: no file or folder nowhere"),
+    ("report .", "RUN: . is no run folder"),
     ("compare --modes [hybrid] --seeds [] --folder new", "seeds"),
     # eval
     ("eval --checkpoint tiny", "--tasks: tiny is a plain model that remembers no task", "name one"),

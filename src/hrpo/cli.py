@@ -140,6 +140,20 @@ def _changed(config: TrainConfig, arm: str, changes: dict[str, Any]) -> TrainCon
     return TrainConfig(**parser.instantiate(parser.parse_args(words)).as_dict())
 
 
+def _report_parser(parser: Parser) -> None:
+    parser.usage = "hrpo report RUN [RUN ...] [--out FILE]"
+    parser.add_argument("runs", nargs="+", type=str, help="run folders, or results that hrpo compare kept")
+    parser.add_argument("--out", default="report.html", help="the page; a .md and a .png are written beside it")
+
+
+def _report(args: Namespace) -> None:
+    _quiet()
+    from hrpo.overview import report
+
+    for path in report(args.runs, args.out):
+        print(path)
+
+
 def _eval_parser(parser: Parser) -> None:
     parser.usage = "hrpo eval --checkpoint DIR [DIR ...] [--tasks NAME,NAME] [--samples K] [options]"
     add = parser.add_argument
@@ -356,6 +370,7 @@ COMMANDS: dict[str, tuple[Callable[[Parser], None], Callable[[Namespace], None],
     "check": (_check_parser, _check, "measure on a few prompts what a training run would be like"),
     "sft": (_train_parser, _sft, "fine-tune a model on written solutions: a warm start"),
     "compare": (_compare_parser, _compare, "train several latent modes on several seeds, and compare them"),
+    "report": (_report_parser, _report, "put several runs on one page: curves, numbers, tests, answers"),
     "eval": (_eval_parser, _eval, "evaluate checkpoints on test problems, and compare them"),
     "generate": (_generate_parser, _generate, "ask a checkpoint something, and look at its latents"),
     "tasks": (_tasks_parser, _tasks, "list the tasks, or show some prompts of one"),

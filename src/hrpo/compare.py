@@ -42,7 +42,7 @@ SMOOTH = 5  # updates that a point of a curve is the mean of
 DIGITS = 5  # that a kept metric has
 
 Run = tuple[str, int]  # arm, seed
-Result = dict[str, Any]  # what is kept of a run, see `result_of`
+Result = dict[str, Any]  # what is kept of a run, see `result_in`
 
 
 def of_modes(config: TrainConfig, modes: Sequence[Contender]) -> dict[str, TrainConfig]:
@@ -87,9 +87,9 @@ def compare(
     for place, ((arm, seed), run) in enumerate(runs.items(), 1):
         if kept[arm, seed] is None:
             console.print(f"run {place} of {len(runs)}: {arm}, seed {seed}, in {run.run_folder}")
-            if "after" not in _evaluation(run):
+            if "after" not in _evaluation(run.run_folder):
                 train(run, resume=(run.run_folder / "config.yaml").exists())
-            kept[arm, seed] = result_of(run)
+            kept[arm, seed] = result_in(run.run_folder, dataclasses.asdict(run))
             files.write_text(_place(folder, run), json.dumps(kept[arm, seed]) + "\n")
     finished = {key: result for key, result in kept.items() if result is not None}
     comparison = summarize(finished)
@@ -145,21 +145,20 @@ def _kept(folder: Path, run: TrainConfig) -> Result | None:
     return result
 
 
-def _evaluation(run: TrainConfig) -> dict[str, Any]:
-    path = run.run_folder / "evaluation.json"
+def _evaluation(folder: Path) -> dict[str, Any]:
+    path = folder / "evaluation.json"
     evaluation: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     return evaluation
 
 
-def result_of(run: TrainConfig) -> Result:
-    """Return what is kept of a finished run.
+def result_in(folder: Path, settings: dict[str, Any]) -> Result:
+    """Return what is kept of a run, from its folder.
 
     settings: all of them; versions: of hrpo, torch and Python.
     evaluation: evaluation.json.
-    right: "before" and "after" -> "greedy" and "sampled" -> a 1 or 0 for each test problem, strict.
+    right: "before" and "after" -> "greedy" and "sampled" -> a 1 or 0 for each test problem, strict; "" if not yet.
     metrics: name -> a value for each update, five digits.
     """
-    folder = run.run_folder
     rows = read_lines(folder / "metrics.jsonl")
     right = {
         when: {
@@ -170,9 +169,9 @@ def result_of(run: TrainConfig) -> Result:
     }
     return {
         "run": folder.name,
-        "settings": dataclasses.asdict(run),
+        "settings": settings,
         "versions": {"hrpo": __version__, "torch": version("torch"), "python": platform.python_version()},
-        "evaluation": _evaluation(run),
+        "evaluation": _evaluation(folder),
         "right": right,
         "metrics": {name: [_short(row[name]) for row in rows] for name in rows[0] if all(name in row for row in rows)},
     }
@@ -314,7 +313,7 @@ def plot_curves(finished: Mapping[Run, Result], path: Path) -> None:
                 metrics = [result["metrics"] for (which, _), result in finished.items() if which == arm]
                 if name not in metrics[0]:
                     continue
-                points = list(zip(*(_smooth(part[name]) for part in metrics), strict=True))
+                points = list(zip(*(smooth(part[name]) for part in metrics), strict=True))
                 steps = metrics[0]["step"]
                 panel.plot(steps, [_mean(p) for p in points], color=colour, ls=dashes, lw=1.6, label=arm)
                 panel.fill_between(steps, list(map(min, points)), list(map(max, points)), color=colour, alpha=0.2, lw=0)
@@ -327,5 +326,6 @@ def plot_curves(finished: Mapping[Run, Result], path: Path) -> None:
         draft.replace(path)
 
 
-def _smooth(values: list[float]) -> list[float]:
+def smooth(values: Sequence[float]) -> list[float]:
+    """Return the mean of each value and those just before it."""
     return [sum(values[max(0, i - SMOOTH + 1) : i + 1]) / min(i + 1, SMOOTH) for i in range(len(values))]
