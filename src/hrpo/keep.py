@@ -70,12 +70,11 @@ def ranked(folder: Path) -> list[Path]:
 
 
 def prune(folder: Path, keep: KeepConfig) -> None:
-    """Point the link to the best checkpoint, then delete those that are neither new nor good enough."""
-    best = ranked(folder)
-    if best:
-        files.link(folder / BEST, best[0].name)
-    newest = list(checkpoints(folder).values())
+    """Point the link to the best of the checkpoints that stay, then delete those neither new nor good enough."""
+    newest, best = list(checkpoints(folder).values()), ranked(folder)
     stay = {*newest[: keep.last or None], *best[: keep.best]}
+    if best := [path for path in best if path in stay]:
+        files.link(folder / BEST, best[0].name)
     for path in newest:
         if path not in stay:
             files.remove_folder(path)
