@@ -1,9 +1,13 @@
 """Tokens that rounding flips between two ways to compute the same completions: none in float64, hardly one in fp32."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
 import pytest
+from models import PROMPTS, random_model
+
+from hrpo import generate
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 import flips
@@ -18,7 +22,13 @@ def test_flips(dtype):
     assert all(flipped <= most for _, flipped in counted.values()), counted
 
 
-def test_a_flip_is_counted():
-    one, other = (flips.of_batches("float64", prompts=2) for _ in range(2))
-    assert one == other
-    assert all(flipped == 0 for _, flipped in one.values())
+def test_what_is_counted():
+    a = generate(random_model("gpt2"), PROMPTS[:1], group_size=2, max_new_tokens=6, delimiter=[60], eos_token_id=[])
+    assert flips.compare(a, a) == (12, 0)
+    ids = a.completion_ids.clone()
+    ids[1, 2] += 1
+    ids[1, 4] += 1
+    assert flips.compare(a, dataclasses.replace(a, completion_ids=ids)) == (6 + 3, 1)  # what follows a flip is another
+    shorter = a.completion_mask.clone()
+    shorter[0, 4:] = 0
+    assert flips.compare(a, dataclasses.replace(a, completion_mask=shorter)) == (5 + 6, 1)

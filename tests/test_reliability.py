@@ -138,6 +138,7 @@ DAMAGES = {
     "checksums are gone": lambda c: (c / SUMS_FILE).unlink(),
     "checksums are no text": lambda c: (c / SUMS_FILE).write_bytes(b"\xff\xfe\x00"),
     "checksums of other things": lambda c: (c / SUMS_FILE).write_text("x\n" * 5),
+    "checksums of what is elsewhere": lambda c: (c / SUMS_FILE).write_text("0  /dev/zero\n0  ../../config.yaml\n"),
     "checksums of a long name": lambda c: (c / SUMS_FILE).write_text("0  " + "x" * 5000 + "\n"),
 }
 

@@ -79,8 +79,7 @@ def model_in(name: str) -> str:
 
 def seal(checkpoint: Path) -> None:
     """Write the sha256 of every file, as `sha256sum --check` reads them; trainer.json's is last, to tell a cut list."""
-    names = {str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_file()} - {SUMS_FILE}
-    ordered = sorted(names, key=lambda name: (name == STATE_FILE, name))
+    ordered = sorted(_files(checkpoint) - {SUMS_FILE}, key=lambda name: (name == STATE_FILE, name))
     lines = [f"{_sha256(checkpoint / name)}  {name}\n" for name in ordered]
     (checkpoint / SUMS_FILE).write_text("".join(lines))
 
@@ -89,12 +88,17 @@ def damage(checkpoint: Path) -> str | None:
     """Return what is wrong with a checkpoint; None where every file is what was written."""
     try:
         sums = dict(line.split("  ", 1)[::-1] for line in (checkpoint / SUMS_FILE).read_text().splitlines())
-        changed = [name for name, expected in sums.items() if _sha256(checkpoint / name) != expected]
     except (OSError, ValueError) as error:
         return f"{SUMS_FILE}: {error}"
-    if STATE_FILE not in sums:
-        return f"{SUMS_FILE} is cut"
-    return f"{changed[0]} is not as {SUMS_FILE} has it" if changed else None
+    there = _files(checkpoint)  # a name in the list may be anything, such as /dev/zero
+    changed = (name for name, sha256 in sums.items() if name not in there or _sha256(checkpoint / name) != sha256)
+    if (first := next(changed, None)) is not None:
+        return f"{first} is not as {SUMS_FILE} has it"
+    return None if STATE_FILE in sums else f"{SUMS_FILE} is cut"
+
+
+def _files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
 def _sha256(path: Path) -> str:
