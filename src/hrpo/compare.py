@@ -13,14 +13,15 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from hrpo import __version__, files
-from hrpo.checkpoints import changed_settings, start_or_resume
+from hrpo.checkpoints import changed_settings, check_run_folder
 from hrpo.config import Contender, TrainConfig
 from hrpo.errors import InputError
+from hrpo.files import read_lines
 from hrpo.progress import clock, console, print_table
 from hrpo.ranges import check_config
-from hrpo.report import read_lines
 from hrpo.run import train
 from hrpo.statistics import holm, mean_interval, paired_t
+from hrpo.stop import Stop
 
 # What an arm is told by: its name, which answers, which of their numbers.
 MEASURES = {
@@ -56,7 +57,12 @@ def of_modes(config: TrainConfig, modes: Sequence[Contender]) -> dict[str, Train
 
 
 def compare(
-    arms: Mapping[str, TrainConfig], seeds: Sequence[int], results: str = "", report: str = "comparison"
+    arms: Mapping[str, TrainConfig],
+    seeds: Sequence[int],
+    results: str = "",
+    report: str = "comparison",
+    *,
+    stop: Stop | None = None,
 ) -> dict[str, Any]:
     """Train what is not trained yet, and write REPORT.json, REPORT.md and REPORT.png.
 
@@ -69,6 +75,7 @@ def compare(
         seeds: of the runs of each.
         results: the folder for the comparison, and for each finished run's result, NAME.json; "" is the runs' folder.
         report: what the comparison is called there.
+        stop: as in `train`.
 
     Returns:
         What REPORT.json holds, see `summarize`.
@@ -88,7 +95,7 @@ def compare(
         if kept[arm, seed] is None:
             console.print(f"run {place} of {len(runs)}: {arm}, seed {seed}, in {run.run_folder}")
             if "after" not in _evaluation(run.run_folder):
-                train(run, resume=(run.run_folder / "config.yaml").exists())
+                train(run, resume=(run.run_folder / "config.yaml").exists(), stop=stop)
             kept[arm, seed] = result_in(run.run_folder, dataclasses.asdict(run))
             files.write_text(_place(folder, run), json.dumps(kept[arm, seed]) + "\n")
     finished = {key: result for key, result in kept.items() if result is not None}
@@ -120,7 +127,7 @@ def plan_runs(arms: Mapping[str, TrainConfig], seeds: Sequence[int]) -> dict[Run
         if not run.eval.problems:
             raise InputError("eval.problems: a comparison needs test problems")
         check_config(run)
-        start_or_resume(run.run_folder, run, resume=(run.run_folder / "config.yaml").exists())
+        check_run_folder(run.run_folder, run, resume=(run.run_folder / "config.yaml").exists())
     return runs
 
 
@@ -321,9 +328,8 @@ def plot_curves(finished: Mapping[Run, Result], path: Path) -> None:
             panel.set_xlabel("update")
             panel.grid(alpha=0.2)
         figure.legend(*figure.axes[1].get_legend_handles_labels(), loc="outside upper center", ncols=7, frameon=False)
-        draft = path.with_suffix(".tmp.png")
-        figure.savefig(draft, dpi=120)
-        draft.replace(path)
+        with files.new_file(path, "wb") as file:
+            figure.savefig(file, dpi=120)
 
 
 def smooth(values: Sequence[float]) -> list[float]:

@@ -204,6 +204,21 @@ class CheckConfig:
 
 
 @dataclass(frozen=True)
+class KeepConfig:
+    """Which checkpoints stay.
+
+    Args:
+        last: the newest so many; 0 keeps all.
+        best: beside them the so many that answer the most held-out training problems right.
+        problems: training problems that are held out for that, and never trained on.
+    """
+
+    last: int = 0
+    best: int = 0
+    problems: int = 0
+
+
+@dataclass(frozen=True)
 class EvalConfig:
     """Held-out evaluation before and after training.
 
@@ -239,6 +254,7 @@ class TrainConfig:
         sft: supervised fine-tuning.
         optimizer: AdamW with a cosine schedule.
         check: a look at a few completions before training, and at the rewards while it goes.
+        keep: which checkpoints stay.
         eval: held-out evaluation before and after.
     """
 
@@ -258,6 +274,7 @@ class TrainConfig:
     sft: SftConfig = field(default_factory=SftConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     check: CheckConfig = field(default_factory=CheckConfig)
+    keep: KeepConfig = field(default_factory=KeepConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     @property

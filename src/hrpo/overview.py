@@ -16,8 +16,8 @@ from hrpo import files
 from hrpo.checkpoints import differences
 from hrpo.compare import COLOURS, DASHES, SMOOTH, TESTED, Result, difference_rows, result_in, smooth, summarize
 from hrpo.errors import InputError
+from hrpo.files import read_lines
 from hrpo.progress import clock
-from hrpo.report import read_lines
 from hrpo.statistics import holm, mcnemar, mean_interval, paired_bootstrap
 
 CURVES = {

@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from hrpo.catalog import resolve
-from hrpo.checkpoints import model_in, start_or_resume
+from hrpo.checkpoints import check_run_folder, model_in
 from hrpo.config import TrainConfig
 from hrpo.errors import InputError
 from hrpo.estimate import estimate_memory
@@ -27,7 +27,7 @@ def show_plan(config: TrainConfig, *, resume: bool = False) -> None:
     """
     check_config(config)
     check_task(config.task)
-    start_or_resume(config.run_folder, config, resume)
+    check_run_folder(config.run_folder, config, resume)
     source = resolve(model_in(config.model.name))
     check_whole(Path(source))
     planned = rows(config, source)

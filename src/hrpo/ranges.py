@@ -25,6 +25,9 @@ LEAST = {
     "check.prompts": 0,
     "check.patience": 0,
     "check.max_skipped": 1,
+    "keep.last": 0,
+    "keep.best": 0,
+    "keep.problems": 0,
     "eval.problems": 0,
     "eval.batch": 1,
 }
@@ -64,6 +67,14 @@ def check_config(config: TrainConfig) -> None:
         (
             optimizer.max_grad_norm > 0,
             f"optimizer.max_grad_norm: must be above 0, got {optimizer.max_grad_norm}; .inf does not clip",
+        ),
+        (
+            config.keep.best == 0 or config.keep.problems > 0,
+            "keep.best: nothing tells which are best; set keep.problems to how many training problems shall",
+        ),
+        (
+            config.keep.best == 0 or config.keep.last > 0,
+            "keep.best: all checkpoints stay while keep.last is 0; set keep.last to how many shall",
         ),
     ]
     for name, least in LEAST.items():

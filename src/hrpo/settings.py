@@ -1,6 +1,7 @@
 """A settings file, looked through before it is used: what is wrong in it becomes one line that names the place."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,10 @@ def check_settings_file(path: Path) -> None:
         raise InputError(f"--config: {path} is no YAML ({error}); {FORM}") from error
     if not isinstance(settings, dict):
         raise InputError(f"--config: {path} holds no settings; {FORM}")
+    try:
+        json.dumps(settings, default=str, skipkeys=True)
+    except ValueError as error:
+        raise InputError(f"--config: {path} has an anchor (&) that holds itself (*); write it out") from error
     for section in SECTIONS:
         if section in settings and not isinstance(settings[section], dict):
             raise InputError(f"{section}: {path} gives no fields of it, got {settings[section]!r}; {FORM}")

@@ -24,18 +24,23 @@ from hrpo.checkpoints import (
     LOGS,
     OPTIMIZER_FILE,
     STATE_FILE,
+    VALIDATION_FILE,
     append,
+    check_run_folder,
     lines_until,
     load_optimizer,
     model_in,
     optimizer_tensors,
     read_step,
-    start_or_resume,
+    seal,
+    tidy,
+    whole_checkpoint,
 )
 from hrpo.config import ModelConfig, RolloutConfig, TrainConfig
 from hrpo.errors import InputError, StoppedError, model_named_by
-from hrpo.evaluate import as_rows, evaluate
+from hrpo.evaluate import answer_problems, as_rows, evaluate, summarize
 from hrpo.guards import broken_replay, replay_errors
+from hrpo.keep import hold_out, scores
 from hrpo.latent import MODES
 from hrpo.limits import fitting
 from hrpo.loss import hrpo_loss, token_weights
@@ -86,14 +91,17 @@ class Trainer:
         if accelerator.num_processes > 1:
             raise InputError("this version trains in one process; start it without `accelerate launch`")
         self.config, self.folder = config, config.run_folder
-        checkpoint = start_or_resume(self.folder, config, resume)
+        check_run_folder(self.folder, config, resume)
+        checkpoint = whole_checkpoint(self.folder, "--resume") if resume else None
+        if resume and checkpoint is None:
+            console.print(f"{self.folder} has no checkpoint yet: it begins anew")
         self.task = load_task(config.task, config.seed)
         _check_train(self.task, config)
         set_seed(config.seed)  # of the fresh gate and adapters; sampling has keys of its own
         self.step = 0 if checkpoint is None else read_step(checkpoint)
         self.model = _load_model(config, checkpoint, accelerator.device)
         _check_top_k(config, self.model)
-        self.task = fitting(self.task, self.model, config)
+        self.held_out, self.task = hold_out(fitting(self.task, self.model, config), config.keep.problems, config.seed)
         self.model.settings = dataclasses.replace(
             self.model.settings,
             temperature=config.rollout.temperature,
@@ -117,6 +125,7 @@ class Trainer:
         files.write_text(self.folder / "config.yaml", yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
         for path, lines in logs.items():
             files.write_text(path, "".join(line + "\n" for line in lines))
+        tidy(self.folder, self.step)
 
     @property
     def exact(self) -> bool:
@@ -312,16 +321,25 @@ class Trainer:
         """Write a checkpoint: the model, its settings, the optimizer's state and the step."""
         self.model.settings = dataclasses.replace(self.model.settings, step=self.step)
         path = self.folder / f"checkpoint-{self.step}"
-        with files.new_folder(path) as draft:
+        with files.new_folder(path, replaces=["*"]) as draft:
             self.model.write_files(draft)
             save_file(optimizer_tensors(self.optimizer), draft / OPTIMIZER_FILE)
-            (draft / STATE_FILE).write_text(json.dumps({"step": self.step}) + "\n")
+            (draft / STATE_FILE).write_text(json.dumps({"step": self.step, "threads": torch.get_num_threads()}) + "\n")
+            seal(draft)
         return path
+
+    def validate(self) -> None:
+        """Answer the held-out training problems greedily, and log how many are right; each update once."""
+        path = self.folder / VALIDATION_FILE
+        if self.held_out and self.step not in scores(self.folder):
+            batch = self.config.eval.batch
+            answers = answer_problems(self.model, self.task, self.held_out, greedy=True, batch=batch)
+            append(path, [{"step": self.step, **summarize(answers)}])
 
     def evaluation(self) -> dict[str, Any]:
         """Return what has been evaluated so far."""
         path = self.folder / "evaluation.json"
-        again = "delete it, and what it held is evaluated again"
+        again = "delete it; what was measured before training is lost with it"
         evaluation: dict[str, Any] = files.read_json(path, "--resume", again) if path.is_file() else {}
         return evaluation
 
