@@ -30,6 +30,7 @@ CHANGEABLE = {
     "recompute",
     "save_every",
     "folder",
+    "tracker",
     "check.prompts",
     "check.patience",
     "check.max_skipped",

@@ -29,6 +29,7 @@ LongPrompts = Literal["drop", "refuse"]
 Objective = Literal["hrpo", "sft"]
 Contender = Literal[LatentMode, "sft"]
 Target = Literal["solution", "answer"]
+Tracker = Literal["none", "tensorboard", "wandb", "trackio"]
 Scorer = Literal["own", "math_string"]
 
 
@@ -244,6 +245,7 @@ class TrainConfig:
             a group, or 1,024 to 4,096, on a CPU, where more is no faster, and 16,384 elsewhere.
         recompute: keep less of the forward pass and compute it anew in the backward pass; slower, less memory.
         save_every: updates between checkpoints; the last is always kept.
+        tracker: where metrics go beside the run folder: "tensorboard" (files in it), "wandb" or "trackio".
         objective: "hrpo", reinforcement learning in any latent mode; or "sft", supervised fine-tuning on tokens
             alone, which `hrpo sft` sets.
         model: the language model.
@@ -265,6 +267,7 @@ class TrainConfig:
     token_budget: int = 0
     recompute: bool = False
     save_every: int = 50
+    tracker: Tracker = "none"
     objective: Objective = "hrpo"
     model: ModelConfig = field(default_factory=ModelConfig)
     latent: LatentConfig = field(default_factory=LatentConfig)

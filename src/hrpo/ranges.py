@@ -6,6 +6,7 @@ from hrpo.config import TrainConfig
 from hrpo.errors import InputError
 from hrpo.latent import mode_of
 from hrpo.rollout import SHOWN_CANDIDATES
+from hrpo.trackers import is_installed
 
 MIN_TEMPERATURE = 1e-6  # far below, logits over it overflow float32
 LEAST = {
@@ -50,6 +51,7 @@ def check_config(config: TrainConfig) -> None:
             MIN_TEMPERATURE <= rollout.temperature < math.inf,
             f"rollout.temperature: must be at least {MIN_TEMPERATURE} and finite to sample, got {rollout.temperature}",
         ),
+        (is_installed(config.tracker), f"tracker: {config.tracker} is not installed; pip install {config.tracker}"),
         (0 <= config.seed < 2**32, f"seed: must be from 0 to 2^32 - 1, got {config.seed}"),
         (
             0 < latent.r_min <= latent.r_max < 1,

@@ -18,6 +18,7 @@ from hrpo.progress import bar, console, metrics_note
 from hrpo.report import write_report
 from hrpo.sick import FOLDER as SKIPPED
 from hrpo.stop import Stop
+from hrpo.trackers import tracking
 from hrpo.trainer import Metrics, Trainer
 
 
@@ -64,7 +65,7 @@ def _train(config: TrainConfig, resume: bool, stop: Stop) -> dict[str, Any]:
     if "before" not in evaluation and trainer.step == 0:
         evaluation["before"] = trainer.evaluate("before")
     updates = read_lines(trainer.folder / "metrics.jsonl")
-    with bar("update", config.updates, trainer.step) as progress:
+    with tracking(config, trainer.step) as track, bar("update", config.updates, trainer.step) as progress:
         while True:
             if _due(trainer.step, config):  # saved already, so that a kill loses nothing here: a resumed run is back
                 _validate(trainer)
@@ -75,6 +76,7 @@ def _train(config: TrainConfig, resume: bool, stop: Stop) -> dict[str, Any]:
             updates.append(metrics)
             metrics["warnings"] = len(active(updates))
             trainer.log(metrics)
+            track(metrics)
             progress.advance(note=metrics_note(metrics))
             for line in onsets(updates):
                 console.print(f"warning: {line}")

@@ -361,7 +361,7 @@ class Trainer:
 
     def log(self, metrics: Metrics) -> None:
         """Append a line to metrics.jsonl, without numbers that are not finite."""
-        metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        metrics = {name: value for name, value in metrics.items() if value - value == 0}
         append(self.folder / "metrics.jsonl", [metrics])
 
     def write_samples(self, example: Example, completions: list[str], rewards: Tensor) -> None:
