@@ -361,7 +361,9 @@ class Trainer:
 
     def log(self, metrics: Metrics) -> None:
         """Append a line to metrics.jsonl, without numbers that are not finite."""
-        metrics = {name: value for name, value in metrics.items() if value - value == 0}
+        metrics = {
+            name: value for name, value in metrics.items() if not isinstance(value, float) or math.isfinite(value)
+        }
         append(self.folder / "metrics.jsonl", [metrics])
 
     def write_samples(self, example: Example, completions: list[str], rewards: Tensor) -> None:
