@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import random
 import shlex
+import signal
 import time
 from pathlib import Path
 
@@ -12,8 +13,7 @@ import pytest
 from hrpo.checkpoints import checkpoints
 from hrpo.cli import main
 
-UPDATES = 12
-COMMAND = f"train --name run --updates {UPDATES} --save_every 2 --rollout.prompts 2 --rollout.group_size 4"
+COMMAND = "train --name run --save_every 2 --rollout.prompts 2 --rollout.group_size 4"
 COMMAND += " --rollout.max_new_tokens 24 --latent.r_min 0.9 --model.lora_rank 0 --optimizer.lr 1e-4 --loss.beta 0.01"
 COMMAND += " --eval.problems 8 --check.prompts 2 --keep.last 2 --keep.best 1 --keep.problems 8 --seed 1"
 MOST_SECONDS = 120  # that one start may take
@@ -39,8 +39,13 @@ def draft(run: Path) -> bool:
     return any(run.glob("checkpoint-*.tmp"))
 
 
-def kill(process, run: Path, seconds: float, *, in_write: bool) -> bool:
-    """Kill after so many seconds, or so many after a checkpoint began to be written; whether it was cut short."""
+def kill(process, run: Path, seconds: float, *, in_write: bool) -> tuple[bool, bool]:
+    """Kill after so many seconds, or so many after a checkpoint began to be written.
+
+    Returns:
+        Whether the run had not ended by itself, and whether the write of a checkpoint was cut short.
+
+    """
     end = time.monotonic() + MOST_SECONDS
     while in_write and not draft(run) and process.is_alive():
         assert time.monotonic() < end
@@ -48,7 +53,7 @@ def kill(process, run: Path, seconds: float, *, in_write: bool) -> bool:
     process.join(seconds)
     process.kill()
     process.join()
-    return draft(run)
+    return process.exitcode == -signal.SIGKILL, draft(run)
 
 
 def outcome(run: Path) -> dict:
@@ -65,37 +70,27 @@ def outcome(run: Path) -> dict:
     return found
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """What a run leaves that is never killed, and how many seconds it takes."""
-    folder = tmp_path_factory.mktemp("whole")
-    finished(start(folder, "--dry-run"))  # the libraries are loaded
+@pytest.mark.parametrize(("updates", "kills", "seed"), [(12, 5, 0), pytest.param(100, 25, 1, marks=pytest.mark.slow)])
+def test_killed_and_resumed(tmp_path, updates, kills, seed):
+    """Two kills of three in the write of a checkpoint or just after it, the third anywhere."""
+    options, rng = [f"--updates={updates}"], random.Random(seed)
+    assert finished(start(tmp_path / "whole", *options, "--dry-run")) == 0  # the libraries are loaded
     began = time.monotonic()
-    assert finished(start(folder)) == 0
-    left = outcome(folder / "run")
-    assert [row["step"] for row in left["metrics.jsonl"]] == list(range(1, UPDATES + 1))
-    assert [row["step"] for row in left["validation.jsonl"]] == list(range(2, UPDATES + 1, 2))
-    return left, time.monotonic() - began
+    assert finished(start(tmp_path / "whole", *options)) == 0
+    seconds = min(time.monotonic() - began, 8.0)
+    whole = outcome(tmp_path / "whole" / "run")
+    assert [row["step"] for row in whole["metrics.jsonl"]] == list(range(1, updates + 1))
+    assert [row["step"] for row in whole["validation.jsonl"]] == list(range(2, updates + 1, 2))
 
-
-def killed_and_resumed(whole, folder: Path, kills: int, seed: int) -> None:
-    left, seconds = whole
-    run, rng, cut, words = folder / "run", random.Random(seed), 0, []
+    run, killed = tmp_path / "killed" / "run", list[tuple[bool, bool]]()
     for number in range(kills):
         in_write = number % 3 != 2
-        process = start(folder, *words)
-        cut += kill(process, run, rng.uniform(0, 0.03 if in_write else 0.8 * seconds), in_write=in_write)
-        words = ["--resume"] if (run / "config.yaml").exists() else []
-    assert finished(start(folder, *words)) == 0
-    assert cut > 0  # killed within the write of a checkpoint
-    assert outcome(run) == left
-
-
-def test_killed_five_times(whole, tmp_path):
-    killed_and_resumed(whole, tmp_path, 5, seed=0)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [1])
-def test_killed_twenty_five_times(whole, tmp_path, seed):
-    killed_and_resumed(whole, tmp_path, 25, seed)
+        process = start(run.parent, *options)
+        killed.append(kill(process, run, rng.uniform(0, 0.03 if in_write else 0.8 * seconds), in_write=in_write))
+        options = [*options[:1], *(["--resume"] if (run / "config.yaml").exists() else [])]
+    assert finished(start(run.parent, *options)) == 0
+    alive, cut = map(sum, zip(*killed, strict=True))
+    print(f"{alive} of {kills} kills found it running, {cut} of them in the write of a checkpoint")
+    assert alive == kills
+    assert cut > 0
+    assert outcome(run) == whole

@@ -339,7 +339,7 @@ class Trainer:
     def evaluation(self) -> dict[str, Any]:
         """Return what has been evaluated so far."""
         path = self.folder / "evaluation.json"
-        again = "delete it; what was measured before training is lost with it"
+        again = "delete it, and what it held is evaluated again"
         evaluation: dict[str, Any] = files.read_json(path, "--resume", again) if path.is_file() else {}
         return evaluation
 
