@@ -10,6 +10,7 @@ from hrpo.config import TrainConfig
 from hrpo.errors import StoppedError
 from hrpo.guards import active, onsets, skipped_in_a_row
 from hrpo.limits import show_dropped
+from hrpo.processes import leading
 from hrpo.progress import bar, console, metrics_note
 from hrpo.report import read_lines, write_report
 from hrpo.sick import FOLDER as SKIPPED
@@ -23,7 +24,8 @@ def train(config: TrainConfig, *, resume: bool = False) -> dict[str, Any]:
     to the test problems, report.md and curves.png.
 
     Returns:
-        The evaluation: {"before": {"greedy": {...}, "sampled": {...}}, "after": ...}.
+        The evaluation: {"before": {"greedy": {...}, "sampled": {...}}, "after": ...}. Nothing in a process that does
+        not lead.
 
     Raises:
         InputError: a setting cannot be used, or the folder is another run's.
@@ -31,6 +33,12 @@ def train(config: TrainConfig, *, resume: bool = False) -> dict[str, Any]:
 
     """
     trainer = Trainer(config, resume=resume)
+    with leading(trainer) as leads:
+        return _train(trainer) if leads else {}
+
+
+def _train(trainer: Trainer) -> dict[str, Any]:
+    config = trainer.config
     show_dropped(trainer.task)
     if config.objective == "hrpo" and config.check.prompts and trainer.step == 0:
         checked = check(trainer)
