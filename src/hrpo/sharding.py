@@ -43,6 +43,7 @@ class Sharded(nn.Module):
         kept: dict[int, Any] = {id(b): b for b in model.buffers()} | {id(model.tokenizer): model.tokenizer}
         self.blank = [copy.deepcopy(model, blanks | kept | {id(model._reference): []})]  # in a list: no part of this
         self.model, self.references = model, nn.ModuleList(model._reference)
+        self.model.embedding.register_forward_hook(_with_gradient)
         mesh = init_device_mesh(model.device.type, (processes,))
         for block in [module for module in self.modules() if isinstance(module, GradientCheckpointingLayer)]:
             fully_shard(block, mesh=mesh)
@@ -74,6 +75,14 @@ class Sharded(nn.Module):
         whole = copy.deepcopy(blank, stand_ins)
         whole.settings = self.model.settings
         return whole
+
+
+def _with_gradient(_: nn.Module, inputs: Any, embeds: Tensor) -> Tensor:
+    """Let gradients pass through all blocks, where nothing is mixed and embeddings are frozen too.
+
+    Else the first block's gradients are added up at another time than in a process where something is mixed.
+    """
+    return embeds.requires_grad_() if torch.is_grad_enabled() else embeds
 
 
 def full(tensor: Tensor) -> Tensor:
