@@ -19,6 +19,7 @@ from torch import Tensor
 from hrpo import files
 from hrpo.config import TrainConfig
 from hrpo.errors import InputError
+from hrpo.sharding import as_sharded, full
 
 OPTIMIZER_FILE, STATE_FILE, SUMS_FILE = "optimizer.safetensors", "trainer.json", "SHA256SUMS"
 TRAINING_FILES = (OPTIMIZER_FILE, STATE_FILE, SUMS_FILE)  # of no use to those who only want the model
@@ -28,6 +29,7 @@ LOGS = ("metrics.jsonl", "samples.jsonl", VALIDATION_FILE)
 CHANGEABLE = {
     "token_budget",
     "recompute",
+    "sharding",
     "save_every",
     "folder",
     "tracker",
@@ -196,9 +198,10 @@ def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> Itera
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return AdamW's state, flat: "INDEX.NAME" -> tensor."""
+    """Return AdamW's state, flat: "INDEX.NAME" -> tensor, gathered where it is sharded."""
     state = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": value.contiguous() for index, part in state.items() for name, value in part.items()}
+    flat = {f"{index}.{name}": value for index, part in state.items() for name, value in part.items()}
+    return {name: full(value).contiguous() for name, value in flat.items()}
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:
@@ -209,9 +212,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise InputError(f"--resume: {path} is damaged ({error}); {_go_back(checkpoint)}") from error
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for key, value in tensors.items():
         index, name = key.split(".")
-        state.setdefault(int(index), {})[name] = value
+        state.setdefault(int(index), {})[name] = value if name == "step" else as_sharded(value, parameters[int(index)])
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -111,7 +111,9 @@ def _check(args: Namespace) -> None:
     _quiet()
     from hrpo.check import check_run, show
 
-    show(check_run(_train_config(args)))
+    checked = check_run(_train_config(args))
+    if checked is not None:
+        show(checked)
 
 
 def _sft(args: Namespace) -> None:

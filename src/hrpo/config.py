@@ -31,6 +31,7 @@ Contender = Literal[LatentMode, "sft"]
 Target = Literal["solution", "answer"]
 Tracker = Literal["none", "tensorboard", "wandb", "trackio"]
 Scorer = Literal["own", "math_string"]
+Sharding = Literal["none", "full"]
 
 
 @dataclass(frozen=True)
@@ -244,6 +245,8 @@ class TrainConfig:
         token_budget: tokens of a micro-batch, a group's prompt counted once; lower it when memory runs out. 0 takes
             a group, or 1,024 to 4,096, on a CPU, where more is no faster, and 16,384 elsewhere.
         recompute: keep less of the forward pass and compute it anew in the backward pass; slower, less memory.
+        sharding: with several processes, "full" leaves each its share of the parameters, of their gradients and of the
+            optimizer's state (torch's fully_shard); "none" gives each all of them.
         save_every: updates between checkpoints; the last is always kept.
         tracker: where metrics go beside the run folder: "tensorboard" (files in it), "wandb" or "trackio".
         objective: "hrpo", reinforcement learning in any latent mode; or "sft", supervised fine-tuning on tokens
@@ -266,6 +269,7 @@ class TrainConfig:
     seed: int = 0
     token_budget: int = 0
     recompute: bool = False
+    sharding: Sharding = "none"
     save_every: int = 50
     tracker: Tracker = "none"
     objective: Objective = "hrpo"

@@ -124,7 +124,7 @@ class HybridCausalLM(nn.Module):
         self.packs_up_to: int | None = None  # tokens of a sequence that packing serves; None: not tried yet
         self.read_together: list[list[str]] = []  # linear layers that read the same tensor, known once that was tried
         self.usable = False  # until a few tokens have shown it
-        self._accepts = inspect.signature(type(self.bare_lm).forward).parameters
+        self._accepts = set(inspect.signature(type(self.bare_lm).forward).parameters)
         width = self.embedding.weight.shape[1]
         if gate.hidden_size != width:
             raise InputError(f"the gate is {gate.hidden_size} wide, but the model's input embedding is {width} wide")

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import yaml
 
+from hrpo import processes
 from hrpo.catalog import resolve
 from hrpo.checkpoints import check_run_folder, model_in
 from hrpo.config import TrainConfig
@@ -45,6 +46,7 @@ def rows(config: TrainConfig, source: str) -> list[list[str]]:
         ["objective, latent mode", f"{config.objective}, {config.latent_mode}"],
         ["model", source],
         ["task", config.task.name],
+        ["processes, sharding", f"{processes.planned()}, {config.sharding}"],
         ["updates", f"{config.updates:,}"],
         ["completions per update", f"{completions} ({each})"],
         ["completions in all", f"{config.updates * completions:,}"],
@@ -53,11 +55,15 @@ def rows(config: TrainConfig, source: str) -> list[list[str]]:
     lm_config = _lm_config(config, source)
     if lm_config is None:
         return [*planned, ["memory", "unknown: the model's config is not at hand"]]
-    parts = estimate_memory(config, lm_config, cpu=not torch.cuda.is_available())
+    count = processes.planned()
+    parts = estimate_memory(config, lm_config, cpu=not torch.cuda.is_available(), processes=count)
     return [
         *planned,
         *([f"memory: {name}", f"{size / 1e9:.2f} GB"] for name, size in parts.items()),
-        ["memory, estimated peak", f"{sum(parts.values()) / 1e9:.2f} GB"],
+        [
+            "memory, estimated peak of each process" if count > 1 else "memory, estimated peak",
+            f"{sum(parts.values()) / 1e9:.2f} GB",
+        ],
     ]
 
 

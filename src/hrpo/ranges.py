@@ -67,6 +67,10 @@ def check_config(config: TrainConfig) -> None:
             f"set rollout.top_k to at most that, or 0",
         ),
         (
+            config.sharding == "none" or config.model.quantization == "none",
+            "sharding: quantized weights cannot be sharded; set sharding or model.quantization to none",
+        ),
+        (
             optimizer.max_grad_norm > 0,
             f"optimizer.max_grad_norm: must be above 0, got {optimizer.max_grad_norm}; .inf does not clip",
         ),

@@ -129,6 +129,23 @@ class Rollout:
         }
         return replace(self, **kept)
 
+    @staticmethod
+    def join(parts: "Sequence[Rollout]", pad: int) -> "Rollout":
+        """Return rollouts that were sampled alike as one, padded to the longest; `pad` is the token for that."""
+        if len(parts) == 1:
+            return parts[0]
+        P, T = (max(getattr(part, name).shape[1] for part in parts) for name in ("prompt_ids", "completion_ids"))
+        fills = {"prompt_ids": pad, "completion_ids": pad, "gate_mean": 1}
+        joined: dict[str, Any] = {}
+        for name, value in vars(parts[0]).items():
+            if isinstance(value, Tensor):
+                left = name.startswith("prompt_")
+                pieces = [
+                    _padded(getattr(part, name), P if left else T, fills.get(name, 0), left=left) for part in parts
+                ]
+                joined[name] = torch.cat(pieces)
+        return replace(parts[0], **joined)
+
     def whole_groups(self, least: int, most: int) -> int:
         """Return the tokens of the largest group, within bounds: a budget for micro-batches that cuts none."""
         groups = self.prompt_mask.sum(1) + self.lengths.view(-1, self.group_size).sum(1)
@@ -161,6 +178,12 @@ class Rollout:
             first, used = (b + 1) * G, 0
         if first < len(self):
             yield first, len(self)
+
+
+def _padded(x: Tensor, length: int, fill: float, *, left: bool) -> Tensor:
+    """(n, m, ...) -> (n, length, ...)."""
+    room = x.new_full((len(x), length - x.shape[1], *x.shape[2:]), fill)
+    return torch.cat([room, x] if left else [x, room], dim=1)
 
 
 def sample_key(*parts: int | str) -> int:

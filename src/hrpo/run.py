@@ -14,6 +14,7 @@ from hrpo.files import read_lines
 from hrpo.guards import active, onsets, skipped_in_a_row
 from hrpo.keep import prune, scores
 from hrpo.limits import show_dropped
+from hrpo.processes import leading
 from hrpo.progress import bar, console, metrics_note
 from hrpo.report import write_report
 from hrpo.sick import FOLDER as SKIPPED
@@ -34,7 +35,8 @@ def train(config: TrainConfig, *, resume: bool = False, stop: Stop | None = None
         stop: tells when to save and end, see `hrpo.stop.listening`.
 
     Returns:
-        The evaluation: {"before": {"greedy": {...}, "sampled": {...}}, "after": ...}.
+        The evaluation: {"before": {"greedy": {...}, "sampled": {...}}, "after": ...}. Nothing in a process that does
+        not lead.
 
     Raises:
         InputError: a setting cannot be used, or the folder is another run's.
@@ -56,13 +58,19 @@ def train(config: TrainConfig, *, resume: bool = False, stop: Stop | None = None
 
 def _train(config: TrainConfig, resume: bool, stop: Stop) -> dict[str, Any]:
     trainer = Trainer(config, resume=resume)
+    with leading(trainer) as leads:
+        return _lead(trainer, stop) if leads else {}
+
+
+def _lead(trainer: Trainer, stop: Stop) -> dict[str, Any]:
+    config = trainer.config
     show_dropped(trainer.task)
     if config.objective == "hrpo" and config.check.prompts and trainer.step == 0:
         checked = check(trainer)
         files.write_text(trainer.folder / "check.json", json.dumps(as_dict(checked), indent=2) + "\n")
         show(checked)
     evaluation = trainer.evaluation()
-    if "before" not in evaluation:
+    if "before" not in evaluation and trainer.step == 0:
         evaluation["before"] = trainer.evaluate("before")
     updates = read_lines(trainer.folder / "metrics.jsonl")
     with tracking(config, trainer.step) as track, bar("update", config.updates, trainer.step) as progress:

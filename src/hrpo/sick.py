@@ -12,6 +12,7 @@ from hrpo import files
 from hrpo.errors import StoppedError
 from hrpo.model import HybridCausalLM
 from hrpo.rollout import Rollout
+from hrpo.sharding import full
 from hrpo.tasks import Example
 
 FOLDER = "skipped"
@@ -35,7 +36,7 @@ def check_finite(model: HybridCausalLM, rollout: Rollout) -> None:
 
 def not_finite(model: HybridCausalLM) -> list[str]:
     """Return which gradients are not finite: names of parameters, the first twenty."""
-    bad = [name for name, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+    bad = [name for name, p in model.named_parameters() if p.grad is not None and not full(p.grad).isfinite().all()]
     return [*bad[:NAMED], f"and {len(bad) - NAMED} more"] if len(bad) > NAMED else bad
 
 

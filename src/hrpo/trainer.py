@@ -1,12 +1,12 @@
 """The training loop: one `train_step` an update."""
 
 import dataclasses
+import functools
 import json
 import math
 import random
 import time
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from hrpo import files
+from hrpo import files, processes
 from hrpo.advantages import group_advantages, signal_share
 from hrpo.advice import distinct_share
 from hrpo.checkpoints import (
@@ -36,9 +36,9 @@ from hrpo.checkpoints import (
     tidy,
     whole_checkpoint,
 )
-from hrpo.config import ModelConfig, RolloutConfig, TrainConfig
+from hrpo.config import ModelConfig, Policy, RolloutConfig, TrainConfig
 from hrpo.errors import InputError, StoppedError, model_named_by
-from hrpo.evaluate import answer_problems, as_rows, evaluate, summarize
+from hrpo.evaluate import Answer, answer_problems, as_rows, evaluate, summarize
 from hrpo.guards import broken_replay, replay_errors
 from hrpo.keep import hold_out, scores
 from hrpo.latent import MODES
@@ -46,13 +46,16 @@ from hrpo.limits import fitting
 from hrpo.loss import hrpo_loss, token_weights
 from hrpo.memory import give_back
 from hrpo.model import HybridCausalLM, Lora
+from hrpo.packable import packs_up_to
+from hrpo.processes import together
 from hrpo.progress import console
 from hrpo.prompts import decode, encode
 from hrpo.ranges import check_config
 from hrpo.replay import replay
 from hrpo.rewards import score
 from hrpo.rollout import Rollout, generate, sample_key
-from hrpo.sft import negative_log_likelihood, target_text, write_down
+from hrpo.sft import target_text, write_down
+from hrpo.sharding import Sharded, full
 from hrpo.sick import keep_batch, not_finite
 from hrpo.tasks import Example, Task, load_task, remembered
 from hrpo.tasks.judge import DELIMITER
@@ -87,9 +90,8 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, *, resume: bool = False) -> None:
         check_config(config)
-        accelerator = Accelerator()
-        if accelerator.num_processes > 1:
-            raise InputError("this version trains in one process; start it without `accelerate launch`")
+        accelerator = Accelerator(cpu=not torch.cuda.is_available())  # said, as it would see one process otherwise
+        console.quiet = not processes.first()
         self.config, self.folder = config, config.run_folder
         check_run_folder(self.folder, config, resume)
         checkpoint = whole_checkpoint(self.folder, "--resume") if resume else None
@@ -116,13 +118,22 @@ class Trainer:
             self.model.keep_reference()
         elif with_reference:
             self.model.load_reference(trust_remote_code=config.model.trust_remote_code)
+        self.sharded: Sharded | None = None
+        if config.sharding == "full" and processes.count() > 1:
+            packs_up_to(self.model)
+            self.sharded = Sharded(self.model, processes.count())
         self.optimizer = _make_optimizer(self.model, config)
         if checkpoint is not None:
             load_optimizer(self.optimizer, checkpoint)
         self.evaluation()  # whatever is damaged is told before anything is written
-        # What was logged after the checkpoint happens again.
+        processes.wait()  # until all have read the folder as it was
+        if processes.first():
+            self._begin()
+
+    def _begin(self) -> None:
+        """Write the settings, and cut the logs: what was logged after the checkpoint happens again."""
         logs = {path: lines_until(path, self.step) for path in map(self.folder.joinpath, LOGS) if path.is_file()}
-        files.write_text(self.folder / "config.yaml", yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+        files.write_text(self.folder / "config.yaml", yaml.safe_dump(dataclasses.asdict(self.config), sort_keys=False))
         for path, lines in logs.items():
             files.write_text(path, "".join(line + "\n" for line in lines))
         tidy(self.folder, self.step)
@@ -144,7 +155,7 @@ class Trainer:
         give_back(self.model.device)
         completions = decode(self.model.tokenizer, rollout)
         G = config.rollout.group_size
-        rewards, parts = score(self.task, [example for example in examples for _ in range(G)], completions)  # (N,)
+        rewards, parts = self.score(examples, completions)  # (N,)
         advantages = group_advantages(rewards, G, config.loss.advantage_scale).to(self.model.device)  # (N,)
         rolled_out = time.perf_counter()
         stats = self.update(rollout, advantages)
@@ -179,7 +190,7 @@ class Trainer:
         start = time.perf_counter()
         examples = self.batch(self.step)
         written = write_down(self.model, self.task, examples, self.config.sft.target)
-        nll = negative_log_likelihood(self.model, written, self.token_budget(written), recompute=self.config.recompute)
+        nll = self.likelihood_gradients(written)
         stats = self.step_optimizer(nll)
         if stats["skipped"]:
             self.put_aside(None, written, examples, decode(self.model.tokenizer, written))
@@ -195,21 +206,38 @@ class Trainer:
             **stats,
         }
 
+    @together
     def roll_out(self, examples: list[Example], *, key: int | str, max_new_tokens: int | None = None) -> Rollout:
         """Sample group_size completions of each problem; their random numbers depend on (seed, key, b, g) alone."""
-        settings, prompts = self.config.rollout, [self.task.messages(example.question) for example in examples]
-        G = settings.group_size
-        return generate(
-            self.model,
-            encode(self.model.tokenizer, prompts),
+        settings, mine = self.config.rollout, processes.share(len(examples))
+        G, model = settings.group_size, self.whole()
+        if not mine:
+            return _joined(model, None)
+        prompts = [self.task.messages(examples[b].question) for b in mine]
+        rollout = generate(
+            model,
+            encode(model.tokenizer, prompts),
             group_size=G,
             max_new_tokens=max_new_tokens or settings.max_new_tokens,
             temperature=settings.temperature,
             top_k=settings.top_k,
-            sample_keys=[sample_key(self.config.seed, key, b, g) for b in range(len(examples)) for g in range(G)],
+            sample_keys=[sample_key(self.config.seed, key, b, g) for b in mine for g in range(G)],
             max_rows=settings.prompts * G,
             techniques=dataclasses.replace(FAST, static_shapes=settings.static_shapes),
         )
+        return _joined(model, rollout)
+
+    @together
+    def score(self, examples: list[Example], completions: list[str]) -> tuple[Tensor, dict[str, float]]:
+        """Return the rewards of the completions, (N,), and the mean of each part of them; all groups are of a size."""
+        G, mine = len(completions) // len(examples), processes.share(len(examples))
+        rewards, parts = torch.empty(0), dict[str, float]()
+        if mine:
+            own = completions[mine.start * G : mine.stop * G]
+            rewards, parts = score(self.task, [examples[b] for b in mine for _ in range(G)], own)
+        share = len(mine) / len(examples)
+        means = processes.add_up({name: mean * share for name, mean in parts.items()})
+        return torch.cat(processes.gather(rewards)), means
 
     def update(self, rollout: Rollout, advantages: Tensor) -> Metrics:
         """Learn from a rollout. Nothing is learnt from one with something in it, or in its gradient, that is amiss."""
@@ -220,6 +248,7 @@ class Trainer:
             return {**stats, "skipped": 1.0}
         return {**stats, **self.step_optimizer(stats["loss"])}
 
+    @together
     def gradients(self, rollout: Rollout, advantages: Tensor) -> Metrics:
         """Replay the rollout in micro-batches and leave the sum of their gradients in the parameters."""
         config, model = self.config, self.model
@@ -233,32 +262,77 @@ class Trainer:
             places = [b * G + g for b in signal for g in range(G)]
             rollout, advantages, weights = rollout.groups(signal), advantages[places], weights[places]
         totals: dict[str, Tensor] = {}
-        gaps = []  # between sampled and replayed log-probabilities, of each token
-        for first, last in rollout.micro_batches(self.token_budget(rollout)):
-            part = rollout.select(first, last)
-            logprobs, reference = replay(  # (n, t) each
-                model,
-                part,
-                policy=config.loss.policy,
-                with_reference=config.loss.beta != 0,
-                recompute=config.recompute,
+        gaps = [weights.new_zeros(0)]  # between sampled and replayed log-probabilities, of each token
+        for part, rows, weight in self.micro_batches(rollout, weights):
+            logprobs, reference = self.replay(  # (n, t) each
+                part, policy=config.loss.policy, with_reference=config.loss.beta != 0
             )
             loss, stats = hrpo_loss(
-                logprobs,
-                reference,
-                advantages[first:last],
-                part.completion_mask,
-                beta=config.loss.beta,
-                weights=weights[first:last, : logprobs.shape[1]],
+                logprobs, reference, advantages[rows], part.completion_mask, beta=config.loss.beta, weights=weight
             )
-            torch.autograd.backward(loss)
+            self.backward(loss)
             for name, value in {"loss": loss.detach(), **stats}.items():
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value
             if config.loss.policy == "model":
                 gaps.append((logprobs.detach() - part.sample_logprobs).abs()[part.completion_mask.bool()])
-        result = {name: value.item() for name, value in totals.items()}
-        return {**result, **replay_errors(torch.cat(gaps))} if gaps else result
+        self.sum_gradients()
+        result = processes.add_up({name: value.item() for name, value in totals.items()})
+        if config.loss.policy != "model":
+            return result
+        return {**result, **replay_errors(torch.cat(processes.gather(torch.cat(gaps))))}
 
+    @together
+    def likelihood_gradients(self, written: Rollout) -> float:
+        """Return the mean over all tokens of -log p (nats), and leave its gradient in the parameters."""
+        weights = token_weights(written.completion_mask, "token")  # (N, T)
+        total = torch.zeros((), device=self.model.device)
+        for part, _, weight in self.micro_batches(written, weights):
+            logprobs, _ = self.replay(part, with_reference=False)
+            loss = -(weight * logprobs).sum()
+            self.backward(loss)
+            total = total + loss.detach()
+        self.sum_gradients()
+        return processes.add_up({"nll": total.item()})["nll"]
+
+    def micro_batches(self, rollout: Rollout, weights: Tensor) -> Iterator[tuple[Rollout, slice, Tensor]]:
+        """Yield this process's groups in micro-batches, with their rows and the weights of their tokens, (n, t).
+
+        Sharded parameters want equally many everywhere: who has fewer goes through a completion that weighs nothing.
+        """
+        budget, G = self.token_budget(rollout), rollout.group_size
+        mine = processes.share(len(rollout) // G)
+        places: list[tuple[int, int]] = []
+        if mine:
+            own = rollout.groups(mine)
+            places = [(mine.start * G + first, mine.start * G + last) for first, last in own.micro_batches(budget)]
+        most = max(processes.gather(len(places))) if self.sharded else len(places)
+        for at, (first, last) in enumerate([*places, *(most - len(places)) * [(0, 1)]]):
+            part = rollout.select(first, last)
+            weight = weights[first:last, : part.completion_mask.shape[1]]
+            yield part, slice(first, last), weight if at < len(places) else torch.zeros_like(weight)
+
+    def replay(
+        self, rollout: Rollout, *, policy: Policy = "model", with_reference: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Feed a rollout again, see `replay`."""
+        run = functools.partial(replay, self.model) if self.sharded is None else self.sharded.replay
+        return run(rollout, policy=policy, with_reference=with_reference, recompute=self.config.recompute)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the loss's gradients to those that are there."""
+        # fully_shard leaves the mean over the processes of what they add
+        torch.autograd.backward(loss if self.sharded is None else loss * processes.count())
+
+    def sum_gradients(self) -> None:
+        """Let every process have the gradients of the whole batch; `fully_shard` has added them up already."""
+        if self.sharded is None:
+            processes.sum_gradients(self.trained())
+
+    def trained(self) -> list[nn.Parameter]:
+        """Return what is trained."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    @together
     def step_optimizer(self, loss: float) -> Metrics:
         """Clip the gradients, step at this update's learning rates, and forget the gradients.
 
@@ -268,9 +342,9 @@ class Trainer:
         factor = learning_rate_factor(self.step, self.config.updates, settings.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        parameters = self.trained()
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        metrics = {"grad_norm": norm.item(), "lr": settings.lr * factor, "skipped": 0.0}
+        metrics = {"grad_norm": full(norm).item(), "lr": settings.lr * factor, "skipped": 0.0}
         if not math.isfinite(metrics["grad_norm"]) or not math.isfinite(loss):
             return {**metrics, "skipped": 1.0}
         torch.nn.utils.clip_grads_with_norm_(parameters, settings.max_grad_norm, norm)
@@ -293,16 +367,35 @@ class Trainer:
             StoppedError: `broken` says why training cannot go on.
 
         """
-        bad = not_finite(self.model)
+        bad = self.not_finite()
         why = broken or f"not finite: {', '.join(bad) if rollout.finite() else 'the logits, while sampling'}"
         facts = {"rewards": list(rewards), "not_finite": bad}
         kept = keep_batch(self.folder, self.step + 1, why, rollout, examples, completions, facts)
-        self.optimizer.zero_grad()
+        self.forget_gradients()
         if broken:
             if self.step:
                 self.save()
             raise StoppedError(f"update {self.step + 1} was not taken: {broken}; {kept}")
         console.print(f"warning: update {self.step + 1} was skipped, {why}; {kept}")
+
+    @together
+    def forget_gradients(self) -> None:
+        """Take no step with the gradients that are there."""
+        self.optimizer.zero_grad()
+
+    @together
+    def not_finite(self) -> list[str]:
+        """Return what is not finite, see `not_finite`."""
+        return not_finite(self.model)
+
+    def whole(self) -> HybridCausalLM:
+        """Return the model with all of its weights: itself, or a copy where it is sharded."""
+        return self.model if self.sharded is None else self.sharded.whole()
+
+    @together
+    def state(self) -> tuple[HybridCausalLM, dict[str, Tensor]]:
+        """Return the whole model and the optimizer's whole state."""
+        return self.whole(), optimizer_tensors(self.optimizer)
 
     def token_budget(self, rollout: Rollout) -> int:
         """Return the tokens of a micro-batch."""
@@ -321,9 +414,10 @@ class Trainer:
         """Write a checkpoint: the model, its settings, the optimizer's state and the step."""
         self.model.settings = dataclasses.replace(self.model.settings, step=self.step)
         path = self.folder / f"checkpoint-{self.step}"
+        model, optimizer = self.state()
         with files.new_folder(path, replaces=["*"]) as draft:
-            self.model.write_files(draft)
-            save_file(optimizer_tensors(self.optimizer), draft / OPTIMIZER_FILE)
+            model.write_files(draft)
+            save_file(optimizer, draft / OPTIMIZER_FILE)
             (draft / STATE_FILE).write_text(json.dumps({"step": self.step, "threads": torch.get_num_threads()}) + "\n")
             seal(draft)
         return path
@@ -332,9 +426,12 @@ class Trainer:
         """Answer the held-out training problems greedily, and log how many are right; each update once."""
         path = self.folder / VALIDATION_FILE
         if self.held_out and self.step not in scores(self.folder):
-            batch = self.config.eval.batch
-            answers = answer_problems(self.model, self.task, self.held_out, greedy=True, batch=batch)
-            append(path, [{"step": self.step, **summarize(answers)}])
+            append(path, [{"step": self.step, **summarize(self.held_out_answers())}])
+
+    @together
+    def held_out_answers(self) -> list[Answer]:
+        """Answer the held-out training problems greedily."""
+        return answer_problems(self.whole(), self.task, self.held_out, greedy=True, batch=self.config.eval.batch)
 
     def evaluation(self) -> dict[str, Any]:
         """Return what has been evaluated so far."""
@@ -345,19 +442,24 @@ class Trainer:
 
     def evaluate(self, when: str) -> dict[str, Any]:
         """Evaluate on the first test problems, and write the numbers and the answers."""
-        config = self.config
-        problems = self.task.test[: config.eval.problems]
-        if not problems:
+        if not self.task.test[: self.config.eval.problems]:
             return {}
-        numbers, answers = evaluate(
-            self.model, self.task, problems, seed=config.seed, batch=config.eval.batch, label=f"{when} training:"
-        )
+        numbers, answers = self.answers(when)
         for how, part in answers.items():
             rows = "".join(json.dumps(row) + "\n" for row in as_rows(part))
             files.write_text(self.folder / f"answers-{when}-{how}.jsonl", rows)
         evaluation = {**self.evaluation(), when: numbers}
         files.write_text(self.folder / "evaluation.json", json.dumps(evaluation, indent=2) + "\n")
         return numbers
+
+    @together
+    def answers(self, when: str) -> tuple[dict[str, Any], dict[str, list[Answer]]]:
+        """Answer the first test problems; see `evaluate`."""
+        config = self.config
+        problems = self.task.test[: config.eval.problems]
+        return evaluate(
+            self.whole(), self.task, problems, seed=config.seed, batch=config.eval.batch, label=f"{when} training:"
+        )
 
     def log(self, metrics: Metrics) -> None:
         """Append a line to metrics.jsonl, without numbers that are not finite."""
@@ -379,6 +481,12 @@ class Trainer:
             for text, reward in zip(completions[:SAMPLES_PER_UPDATE], rewards.tolist(), strict=False)
         ]
         append(self.folder / "samples.jsonl", rows)
+
+
+def _joined(model: HybridCausalLM, rollout: Rollout | None) -> Rollout:
+    """Return the rollouts of all processes as one; some may have none."""
+    parts = [part for part in processes.gather(rollout) if part is not None]
+    return Rollout.join(parts, pad=(model.eos_token_ids or [0])[0])
 
 
 def _check_train(task: Task, config: TrainConfig) -> None:
@@ -442,7 +550,7 @@ def _make_optimizer(model: HybridCausalLM, config: TrainConfig) -> torch.optim.A
     )
 
 
-@lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=2)
 def _epoch(seed: int, epoch: int, size: int) -> list[int]:
     """Return the order of an epoch."""
     return random.Random(f"order/{seed}/{epoch}").sample(range(size), size)
