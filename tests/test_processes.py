@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from two_processes import SHARDED, Watched, config_of, look
 
 from hrpo import Rollout, processes
 from hrpo.checkpoints import newest_checkpoint
+from hrpo.cli import COMMANDS, Parser
 from hrpo.config import ModelConfig, TrainConfig
 from hrpo.errors import InputError
 from hrpo.ranges import check_config
@@ -204,9 +206,17 @@ def test_one_process_dying_ends_the_job(rank, tmp_path):
 @pytest.mark.parametrize("file", sorted(LAUNCH.glob("*.yaml")), ids=lambda file: file.stem)
 def test_launch_files_are_accelerates(file):
     from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
 
     settings = load_config_from_file(str(file))
     assert settings.num_processes == {"one-gpu": 1, "eight-gpus": 8, "two-nodes": 16, "two-cpu-processes": 2}[file.stem]
     head = file.read_text().split("\ncompute_environment")[0]
-    assert str(file) in head
+    words = shlex.split(head.splitlines()[0].removeprefix("# "))
+    assert words[:4] == ["accelerate", "launch", "--config_file", str(file)]
+    launch_command_parser().parse_args(words[2:])
+    hrpo = words[words.index("-m") + 1 :]
+    assert hrpo[:2] == ["hrpo", "train"]
+    parser = Parser(prog="hrpo train")
+    COMMANDS["train"][0](parser)
+    parser.parse_args(hrpo[2:])
     assert ("Not yet run." in head) == (file.stem != "two-cpu-processes")

@@ -65,6 +65,8 @@ def estimate_memory(config: TrainConfig, lm_config: Any, *, cpu: bool, processes
     # Bytes that a block keeps for its backward pass, per token; adapters, in float32, keep their inputs once more.
     block = (8 * D + 2 * kv + 4 * inner + 7 * rank) * act + (4 * (6 * D + inner) if half and rank else 0)
     kept = L * D * act + block if config.recompute else L * block
+    # Gathered while the update runs: what belongs to no block, with its gradients where it is trained, and two blocks.
+    running = root * (stored + (0 if rank else 4)) + 2 * (total + gate - root) // L * stored
     decoding = {
         "decoding copy": (in_linears + D * V) * act if cpu else 0 if half or not rank else in_linears * stored,
         "gathered weights": total * stored + (adapters + gate) * 4 if shards > 1 else 0,
@@ -76,10 +78,7 @@ def estimate_memory(config: TrainConfig, lm_config: Any, *, cpu: bool, processes
         "activations": tokens * kept,
         "head": 2 * HEAD_CHUNK * V * 4,
         "gradients": trained * 4 // shards,
-        # what belongs to no block, with its gradients where it is trained, and two blocks
-        "gathered weights": root * (stored + (0 if rank else 4)) + 2 * (total - root) // L * stored
-        if shards > 1
-        else 0,
+        "gathered weights": running if shards > 1 else 0,
     }
     parts = {
         "weights": total * stored // shards,

@@ -60,10 +60,7 @@ def rows(config: TrainConfig, source: str) -> list[list[str]]:
     return [
         *planned,
         *([f"memory: {name}", f"{size / 1e9:.2f} GB"] for name, size in parts.items()),
-        [
-            "memory, estimated peak of each process" if count > 1 else "memory, estimated peak",
-            f"{sum(parts.values()) / 1e9:.2f} GB",
-        ],
+        [f"memory, estimated peak{' of each process' * (count > 1)}", f"{sum(parts.values()) / 1e9:.2f} GB"],
     ]
 
 
