@@ -310,7 +310,7 @@ CASES = [
     ("train --config latin-1.yaml", "--config: latin-1.yaml", "save it as UTF-8"),
     ("train --config nan.yaml", "optimizer.lr", "from 0 to 1"),
     ("train --config hidden.yaml", "name: ", "--folder"),
-    ("train --config endless.yaml", "--config: endless.yaml", "holds itself"),
+    ("train --config endless.yaml", "--config: endless.yaml", "over 10,000 values"),
     ("check --config tab.yaml", "--config: tab.yaml, line 2", "indented below it with spaces"),
     ("sft --config twice.yaml", "--config: twice.yaml, line 3: updates is set twice"),
     # numbers that cannot train

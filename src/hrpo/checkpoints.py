@@ -19,6 +19,7 @@ from torch import Tensor
 from hrpo import files
 from hrpo.config import TrainConfig
 from hrpo.errors import InputError
+from hrpo.settings import parse
 from hrpo.sharding import as_sharded, full
 
 OPTIMIZER_FILE, STATE_FILE, SUMS_FILE = "optimizer.safetensors", "trainer.json", "SHA256SUMS"
@@ -145,7 +146,7 @@ def check_run_folder(folder: Path, config: TrainConfig, resume: bool) -> None:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = yaml.safe_load(path.read_text())
+        config = parse(path.read_text())
     except (ValueError, yaml.YAMLError) as error:
         raise InputError(f"--resume: {path} is damaged ({error}); start another run, --name") from error
     if not isinstance(config, dict):
@@ -161,7 +162,7 @@ def read_step(checkpoint: Path) -> int:
         if (there := state.get("threads", here)) != here:
             print(f"hrpo: it ran on {there} threads, now {here}: the same numbers but for rounding", file=sys.stderr)
         return int(state["step"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise InputError(f"--resume: {checkpoint / STATE_FILE} has no step; {_go_back(checkpoint)}") from error
 
 
@@ -194,7 +195,7 @@ def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> Itera
         if isinstance(left, dict) and isinstance(right, dict):
             yield from differences(left, right, f"{prefix}{key}.")
         elif left != right:
-            yield prefix + key
+            yield f"{prefix}{key}"
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -208,14 +209,14 @@ def load_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:
     """Give an optimizer the state that a checkpoint kept."""
     state: dict[int, dict[str, Tensor]] = {}
     path = checkpoint / OPTIMIZER_FILE
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"--resume: {path} is damaged ({error}); {_go_back(checkpoint)}") from error
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for key, value in tensors.items():
-        index, name = key.split(".")
-        state.setdefault(int(index), {})[name] = value if name == "step" else as_sharded(value, parameters[int(index)])
+    try:
+        for key, value in load_file(path).items():
+            index, name = key.split(".")
+            like = parameters[int(index)]
+            state.setdefault(int(index), {})[name] = value if name == "step" else as_sharded(value, like)
+    except (IndexError, OSError, SafetensorError, ValueError) as error:
+        raise InputError(f"--resume: {path} is damaged ({error}); {_go_back(checkpoint)}") from error
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -232,5 +233,5 @@ def lines_until(path: Path, step: int) -> list[str]:
     lines = path.read_text().split("\n")[:-1]  # a kill may have cut the last line
     try:
         return [line for line in lines if json.loads(line)["step"] <= step]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, RecursionError, TypeError, ValueError) as error:
         raise InputError(f"--resume: {path} is damaged ({error}); delete its lines without a step") from error

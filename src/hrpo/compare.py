@@ -146,6 +146,8 @@ def _kept(folder: Path, run: TrainConfig) -> Result | None:
     if not path.is_file():
         return None
     result: Result = files.read_json(path, "results", "delete it, and its run is looked at again")
+    if not isinstance(result, dict) or not isinstance(result.get("settings"), dict):
+        raise InputError(f"results: {path} is damaged (it has no settings); delete it, and its run is looked at again")
     changed = changed_settings(result["settings"], run)
     if changed:
         raise InputError(f"results: {path} is of other settings ({', '.join(changed)} differ); give another folder")
@@ -154,7 +156,7 @@ def _kept(folder: Path, run: TrainConfig) -> Result | None:
 
 def _evaluation(folder: Path) -> dict[str, Any]:
     path = folder / "evaluation.json"
-    evaluation: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    evaluation: dict[str, Any] = files.read_json(path, "results", "delete it") if path.is_file() else {}
     return evaluation
 
 

@@ -76,7 +76,7 @@ def read_json(path: Path, field: str, fix: str) -> Any:
     """
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{field}: {path} is damaged ({error}); {fix}") from error
 
 

@@ -5,7 +5,8 @@ import copy
 import dataclasses
 import inspect
 import json
-import math
+import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from hrpo.catalog import KNOWN, fetch_hybrid, resolve
 from hrpo.config import Dtype, LatentMode, MixedIn, Quantization, TaskConfig
 from hrpo.errors import InputError, model_named_by
 from hrpo.exact import stay_in_float64
-from hrpo.files import new_folder
+from hrpo.files import new_folder, read_json
 from hrpo.gate import HybridGate, mix_candidates
 from hrpo.latent import MODES
 from hrpo.quantize import check_quantization, keep_differentiable, quantization_options
@@ -41,6 +42,19 @@ LOADING_ERRORS = (
     StrictDataclassError,
     TypeError,
     ValueError,
+)
+_LAYER = re.compile(r"[\w.]+")
+# Of an adapter's settings, those that import a module, match patterns, or change the weights that it is laid over.
+SPECIAL = (
+    *("megatron_config", "rank_pattern", "alpha_pattern", "exclude_modules", "layers_pattern", "target_parameters"),
+    *(
+        "init_lora_weights",
+        "eva_config",
+        "corda_config",
+        "loftq_config",
+        "layer_replication",
+        "trainable_token_indices",
+    ),
 )
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
@@ -446,6 +460,7 @@ def _load_adapter(lm: Any, folder: Path) -> Any:
     file = folder / "adapter_model.safetensors"
     if not file.is_file():
         raise InputError(f"model.name: {folder}: adapter_model.safetensors is missing; {AGAIN}")
+    check_adapter(folder)
     try:
         model = PeftModel.from_pretrained(lm, str(folder), is_trainable=True)
         with safe_open(file, "pt") as tensors:
@@ -458,6 +473,25 @@ def _load_adapter(lm: Any, folder: Path) -> Any:
             f"model.name: {file} lacks {len(absent)} tensors, such as {absent[0]}: cut, or of another model; {AGAIN}"
         )
     return model
+
+
+def check_adapter(folder: Path) -> None:
+    """Refuse an adapter other than LoRA: of others some name modules, tokenizers and patterns that loading would run.
+
+    Raises:
+        InputError: names what is wrong.
+
+    """
+    path = folder / "adapter_config.json"
+    config = read_json(path, "model.name", AGAIN)
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        raise InputError(f"model.name: {path}: no settings of a LoRA adapter; {AGAIN}")
+    targets = config.get("target_modules")
+    named = isinstance(targets, list) and all(isinstance(name, str) and _LAYER.fullmatch(name) for name in targets)
+    strange = [] if named or targets == "all-linear" else ["target_modules"]
+    strange += [name for name in SPECIAL if config.get(name) not in (None, True, [], {})]
+    if strange:
+        raise InputError(f"model.name: {path}: no usable value of {', '.join(strange)}; {AGAIN}")
 
 
 def load_tokenizer(path: Path | str, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:
@@ -476,7 +510,7 @@ def read_settings(path: Path) -> HybridSettings:
     """Read a hybrid.json; InputError where it is none."""
     try:
         settings = HybridSettings(**json.loads(path.read_text()))
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, RecursionError, TypeError, ValueError) as error:
         reason = _first_line(error)
         raise InputError(f"model.name: {path}: not the settings of a hybrid model: {reason}; {AGAIN}") from error
     values = dataclasses.asdict(settings)
@@ -491,7 +525,7 @@ def read_settings(path: Path) -> HybridSettings:
     wrong = _misfits(values, dataclasses.asdict(HybridSettings("")))
     if not wrong:
         wrong = [f"task.{name}" for name in _misfits(settings.task, dataclasses.asdict(TaskConfig()))]
-        wrong += [] if 0 < settings.temperature < math.inf else ["temperature"]
+        wrong += [] if 0 < settings.temperature <= sys.float_info.max else ["temperature"]
         wrong += [name for name, least in (("max_new_tokens", 1), ("top_k", 0), ("step", 0)) if values[name] < least]
         wrong += [] if all(map(_is_message, settings.preamble)) else ["preamble"]
     if wrong:

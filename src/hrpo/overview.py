@@ -18,6 +18,7 @@ from hrpo.compare import COLOURS, DASHES, SMOOTH, TESTED, Result, difference_row
 from hrpo.errors import InputError
 from hrpo.files import read_lines
 from hrpo.progress import clock
+from hrpo.settings import parse
 from hrpo.statistics import holm, mcnemar, mean_interval, paired_bootstrap
 
 CURVES = {
@@ -135,9 +136,12 @@ def _read(path: Path) -> Result:
         config = path / "config.yaml"
         if not config.is_file():
             raise InputError(f"RUN: {path} is no run folder; {fix}")
-        if not read_lines(path / "metrics.jsonl"):
-            raise InputError(f"RUN: {path} has no update yet; wait for its first one")
-        return result_in(path, yaml.safe_load(config.read_text()))
+        try:
+            if read_lines(path / "metrics.jsonl"):
+                return result_in(path, parse(config.read_text()))
+        except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+            raise InputError(f"RUN: {path} is damaged ({type(error).__name__}: {error}); {fix}") from error
+        raise InputError(f"RUN: {path} has no update yet; wait for its first one")
     if not path.is_file():
         raise InputError(f"RUN: no file or folder {path}; {fix}")
     result = files.read_json(path, "RUN", fix)

@@ -1,6 +1,7 @@
 """Conversations to token ids and completions to text."""
 
 import functools
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from hrpo.errors import InputError
 from hrpo.rollout import Rollout
 from hrpo.tasks.task import Message
 
+_HALF = re.compile("[\ud800-\udfff]")
 SENTINEL = "hrpo-sentinel"  # a system text that no template writes by itself
 
 
@@ -22,14 +24,20 @@ def encode(tokenizer: Any, conversations: Sequence[Sequence[Message]]) -> list[l
     the line below its question. Where the tokenizer begins texts with BOS, a prompt begins with exactly one.
 
     Raises:
-        InputError: the model has no tokenizer, or its chat template refuses the conversation.
+        InputError: the model has no tokenizer, or its chat template refuses the conversation, or a message is no text.
 
     """
     if tokenizer is None:
         raise InputError(
             "model.name: this model has no tokenizer; put its tokenizer.json and tokenizer_config.json there"
         )
-    return [_ids(tokenizer, render(tokenizer, messages)) for messages in conversations]
+    texts = [render(tokenizer, messages) for messages in conversations]
+    for text in texts:
+        if not text.isascii() and _HALF.search(text):
+            raise InputError(
+                f"prompts: {text[-60:]!a} is no text: half of a surrogate pair; save what it is from as UTF-8"
+            )
+    return [_ids(tokenizer, text) for text in texts]
 
 
 def render(tokenizer: Any, messages: Sequence[Message]) -> str:
@@ -41,9 +49,10 @@ def render(tokenizer: Any, messages: Sequence[Message]) -> str:
         if not _has_system_role(tokenizer, str(template)):
             messages = _without_system(messages)
         return _apply(tokenizer, messages)
-    except TemplateError as error:
+    except Exception as error:  # a template is a program: what it raises may be anything
+        reason = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
         raise InputError(
-            f"model.name: the chat template of this model refuses the conversation: {error}; mend chat_template.jinja"
+            f"model.name: the chat template of this model refuses the conversation: {reason}; mend chat_template.jinja"
         ) from error
 
 
@@ -64,7 +73,7 @@ def _has_system_role(tokenizer: Any, template: str) -> bool:
     """Whether a system text shows in what the tokenizer's template makes: some raise an error, some leave it out."""
     try:
         text = _apply(tokenizer, [{"role": "system", "content": SENTINEL}, {"role": "user", "content": "0"}])
-    except TemplateError:
+    except TemplateError:  # other errors are no answer, and come again with the conversation itself
         return False
     return SENTINEL in text
 

@@ -23,7 +23,7 @@ from hrpo.evaluation.entries import OWN, Entry, as_settings, make_entries
 from hrpo.evaluation.numbers import Answers, comparisons_of, numbers_of
 from hrpo.evaluation.questions import Questions, make_questions
 from hrpo.evaluation.tables import markdown
-from hrpo.files import check_writable, write_text
+from hrpo.files import check_writable, read_json, write_text
 from hrpo.inference import load_for_inference
 from hrpo.limits import check_test_prompts, show_dropped
 from hrpo.model import HybridCausalLM
@@ -190,7 +190,11 @@ def find(settings: dict[str, Any], out: str) -> Path:
         if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
             raise InputError(f"--out: {folder} is there already and holds no evaluation; name a new folder")
         return folder
-    changed = sorted(differences(json.loads((folder / SETTINGS_FILE).read_text()), json.loads(text)))
+    fix = "name another folder, or delete this one"
+    there = read_json(folder / SETTINGS_FILE, "--out", fix)
+    if not isinstance(there, dict):
+        raise InputError(f"--out: {folder / SETTINGS_FILE} is damaged (it holds no settings); {fix}")
+    changed = sorted(differences(there, json.loads(text)))
     if changed:
         raise InputError(
             f"--out: {folder} holds an evaluation with other settings ({', '.join(changed)} differ); an evaluation "

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hrpo.errors import InputError
 from hrpo.evaluate import Answer
 from hrpo.files import write_bytes
 
@@ -52,18 +53,30 @@ def append(path: Path, number: int, first: int, samples: int, answers: Sequence[
 def finish(path: Path) -> None:
     """Put the parts together."""
     if not path.is_file():
-        _write(path, pa.concat_tables([pq.read_table(part) for part in parts(path)]).combine_chunks())
+        _write(path, pa.concat_tables([_read(part) for part in parts(path)]).combine_chunks())
     shutil.rmtree(_folder(path), ignore_errors=True)
 
 
 def load(path: Path) -> list[Answer]:
     """Return the answers of a whole file, in order."""
-    rows: list[dict[str, Any]] = pq.read_table(path).drop_columns(["problem", "sample"]).to_pylist()
+    rows: list[dict[str, Any]] = _read(path).drop_columns(["problem", "sample"]).to_pylist()
     return [Answer(**row) for row in rows]
 
 
 def _folder(path: Path) -> Path:
     return path.with_suffix(".parts")
+
+
+def _read(path: Path) -> Any:
+    try:
+        table = pq.read_table(path)
+        if not table.schema.equals(SCHEMA):
+            raise ValueError("it has other columns")
+        table.validate(full=True)
+    except (OSError, ValueError) as error:  # Arrow's own are among them
+        reason = " ".join(str(error).split())
+        raise InputError(f"--out: {path} is damaged ({reason:.200}); delete it to ask these questions again") from error
+    return table
 
 
 def _write(path: Path, table: Any) -> None:

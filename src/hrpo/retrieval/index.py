@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hrpo.errors import InputError
-from hrpo.files import check_vacant, new_folder
+from hrpo.files import check_vacant, new_folder, read_json
 from hrpo.retrieval import bm25, dense
 from hrpo.retrieval.corpus import Passage, check_corpus
 from hrpo.retrieval.store import Passages, write_passages
 
 FORMAT = 1
+AGAIN = "build it again"
+DAMAGE = (AttributeError, EOFError, IndexError, KeyError, OSError, OverflowError, RecursionError, TypeError, ValueError)
 
 
 def build_index(
@@ -91,23 +93,40 @@ class Index:
         path = Path(folder)
         if not (path / "index.json").is_file():
             raise InputError(f"--index: no index in {path}; `hrpo retrieve build` makes one")
-        self.settings = json.loads((path / "index.json").read_text())
-        if self.settings["format"] != FORMAT:
-            written = self.settings["format"]
+        self.settings = read_json(path / "index.json", "--index", AGAIN)
+        if not isinstance(self.settings, dict) or "format" not in self.settings:
+            raise InputError(f"--index: {path / 'index.json'} is damaged (it names no format); {AGAIN}")
+        written = self.settings["format"]
+        if written != FORMAT:
             raise InputError(
                 f"--index: {path} was written by another version of hrpo (format {written}, this one has {FORMAT}); "
-                "build it again"
+                + AGAIN
             )
-        self.passages = Passages(path)
-        with _installed():
+        self.path = path
+        with _installed(), _whole(path):
+            self.passages = Passages(path)
             if self.settings["retriever"] == "bm25":
-                self.numbers = bm25.load(path)
+                self.numbers = bm25.load(path, len(self.passages))
             else:
-                self.numbers = dense.load(path, dense.load_model(self.settings["model"]), self.settings["query_prefix"])
+                model = dense.load_model(self.settings["model"])
+                self.numbers = dense.load(path, len(self.passages), model, self.settings["query_prefix"])
 
     def search(self, questions: Sequence[str], k: int) -> list[list[Passage]]:
         """Return each question's k best passages, best first; bm25 leaves out those without a word in common."""
-        return [[self.passages[number] for number in numbers] for numbers in self.numbers(questions, k)]
+        with _whole(self.path):
+            return [[self.passages[number] for number in numbers] for numbers in self.numbers(questions, k)]
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """Turn what damaged files of an index raise, numpy's and bm25s's among them, into one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except DAMAGE as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+        raise InputError(f"--index: {path} is damaged ({reason}); {AGAIN}") from error
 
 
 @contextmanager

@@ -43,8 +43,10 @@ class Passages:
         import numpy as np
 
         self.path = folder / "passages.jsonl"
-        self.offsets = np.load(folder / "offsets.npy", mmap_mode="r")
+        self.offsets = np.load(folder / "offsets.npy", mmap_mode="r", allow_pickle=False)
         self.file = self.path.open("rb")
+        if self.offsets.dtype != np.int64 or self.offsets.ndim != 1:
+            raise ValueError(f"{folder / 'offsets.npy'} holds no offsets")
 
     def __len__(self) -> int:
         return len(self.offsets)

@@ -5,7 +5,6 @@ Reading imports neither torch nor, for files, the `datasets` library.
 
 import csv
 import functools
-import gzip
 import io
 import json
 import zlib
@@ -17,8 +16,11 @@ from typing import Any
 
 from hrpo.config import TaskConfig
 from hrpo.errors import InputError, of_field
+from hrpo.gunzip import Gunzip
 from hrpo.tasks.task import Example, Kind, Spec, Task, prepare
 
+# The last three come of Python lists in cells, and of lists in lists in lists.
+PARSING_ERRORS = (KeyError, TypeError, ValueError, IndexError, AttributeError, SyntaxError, MemoryError, RecursionError)
 Rows = Iterable[tuple[str, Any]]  # where a row is, for messages, and what a parser gets
 
 
@@ -199,7 +201,7 @@ def find(split: Split, folder: Path) -> list[Path]:
     """Return the files of a split in a folder, or in the folder of its name in there; none where there are none."""
     for place in (folder, folder / split.folder):
         for names in split.files:
-            found = [sorted(place.glob(name)) for name in names.split("|")]
+            found = [sorted(filter(Path.is_file, place.glob(name))) for name in names.split("|")]
             if all(found):
                 return [path for paths in found for path in paths]
     return []
@@ -229,8 +231,9 @@ def _read(path: Path) -> Iterator[tuple[str, Any]]:
     name = path.name.removesuffix(".gz")
     suffix = name[name.rfind(".") :]
     try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
+        with path.open("rb") as file:
+            stream: Any = Gunzip(fileobj=file) if path.suffix == ".gz" else file
+            text = stream.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         at = error.object[: error.start].count(b"\n") + 1
         raise InputError(f"{path}, line {at}: cannot be read: no UTF-8 ({error.reason}); save it as UTF-8") from error
@@ -244,6 +247,8 @@ def _read(path: Path) -> Iterator[tuple[str, Any]]:
         rows = _json(text, str(path))
         if isinstance(rows, dict):  # TriviaQA's, or a problem alone in its file, as MATH's authors have it
             rows = rows.get("Data", [rows])
+        if not isinstance(rows, list):
+            raise InputError(f"{path}: must hold a list of rows, or one row; docs/benchmarks.md lists the forms")
         for number, row in enumerate(rows, 1):
             yield f"{path}, row {number}", row
     elif suffix in (".csv", ".tsv", ".txt"):
@@ -311,7 +316,7 @@ def parsed(benchmark: Benchmark, rows: Rows) -> tuple[list[Example], int]:
     for where, row in rows:
         try:
             found.append(benchmark.parse(row))
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError, SyntaxError) as error:
+        except PARSING_ERRORS as error:
             reason = f"no row of {benchmark.name} ({type(error).__name__}: {error})"
             raise InputError(f"{where}: {reason}; docs/benchmarks.md lists the forms") from error
     examples = [example for example in found if example is not None]

@@ -151,6 +151,7 @@ def _same_words(answer: str, gold: str) -> bool:
 
 _MATH_CHARS = 2000  # of the answer's end: enough for any answer in MATH ten times over
 _PHRASE_CHARS = 200
+_MATH_BYTES = 2 << 30
 _MATH_SECONDS = 1.0  # of processor time for one comparison; MATH's golds need 0.003 on average, 0.2 at most
 
 _MARKED = re.compile(r"\\boxed|\\\[|\\\(|(?<!\\)\$.+?(?<!\\)\$", re.DOTALL)  # as mathematics, by its writer
@@ -167,7 +168,7 @@ def _math_end(answer: str) -> str:
 
 
 def _same_math(answer: str, gold: str) -> bool:
-    answer = _math_end(answer)
+    answer, gold = _math_end(answer), _math_end(gold)
     same_string = plain_tex(answer) != "" and plain_tex(answer) == plain_tex(gold)
     return same_string or _math_verify.equal(_readings(gold)[-1], _readings(answer))
 
@@ -250,11 +251,13 @@ def _ask(process: subprocess.Popen[str], question: str) -> str:
 def _serve() -> None:
     """Answer the questions on standard input until it closes. The first, an empty one, asks whether we are up."""
     import logging
+    import resource
 
     from math_verify import parse, verify
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer; we end when it does
     logging.disable()
+    resource.setrlimit(resource.RLIMIT_AS, (_MATH_BYTES, _MATH_BYTES))  # a power may have a billion digits
     replies = sys.stdout
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115
     print("up", file=replies, flush=True)
@@ -272,7 +275,7 @@ _math_verify = _MathVerify()
 
 
 def _same_tidied(answer: str, gold: str) -> bool:
-    return tidy(_math_end(answer)) == tidy(rf"\boxed{{{gold}}}")
+    return tidy(_math_end(answer)) == tidy(rf"\boxed{{{_math_end(gold)}}}")
 
 
 RULES = {
