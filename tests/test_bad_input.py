@@ -502,7 +502,7 @@ CASES = [
     ),
     (
         "eval --checkpoint list-adapter --tasks arithmetic",
-        "--checkpoint: list-adapter: cannot load its adapter",
+        "--checkpoint: list-adapter/adapter_config.json: no settings of a LoRA adapter",
         "copy the folder again",
     ),
     # retrieve, compare

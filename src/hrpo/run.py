@@ -70,7 +70,7 @@ def _lead(trainer: Trainer, stop: Stop) -> dict[str, Any]:
         files.write_text(trainer.folder / "check.json", json.dumps(as_dict(checked), indent=2) + "\n")
         show(checked)
     evaluation = trainer.evaluation()
-    if "before" not in evaluation and trainer.step == 0:
+    if "before" not in evaluation:
         evaluation["before"] = trainer.evaluate("before")
     updates = read_lines(trainer.folder / "metrics.jsonl")
     with tracking(config, trainer.step) as track, bar("update", config.updates, trainer.step) as progress:
