@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from hrpo import HybridCausalLM, HybridGate, Lora
 from hrpo.catalog import local_folder
+from hrpo.checkpoints import seal
 from hrpo.cli import COMMANDS, main
 
 # What makes `train` short; cases come after it, and the last value of an option counts.
@@ -70,6 +71,7 @@ SETTINGS = {
     "rewards": "task:\n  rewards: [correct]\n",
     "nan": "optimizer:\n  lr: .nan\n",
     "hidden": 'name: "a\\0b"\n',
+    "endless": "task:\n  rewards: &rewards\n    correct: *rewards\n",
 }
 
 PROBLEMS = "train, test = [{'prompt': 'a', 'gold': 'b'}], []\n"
@@ -210,6 +212,15 @@ def make_runs() -> None:
         path.unlink()
         if damage is not None:
             path.write_bytes(damage(data))
+        if path.parent.name == "checkpoint-2":
+            seal(path.parent)
+    variant("runs/damaged", Path("runs/whole"))
+    for number in (1, 2):
+        state = Path(f"runs/damaged/checkpoint-{number}/trainer.json")
+        state.unlink()
+        state.write_text(f'{{"step": {number}0}}')
+    Path("runs/damaged/config.yaml").unlink()
+    Path("runs/damaged/config.yaml").write_text(Path("runs/whole/config.yaml").read_text().replace("whole", "damaged"))
     Path("runs/just-begun").mkdir()
     shutil.copy("runs/whole/config.yaml", "runs/just-begun/config.yaml")
 
@@ -299,6 +310,7 @@ CASES = [
     ("train --config latin-1.yaml", "--config: latin-1.yaml", "save it as UTF-8"),
     ("train --config nan.yaml", "optimizer.lr", "from 0 to 1"),
     ("train --config hidden.yaml", "name: ", "--folder"),
+    ("train --config endless.yaml", "--config: endless.yaml", "over 10,000 values"),
     ("check --config tab.yaml", "--config: tab.yaml, line 2", "indented below it with spaces"),
     ("sft --config twice.yaml", "--config: twice.yaml, line 3: updates is set twice"),
     # numbers that cannot train
@@ -313,6 +325,10 @@ CASES = [
     (TRAIN + "--seed=-1", "seed", "from 0"),
     (TRAIN + "--seed 4294967296", "seed", "2^32 - 1"),
     (TRAIN + "--latent.r_min 1", "latent.r_min", "r_max < 1"),
+    (TRAIN + "--keep.last=-1", "keep.last", "at least 0"),
+    (TRAIN + "--keep.last 1 --keep.best 1", "keep.best: nothing tells which are best", "set keep.problems"),
+    (TRAIN + "--keep.best 1 --keep.problems 9", "keep.best: all checkpoints stay", "set keep.last"),
+    (GSM8K + "data/good --keep.problems 8", "keep.problems: 8 held out of 8 training problems", "lower it"),
     (TRAIN + "--loss.beta=-1", "loss.beta", "at least 0"),
     (TRAIN + "--loss.beta .nan", "loss.beta", "at least 0"),
     *(
@@ -486,13 +502,15 @@ CASES = [
     ),
     (
         "eval --checkpoint list-adapter --tasks arithmetic",
-        "--checkpoint: list-adapter: cannot load its adapter",
+        "--checkpoint: list-adapter/adapter_config.json: no settings of a LoRA adapter",
         "copy the folder again",
     ),
     # retrieve, compare
     ("retrieve build --corpus nowhere.jsonl --index new", "nowhere.jsonl", "--corpus"),
     ("retrieve add --task nq --path data --index nowhere --out new.jsonl", "--path"),
     ("compare --config nowhere.yaml", "nowhere.yaml"),
+    ("report nowhere", "RUN: no file or folder nowhere"),
+    ("report .", "RUN: . is no run folder"),
     ("compare --modes [hybrid] --seeds [] --folder new", "seeds"),
     # eval
     ("eval --checkpoint tiny", "--tasks: tiny is a plain model that remembers no task", "name one"),
@@ -569,6 +587,13 @@ CASES = [
     (RESUME + "new", "--resume: there is no run runs/new", "leave --resume out"),
     (RESUME + "whole --optimizer.lr 1e-3", "--resume: optimizer.lr differ from", "--name for another run"),
     (RESUME + "whole --latent.mode discrete --seed 1", "--resume: latent.mode, seed differ from", "--name"),
+    (
+        RESUME + "damaged",
+        "--resume: runs/damaged/checkpoint-2 is damaged (trainer.json is not as SHA256SUMS has it), runs/damaged",
+        "put one back",
+    ),
+    ("eval --checkpoint runs/damaged", "--checkpoint: runs/damaged/checkpoint-2 is damaged", "put one back"),
+    # checksums that fit what is wrong
     (
         RESUME + "cut-step",
         "--resume: runs/cut-step/checkpoint-2/trainer.json is damaged",

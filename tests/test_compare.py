@@ -38,7 +38,7 @@ def test_runs(config, tmp_path, monkeypatch, capsys):
     """Stopped in its second run, gone on with, and repeated for nothing."""
     folder, trained = tmp_path / "runs", []
 
-    def interrupted(run, *, resume, train=module.train):
+    def interrupted(run, *, resume, stop, train=module.train):
         trained.append((run.run_folder.name, resume))
         if len(trained) == 2:
             train(dataclasses.replace(run, eval=EvalConfig(0)))  # all updates, but no evaluation

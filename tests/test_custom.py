@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from hrpo.checkpoints import seal
 from hrpo.cli import main
 from hrpo.config import TaskConfig
 from hrpo.errors import InputError
@@ -116,6 +117,7 @@ def test_evaluation_runs_no_file_that_a_checkpoint_names(tmp_path, task_file, ca
         saved = json.loads(settings.read_text())
     for changes in ({"name": path}, {"rewards": {f"{path}:f": 1.0}}):
         settings.write_text(json.dumps({**saved, "task": {**saved["task"], **changes}}))
+        seal(settings.parent)
         words = ["eval", "--checkpoint", str(tmp_path / "run"), "--problems", "1"]
         if "name" in changes:
             with pytest.raises(SystemExit):
@@ -126,6 +128,7 @@ def test_evaluation_runs_no_file_that_a_checkpoint_names(tmp_path, task_file, ca
         assert not ran.exists()
     capsys.readouterr()
     settings.write_text(json.dumps({**saved, "task": {**saved["task"], "name": path}}))
+    seal(settings.parent)
     main(["eval", "--checkpoint", str(tmp_path / "run"), "--problems", "1", "--task", path])
     assert ran.exists()
 

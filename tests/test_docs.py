@@ -157,7 +157,7 @@ def task(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, task):
     """A run in which every key occurs: several rewards, and a metric of the task's own."""
-    return run(tmp_path_factory.mktemp("runs"), "train", *task, "--task.rewards.format=0.5")
+    return run(tmp_path_factory.mktemp("runs"), "train", *task, "--task.rewards.format=0.5", "--keep.problems=2")
 
 
 def test_metrics_of_reinforcement_learning(trained, tmp_path):
@@ -168,7 +168,9 @@ def test_metrics_of_reinforcement_learning(trained, tmp_path):
     assert named == set(keys)
     assert len(keys) == len(set(keys))
     other = run(tmp_path, "train", "--loss.beta=0", "--loss.policy=tempered")
-    assert set(read_lines(other / "metrics.jsonl")[0]) == set(keys) - {"reward/NAME", "kl", "replay_error"}
+    assert set(read_lines(other / "metrics.jsonl")[0]) == set(keys) - {
+        *("reward/NAME", "kl", "replay_error", "replay_error_mean", "replay_error_99")
+    }
 
 
 def test_metrics_of_supervised_fine_tuning(tmp_path):
@@ -188,6 +190,11 @@ def test_evaluation(trained, tmp_path):
         assert all(documented("`evaluation.json`") == list(numbers) for numbers in when.values())
     other = json.loads((run(tmp_path, "train") / "evaluation.json").read_text())["after"]["greedy"]
     assert set(documented("`evaluation.json`")) - set(other) == {"metric", "metric_interval"}
+
+
+def test_validation(trained):
+    (row,) = read_lines(trained / "validation.jsonl")
+    assert list(row) == [*documented("`validation.jsonl`"), *documented("`evaluation.json`")]
 
 
 def test_answers_and_samples(trained):

@@ -46,6 +46,21 @@ def test_what_saves_memory_saves_it():
     assert total(token_budget=20_000) == total(token_budget=40_000)  # there are not as many
 
 
+def test_processes_share_groups_and_shards_share_parameters():
+    alone = estimate_memory(CONFIG, LLAMA, cpu=True)
+    shared = estimate_memory(CONFIG, LLAMA, cpu=True, processes=4)
+    assert shared["keys and values"] * 4 == alone["keys and values"]
+    assert shared["weights"] == alone["weights"]
+    full = dataclasses.replace(CONFIG, model=ModelConfig(lora_rank=0), sharding="full")
+    alone, sharded = (estimate_memory(full, LLAMA, cpu=True, processes=count) for count in (1, 4))
+    assert "gathered weights" not in alone
+    for name in ("weights", "reference", "AdamW", "gradients"):
+        assert sharded[name] == alone[name] // 4
+    root = 2 * 64_000 + 64 + GATE  # what belongs to no block
+    running = root * (4 + 4) + 2 * (WEIGHTS + GATE - root) // 3 * 4
+    assert sharded["gathered weights"] == 4 * (WEIGHTS + GATE) + running
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [[], ["--recompute=true"], ["--model.dtype=bfloat16"]], ids=" ".join)
 def test_measured_on_smollm2(words, tmp_path):

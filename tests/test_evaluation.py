@@ -15,6 +15,7 @@ import torch
 from models import byte_level
 
 from hrpo import HybridCausalLM
+from hrpo.checkpoints import seal
 from hrpo.cli import main
 from hrpo.errors import InputError
 from hrpo.evaluate import Answer
@@ -360,6 +361,9 @@ def test_labels_of_checkpoints_of_the_same_name(tmp_path):
         "b/checkpoint-3",
     ]
     runs = [str(tmp_path / run) for run in ("a", "b")]
+    for folder in map(Path, folders):
+        (folder / "trainer.json").write_text('{"step": 3}')
+        seal(folder)
     assert [entry.label for entry in make_entries(runs, ["own"], ["own"], 0, 0)] == ["a", "b"]
 
 

@@ -135,10 +135,11 @@ def test_local_paths_stay_here(tmp_path):
 def test_a_base_on_the_hub_is_named(run):
     folder = run / "checkpoint-1"
     settings = json.loads((folder / "hybrid.json").read_text())
+    whole = (folder / "hybrid.json").read_bytes()
     (folder / "hybrid.json").write_text(json.dumps(settings | {"base_model": "owner/base", "latent_mode": "discrete"}))
     api = Recorder()
     push_to_hub(str(folder), REPO, api=api)
-    (folder / "hybrid.json").write_text(json.dumps(settings))
+    (folder / "hybrid.json").write_bytes(whole)
     card = ModelCard(api.uploaded["README.md"].decode())
     assert card.data.base_model == "owner/base"
     assert card.data.license is None

@@ -17,7 +17,10 @@ from hrpo.techniques import FAST, PLAIN
 
 G = 4
 MIXED = mode_of("hybrid", "hidden")
-NEW = {**{name: mode for name, mode in MODES.items() if name not in ("hybrid", "discrete")}, "hybrid of hidden": MIXED}
+ABLATIONS = ("no_input_gate", "no_norm", "scalar_a")
+REPLACED = ("swapped", "noise")
+ELSEWHERE = ("hybrid", "discrete", *ABLATIONS, *REPLACED)
+NEW = {**{name: mode for name, mode in MODES.items() if name not in ELSEWHERE}, "hybrid of hidden": MIXED}
 every = pytest.mark.parametrize("mode", NEW.values(), ids=NEW.keys())
 TRAINED = {name: mode for name, mode in NEW.items() if mode.trains}
 trained = pytest.mark.parametrize("mode", TRAINED.values(), ids=TRAINED.keys())
@@ -83,7 +86,9 @@ def test_which_latent_is_mixed_in():
     assert mode_of("hybrid", "interpolation") == MODES["hybrid"]
     assert mode_of("hybrid", "hidden") == dataclasses.replace(MODES["hybrid"], latent="hidden")
     assert mode_of("interpolation", "hidden") == MODES["interpolation"]
-    assert [name for name, mode in MODES.items() if not mode.trains] == ["soft_thinking", "mixture_of_inputs"]
+    assert [name for name, mode in MODES.items() if not mode.trains] == [
+        *("swapped", "noise", "soft_thinking", "mixture_of_inputs")
+    ]
 
 
 # ---- a naive loop -------------------------------------------------------------------------------------------------
@@ -117,15 +122,26 @@ def naive(model, prompt: list[int], mode: Mode, top_k: int, tokens: int) -> tupl
         else:  # mixture of inputs
             entropy = -(p[kept] * p[kept].log()).sum() / math.log(len(kept))
             h = (entropy * p @ table + (2 - entropy) * e) / 2
-        if mode.gated:
+        if mode == MIXED:
             h, _ = model.gate(e, h)
+        elif mode.gated:
+            gate = model.gate
+            r, i = torch.sigmoid(gate.reset_gate(e)), torch.sigmoid(gate.input_gate(e))
+            a = (-8 * torch.log1p(torch.exp(-gate.Lambda)) * r).exp()
+            if mode == MODES["scalar_a"]:
+                a = a.log().mean().exp() * torch.ones_like(a)
+            if mode == MODES["no_input_gate"]:
+                i = torch.ones_like(i)
+            if mode == MODES["no_norm"]:
+                h = p @ table
+            h = a * e + (1 - a**2 + 1e-8).sqrt() * (i * h)
         inputs.append(h if thinking else e)
     return ids, logprobs
 
 
 @pytest.mark.parametrize("top_k", [25, 0])
 @pytest.mark.parametrize("arch", ["llama", "gpt2", "gemma3"])  # an untied and a tied embedding, and a scaled one
-@every
+@pytest.mark.parametrize("mode", [*NEW.values(), *(MODES[name] for name in ABLATIONS)], ids=[*NEW, *ABLATIONS])
 def test_feeds_what_the_papers_say(mode, arch, top_k):
     model = random_model(arch)
     thought = 0
@@ -199,6 +215,39 @@ def test_a_mode_with_values_of_ones_own():
     close(rollout.sample_logprobs, discrete.sample_logprobs, 1e-8)
 
 
+# ---- other latents than a completion's own ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("top_k", [25, 0])
+def test_swapped_latents(top_k):
+    model = random_model("llama")
+    options = {**SAMPLER, "group_size": G, "seed": 3, "eos_token_id": [], "top_k": top_k}
+    rollout = generate(model, PROMPTS, latent_mode="swapped", **options)
+    own = generate(model, PROMPTS, latent_mode="hybrid", forced_ids=rollout.completion_ids, **options)
+    # the first latents come from the prompts alone
+    same(rollout.dense_latents[:, 0], own.latents(model.embedding_table())[:, 0].roll(1, dims=0))
+    assert not torch.allclose(own.sample_logprobs, rollout.sample_logprobs, atol=1e-4)
+    for one in (rollout, own):
+        same(replay(model, one)[0], one.sample_logprobs)
+
+
+def test_noise_in_place_of_latents():
+    model = random_model("llama")
+    options = {**SAMPLER, "group_size": G, "seed": 3, "eos_token_id": []}
+    rollout = generate(model, PROMPTS, latent_mode="noise", **options)
+    own = generate(model, PROMPTS, latent_mode="hybrid", forced_ids=rollout.completion_ids, **options)
+    noise, latents = rollout.dense_latents[:, 0], own.latents(model.embedding_table())[:, 0]
+    same(noise.norm(dim=1), latents.norm(dim=1))
+    cosines = torch.cosine_similarity(noise, latents)
+    assert cosines.abs().max() < 0.9
+    assert len({round(cosine, 6) for cosine in cosines.tolist()}) > len(PROMPTS)
+    same(replay(model, rollout)[0], rollout.sample_logprobs)
+    for rows in (1, 2 * G):  # drawn by key: batching changes nothing
+        same_rollouts(
+            where_fed(rollout), where_fed(generate(model, PROMPTS, latent_mode="noise", max_rows=rows, **options)), 1e-8
+        )
+
+
 # ---- the laws -----------------------------------------------------------------------------------------------------
 
 
@@ -237,6 +286,21 @@ def test_replay_equals_rollout(arch, mode):
             t = part.completion_ids.shape[1]
             for whole, piece in zip((logprobs, reference), replay(model, part), strict=True):
                 same(piece, whole[first:last, :t])
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_ablations_replay_and_learn(name):
+    """The gradient of the gate is that of the parts that are left."""
+    model = random_model("llama")
+    rollout = generate(model, PROMPTS, seed=3, latent_mode=name, group_size=G, **SAMPLER)
+    for techniques in (FAST, PLAIN):
+        model.zero_grad()
+        logprobs, _ = replay(model, rollout, techniques=techniques)
+        same(logprobs.detach(), rollout.sample_logprobs)
+        logprobs.sum().backward()
+        assert model.gate.Lambda.grad.abs().max() > 0
+        learns = model.gate.input_gate.weight.grad
+        assert (learns is None) == (name == "no_input_gate")
 
 
 @every

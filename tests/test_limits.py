@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from hrpo import HybridCausalLM
-from hrpo.config import EvalConfig, ModelConfig, RolloutConfig, TrainConfig
+from hrpo.config import EvalConfig, ModelConfig, RolloutConfig, SftConfig, TrainConfig
 from hrpo.errors import InputError
 from hrpo.limits import context_length, fitting, longest_prompt, show_dropped, too_long
 from hrpo.prompts import encode
@@ -67,3 +67,22 @@ def test_top_k_above_the_vocabulary(model, tmp_path):
         Trainer(settings)
     assert list(tmp_path.iterdir()) == []
     assert model.vocab_size < RolloutConfig().top_k  # the default takes what there is
+
+
+def test_solutions_that_leave_the_context_are_left_out(model):
+    context = context_length(model)
+    room = context - len(encode(model.tokenizer, [[{"role": "user", "content": "1+2"}]])[0]) - 1  # EOS
+    answer = "\n#### 3"
+    longest = "1" * (room - len(model.tokenizer.encode(answer)))  # a token a digit
+    examples = [Example("1+2", "3", longest + answer), Example("1+2", "3", longest + "1" + answer)]
+    task = Task("mine", "number", examples, [])
+    sft = dataclasses.replace(config(), objective="sft")
+    kept = fitting(task, model, sft)
+    assert kept.train == examples[:1]
+    assert list(kept.dropped.items()) == [(f"training problems that have with their solution over {context} tokens", 1)]
+    assert fitting(task, model, config()) is task  # nothing is written down there
+    assert fitting(task, model, dataclasses.replace(sft, sft=SftConfig("answer"))) is task
+    with pytest.raises(InputError, match=r"sft.target: 1 of 2 .* rollout\.long_prompts"):
+        fitting(task, model, dataclasses.replace(sft, rollout=RolloutConfig(max_new_tokens=48, long_prompts="refuse")))
+    with pytest.raises(InputError, match=r"sft.target: 1 of 1 .* leaves none"):
+        fitting(dataclasses.replace(task, train=examples[1:]), model, sft)

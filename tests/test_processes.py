@@ -1,44 +1,222 @@
-"""Law 3 over processes: a batch shared out between two gives the completions and the gradient of one.
+"""Law 3 over processes: a batch shared out between two gives the completions, gradients and files of one."""
 
-The trainer runs in one process; this holds for the functions that it is made of.
-"""
+import dataclasses
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
 
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
-
+import psutil
 import pytest
 import torch
-from models import PROMPTS, SAMPLER, random_model
+from safetensors.torch import load_file
+from torch import nn
+from two_processes import SHARDED, Watched, config_of, look
 
-from hrpo import generate, hrpo_loss, replay
-from hrpo.loss import token_weights
-from hrpo.rollout import sample_key
+from hrpo import Rollout, processes
+from hrpo.checkpoints import newest_checkpoint
+from hrpo.cli import COMMANDS, Parser
+from hrpo.config import ModelConfig, TrainConfig
+from hrpo.errors import InputError
+from hrpo.ranges import check_config
 
-G = 4
-ADVANTAGES = torch.linspace(-1, 1, len(PROMPTS) * G, dtype=torch.float64)
-
-
-def share(arch: str, prompts: list[int]) -> tuple[list[list[int]], float, dict[str, torch.Tensor]]:
-    """Completions, loss and gradients of some of the batch's prompts, weighted as part of the whole batch."""
-    model = random_model(arch)
-    keys = [sample_key("batch", b, g) for b in prompts for g in range(G)]
-    rollout = generate(model, [PROMPTS[b] for b in prompts], group_size=G, sample_keys=keys, **SAMPLER)
-    logprobs, reference = replay(model, rollout)
-    rows = [b * G + g for b in prompts for g in range(G)]
-    mask = rollout.completion_mask
-    weights = token_weights(mask, dtype=torch.float64) * len(rows) / len(ADVANTAGES)  # mean over the whole batch
-    loss, _ = hrpo_loss(logprobs, reference, ADVANTAGES[rows], mask, beta=0.1, weights=weights)
-    loss.backward()
-    completions = [ids[:n].tolist() for ids, n in zip(rollout.completion_ids, rollout.lengths, strict=True)]
-    return completions, loss.item(), {name: p.grad for name, p in model.named_parameters()}
+QUICK = ["full", "one-prompt", "sharded-lora"]
+SLOW = ["lora", "no-reference", "token-mean", "sft", "hidden", "recompute"]
+SLOW += [SHARDED + case for case in ("full", "no-reference", "one-prompt", "sft", "hidden", "recompute", "bfloat16")]
+LAUNCH = Path("recipes/launch")
 
 
-@pytest.mark.parametrize("arch", ["gpt2", "gpt_neox"])  # no rounding to float32 inside
-def test_two_processes_equal_one(arch):
-    completions, loss, gradients = share(arch, [0, 1, 2])
-    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
-        first, second = pool.map(share, [arch, arch], [[0], [1, 2]])
-    assert first[0] + second[0] == completions
-    assert first[1] + second[1] == pytest.approx(loss, abs=1e-8)
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(first[2][name] + second[2][name], gradient, atol=1e-8, rtol=0)
+def in_processes(count: int, words: list[str]) -> None:
+    """Run a script in so many processes, as a launcher would start them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    running = []
+    for rank in range(count):
+        own = {**shared, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": 1}
+        environment = {**os.environ, **{name: str(value) for name, value in own.items()}}
+        running.append(subprocess.Popen([sys.executable, *words], env=environment))
+    assert [process.wait(300) for process in running] == [0] * count
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """What two processes saw, by case."""
+    folder = tmp_path_factory.mktemp("together")
+    script = str(Path(__file__).with_name("two_processes.py"))
+
+    def seen(case: str) -> tuple[dict, Path]:
+        if not (folder / case).is_dir():
+            in_processes(2, [script, str(folder), *(QUICK if case in QUICK else SLOW)])
+        return torch.load(folder / f"{case}.pt", weights_only=False), folder / case
+
+    return seen
+
+
+def tensors(run: Path) -> dict[str, torch.Tensor]:
+    files = sorted(newest_checkpoint(run).glob("*.safetensors"))
+    return {f"{file.name}/{name}": value for file in files for name, value in load_file(file).items()}
+
+
+def compare(case: str, seen: dict, run: Path, tmp_path: Path) -> None:
+    """Do the same in one process."""
+    trainer = Watched(config_of(case, tmp_path))
+    alone = look(trainer)
+    tolerance = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 2e-2}[trainer.model.lm_dtype]
+    assert all(seen["sharded"]) if case.startswith(SHARDED) else not any(seen["sharded"])
+    if "ids" in alone:
+        assert torch.equal(seen["ids"], alone["ids"])
+        assert torch.equal(seen["mask"], alone["mask"])
+        assert seen["stats"] == pytest.approx(alone["stats"], abs=tolerance)
+        assert seen["gradients"].keys() == alone["gradients"].keys()
+        for name, gradient in alone["gradients"].items():
+            torch.testing.assert_close(seen["gradients"][name], gradient, atol=tolerance, rtol=0, msg=name)
+    for row, expected in zip(seen["metrics"], alone["metrics"], strict=True):
+        assert row == pytest.approx(expected, abs=tolerance, rel=10 * tolerance)
+    assert {path.name for path in run.iterdir()} == {path.name for path in trainer.folder.iterdir()}
+    saved, expected = tensors(run), tensors(trainer.folder)
+    assert {name: value.shape for name, value in saved.items()} == {name: x.shape for name, x in expected.items()}
+    if trainer.model.lm_dtype == torch.float64:
+        assert seen["evaluation"] == alone["evaluation"]
+        for name, value in expected.items():
+            torch.testing.assert_close(saved[name], value, atol=1e-7, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("case", QUICK)
+def test_two_processes_equal_one(together, case, tmp_path):
+    compare(case, *together(case), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", SLOW)
+def test_two_processes_equal_one_in_every_way(together, case, tmp_path):
+    compare(case, *together(case), tmp_path)
+
+
+def test_shares_are_even_and_complete():
+    for n in range(7):
+        for count in (1, 2, 3, 5):
+            shares = [processes.share(n, count, rank) for rank in range(count)]
+            assert [place for share in shares for place in share] == list(range(n))
+            assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_one_process_has_nothing_to_gather():
+    assert (processes.count(), processes.first(), processes.gather("x")) == (1, True, ["x"])
+    parameter = nn.Parameter(torch.ones(2))
+    processes.sum_gradients([parameter])
+    assert parameter.grad is None
+
+
+def test_rollouts_are_joined_as_if_sampled_at_once():
+    trained = {"support_ids": torch.ones(2, 3, 4, dtype=torch.int32), "support_probs": torch.ones(2, 3, 4)}
+    rest = {name: torch.ones(2, 3) for name in ("completion_mask", "hybrid_mask", "sample_logprobs", "gate_mean")}
+    prompt = torch.tensor([[5, 6, 7]])
+    long = Rollout(prompt, torch.ones(1, 3), torch.full((2, 3), 9), **rest, **trained, group_size=2, temperature=1, top_k=4)  # fmt: skip  # noqa: E501
+    short = long.select(0, 2)
+    short = dataclasses.replace(
+        short,
+        prompt_ids=prompt[:, 1:],
+        prompt_mask=torch.ones(1, 2),
+        **{name: value[:, :2] for name, value in vars(short).items() if name in {*rest, *trained, "completion_ids"}},
+    )
+    joined = Rollout.join([short, long], pad=2)
+    assert joined.prompt_ids.tolist() == [[2, 6, 7], [5, 6, 7]]
+    assert joined.prompt_mask.tolist() == [[0, 1, 1], [1, 1, 1]]
+    assert joined.completion_ids.tolist() == [[9, 9, 2]] * 2 + [[9, 9, 9]] * 2
+    assert joined.gate_mean.tolist() == [[1, 1, 1]] * 4
+    assert joined.support_probs[0, 2].tolist() == [0] * 4
+
+
+def test_quantized_weights_are_not_sharded():
+    config = TrainConfig(sharding="full", model=ModelConfig(quantization="4bit"))
+    with pytest.raises(InputError, match=r"^sharding: .*model\.quantization"):
+        check_config(config)
+
+
+def launched(*words: str) -> list[str]:
+    """The command that recipes/launch/two-cpu-processes.yaml begins with, for another run."""
+    first = (LAUNCH / "two-cpu-processes.yaml").read_text().splitlines()[0].removeprefix("# ").split()
+    assert first[:2] == ["accelerate", "launch"]
+    until = first.index("train") + 1
+    return [sys.executable, "-m", "accelerate.commands.accelerate_cli", *first[1:until], *words]
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+RUN = ["--model.dtype=float64", "--model.lora_rank=0", "--rollout.prompts=3", "--rollout.group_size=4"]
+RUN += ["--rollout.max_new_tokens=16", "--eval.problems=2", "--check.prompts=2", "--save_every=2", "--updates=4"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["none", "full"])
+def test_launched_and_resumed_with_another_number_of_processes(sharding, tmp_path):
+    alone = [sys.executable, "-m", "hrpo", "train", *RUN, f"--folder={tmp_path}"]
+    subprocess.run([*alone, "--name=one"], check=True, capture_output=True)
+    done = subprocess.run(
+        launched(*RUN, f"--folder={tmp_path}", "--name=two", f"--sharding={sharding}"),
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.count("update 4/4") == 1  # one process prints
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert {path.name for path in one.iterdir()} == {path.name for path in two.iterdir()}
+    for resume in (launched, lambda *words: [*alone[:4], *words]):
+        for name in ("checkpoint-4", "evaluation.json"):
+            subprocess.run(["rm", "-r", two / name], check=True)
+        words = [*RUN, f"--folder={tmp_path}", "--name=two", f"--sharding={sharding}", "--resume"]
+        subprocess.run(resume(*words), check=True, capture_output=True)
+        for row, expected in zip(rows(two), rows(one), strict=True):
+            same = {name for name in expected if "second" not in name}
+            assert {name: row[name] for name in same} == pytest.approx({name: expected[name] for name in same})
+        saved, expected = tensors(two), tensors(one)
+        for name, value in expected.items():
+            torch.testing.assert_close(saved[name], value, atol=1e-7, rtol=0, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_process_dying_ends_the_job(rank, tmp_path):
+    words = [*RUN, f"--folder={tmp_path}", "--name=run", "--updates=100000"]
+    with subprocess.Popen(launched(*words), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as job:
+        metrics, until = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
+        while not metrics.is_file() or len(rows(metrics.parent)) < 2:
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        ranks = {child.environ().get("RANK"): child for child in psutil.Process(job.pid).children(recursive=True)}
+        ranks[str(rank)].send_signal(signal.SIGKILL)
+        start = time.monotonic()
+        output, _ = job.communicate(timeout=60)
+        assert time.monotonic() - start < 30
+    assert job.returncode == 1
+    assert re.search(rf"rank +: {rank} .*\n +exitcode +: -9", output)
+    assert all(not child.is_running() for child in ranks.values())
+
+
+@pytest.mark.parametrize("file", sorted(LAUNCH.glob("*.yaml")), ids=lambda file: file.stem)
+def test_launch_files_are_accelerates(file):
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+
+    settings = load_config_from_file(str(file))
+    assert settings.num_processes == {"one-gpu": 1, "eight-gpus": 8, "two-nodes": 16, "two-cpu-processes": 2}[file.stem]
+    head = file.read_text().split("\ncompute_environment")[0]
+    words = shlex.split(head.splitlines()[0].removeprefix("# "))
+    assert words[:4] == ["accelerate", "launch", "--config_file", str(file)]
+    launch_command_parser().parse_args(words[2:])
+    hrpo = words[words.index("-m") + 1 :]
+    assert hrpo[:2] == ["hrpo", "train"]
+    parser = Parser(prog="hrpo train")
+    COMMANDS["train"][0](parser)
+    parser.parse_args(hrpo[2:])
+    assert ("Not yet run." in head) == (file.stem != "two-cpu-processes")

@@ -12,8 +12,8 @@ from hrpo.checkpoints import newest_checkpoint
 from hrpo.config import CheckConfig, EvalConfig, ModelConfig, OptimizerConfig, RolloutConfig, SftConfig, TrainConfig
 from hrpo.errors import InputError
 from hrpo.run import train
-from hrpo.sft import negative_log_likelihood, target_text, write_down
-from hrpo.tasks import Example, load_task
+from hrpo.sft import target_text, write_down
+from hrpo.tasks import Example
 from hrpo.trainer import Trainer
 
 
@@ -44,9 +44,9 @@ def test_targets():
 
 
 @pytest.mark.parametrize("target", ["solution", "answer"])
-def test_loss_is_cross_entropy_of_the_written_tokens(target):
-    model = HybridCausalLM.from_pretrained("tiny", dtype="float64")
-    task = load_task(TrainConfig().task)
+def test_loss_is_cross_entropy_of_the_written_tokens(config, target):
+    trainer = Trainer(dataclasses.replace(config, model=ModelConfig(dtype="float64", lora_rank=0)))
+    model, task = trainer.model, trainer.task
     examples = task.train[:5]
     written = write_down(model, task, examples, target)
     texts = model.tokenizer.decode([row.tolist() for row in written.completion_ids], skip_special_tokens=True)
@@ -66,7 +66,8 @@ def test_loss_is_cross_entropy_of_the_written_tokens(target):
     gradients = torch.autograd.grad(expected, parameters)
     for budget in (10_000, 40):
         model.zero_grad()
-        nll = negative_log_likelihood(model, written, budget)
+        trainer.config = dataclasses.replace(trainer.config, token_budget=budget)
+        nll = trainer.likelihood_gradients(written)
         assert nll == pytest.approx(expected.item(), abs=1e-6)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             torch.testing.assert_close(parameter.grad, gradient, atol=1e-6, rtol=0)

@@ -8,15 +8,17 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from hrpo import HybridCausalLM, generate
+from hrpo import HybridCausalLM, generate, run
 from hrpo.checkpoints import newest_checkpoint
 from hrpo.config import (
+    CheckConfig,
     EvalConfig,
     LatentConfig,
     LossConfig,
     ModelConfig,
     OptimizerConfig,
     RolloutConfig,
+    SftConfig,
     TaskConfig,
     TrainConfig,
 )
@@ -231,13 +233,80 @@ def test_micro_batches_and_masking(config):
     assert metrics["grad_norm"] == 0
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run(config):
+def state(trainer):
+    optimizer = trainer.optimizer.state_dict()["state"]
+    return [
+        *(p.detach().clone() for p in trainer.model.parameters()),
+        *(value.clone() for part in optimizer.values() for value in part.values()),
+    ]
+
+
+@pytest.mark.parametrize("objective", ["hrpo", "sft"])
+def test_an_update_that_is_not_finite_is_skipped(config, objective, capsys):
+    """It leaves nothing behind: not in weights, nor in the optimizer, nor in the next gradients."""
+    trainer = Trainer(dataclasses.replace(config, objective=objective, sft=SftConfig(batch=4)))
+    trainer.train_step()
+    before = state(trainer)
+    embedding = trainer.model.embedding.weight
+    hook = embedding.register_hook(lambda gradient: gradient * float("inf"))
+    metrics = trainer.train_step()
+    hook.remove()
+    assert (metrics["skipped"], trainer.step) == (1, 2)
+    assert all(torch.equal(one, other) for one, other in zip(before, state(trainer), strict=True))
+    assert all(p.grad is None for p in trainer.model.parameters())
+    folder = trainer.folder / "skipped" / "update-2"
+    assert f"warning: update 2 was skipped, not finite: lm.model.embed_tokens.weight; the batch is in {folder}" in (
+        capsys.readouterr().out.replace("\n", "")
+    )
+    batch = json.loads((folder / "batch.json").read_text())
+    kept = load_file(folder / "rollout.safetensors")
+    assert (batch["step"], batch["not_finite"]) == (2, ["lm.model.embed_tokens.weight"])
+    assert len(batch["completions"]) == len(kept["completion_ids"])
+    assert len(batch["rewards"]) == (0 if objective == "sft" else len(batch["completions"]))
+    trainer.log(metrics)
+    assert "grad_norm" not in json.loads((trainer.folder / "metrics.jsonl").read_text())
+    assert trainer.train_step()["skipped"] == 0
+    assert not all(torch.equal(one, other) for one, other in zip(before, state(trainer), strict=True))
+
+
+def test_logits_that_are_not_finite(config, monkeypatch, capsys):
+    """Skipped again and again, the run stops, with a checkpoint, and five batches at most are kept."""
+
+    def spoiled(*args, **options):
+        trainer = Trainer(*args, **options)
+        with torch.no_grad():
+            trainer.model.bare_lm.get_output_embeddings().weight[3] = float("nan")
+        return trainer
+
+    monkeypatch.setattr(run, "Trainer", spoiled)
+    check = CheckConfig(prompts=0, max_skipped=7)
+    config = dataclasses.replace(config, updates=9, check=check, eval=EvalConfig(problems=0))
+    with pytest.raises(StoppedError, match=r"the last 7 updates were skipped.*check\.max_skipped"):
+        train(config)
+    assert "the logits, while sampling" in capsys.readouterr().out
+    assert newest_checkpoint(config.run_folder).name == "checkpoint-7"
+    assert len(list((config.run_folder / "skipped").iterdir())) == 5
+    with pytest.raises(StoppedError, match=r"the logits of .* are not finite after 0 updates"):
+        train(dataclasses.replace(config, name="evaluated", eval=EvalConfig(problems=2)))
+
+
+def test_what_is_replayed_otherwise_is_not_learnt_from(config, monkeypatch):
     trainer = Trainer(config)
-    before = trainer.model.gate.Lambda.detach().clone()
-    trainer.model.gate.Lambda.grad = torch.full_like(before, float("nan"))
-    with pytest.raises(StoppedError, match=r"update 1 .*not finite.*optimizer\.lr"):
-        trainer.step_optimizer()
-    assert torch.equal(trainer.model.gate.Lambda, before)
+    trainer.train_step()
+    before = state(trainer)
+    roll_out = Trainer.roll_out
+
+    def tampered(self, *args, **options):
+        rollout = roll_out(self, *args, **options)
+        rollout.sample_logprobs[0, 0] -= 0.01
+        return rollout
+
+    monkeypatch.setattr(Trainer, "roll_out", tampered)
+    with pytest.raises(StoppedError, match=r"update 2 was not taken: .* differ by up to 0\.01 .*bug.*skipped/update-2"):
+        trainer.train_step()
+    assert all(torch.equal(one, other) for one, other in zip(before, state(trainer), strict=True))
+    assert newest_checkpoint(trainer.folder).name == "checkpoint-1"
+    assert json.loads((trainer.folder / "skipped" / "update-2" / "batch.json").read_text())["step"] == 2
 
 
 def test_learning_rate_factor():

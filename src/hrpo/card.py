@@ -22,6 +22,11 @@ HOW = {
     "discrete": "in tokens alone (GRPO, without latents)",
     "interpolation": "in mean embeddings of what it might say, without a gate",
     "hidden": "in its own last hidden states, without a gate",
+    "no_input_gate": "in a mix of tokens and latent states (HRPO without its input gate)",
+    "no_norm": "in a mix of tokens and latent states (HRPO without the norm of its latents)",
+    "scalar_a": "in a mix of tokens and latent states (HRPO with one a for all channels)",
+    "swapped": "in a mix of tokens and other completions' latent states",
+    "noise": "in a mix of tokens and noise",
     "soft_thinking": "in mean embeddings of what it might say (Soft Thinking)",
     "mixture_of_inputs": "in mixtures of tokens and what it might say (Mixture of Inputs)",
 }

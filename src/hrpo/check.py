@@ -14,9 +14,9 @@ from hrpo.config import TrainConfig
 from hrpo.errors import InputError
 from hrpo.limits import show_dropped
 from hrpo.memory import peak_memory, total_memory
+from hrpo.processes import leading
 from hrpo.progress import clock, console, print_table
 from hrpo.prompts import decode
-from hrpo.rewards import score
 from hrpo.tasks.judge import DELIMITER
 from hrpo.trainer import Trainer
 
@@ -51,8 +51,8 @@ class Check:
     advice: list[str]
 
 
-def check_run(config: TrainConfig) -> Check:
-    """Check a run that has not begun; nothing is left on disk.
+def check_run(config: TrainConfig) -> Check | None:
+    """Check a run that has not begun; nothing is left on disk; None where another process leads.
 
     Raises:
         InputError: a setting cannot be used.
@@ -62,8 +62,9 @@ def check_run(config: TrainConfig) -> Check:
         raise InputError("check.prompts: must be at least 1 to check anything, got 0")
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(dataclasses.replace(config, folder=folder))
-        show_dropped(trainer.task)
-        return check(trainer)
+        with leading(trainer) as leads:
+            show_dropped(trainer.task)
+            return check(trainer) if leads else None
 
 
 def check(trainer: Trainer) -> Check:
@@ -83,13 +84,13 @@ def check(trainer: Trainer) -> Check:
     rollout_seconds = time.perf_counter() - start
     rollout_peak = peak_memory(model.device)
     completions = decode(model.tokenizer, rollout)
-    rewards, _ = score(trainer.task, [example for example in examples for _ in range(G)], completions)  # (N,)
+    rewards, _ = trainer.score(examples, completions)  # (N,)
 
     share = min(B, count)  # prompts of an update that the gradients are taken of
     start = time.perf_counter()
     part = rollout.select(0, share * G)
     trainer.gradients(part, torch.linspace(-1, 1, share * G, device=model.device))
-    trainer.optimizer.zero_grad()
+    trainer.forget_gradients()
     gradient_seconds = time.perf_counter() - start
     update_peak = peak_memory(model.device)
 

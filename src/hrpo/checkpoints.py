@@ -1,8 +1,11 @@
 """The folder of a run: its settings, its checkpoints, its logs, and how a resumed run goes on from them."""
 
 import dataclasses
+import hashlib
 import json
 import os
+import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,44 +20,121 @@ from hrpo import files
 from hrpo.config import TrainConfig
 from hrpo.errors import InputError
 from hrpo.settings import parse
+from hrpo.sharding import as_sharded, full
 
-OPTIMIZER_FILE, STATE_FILE = "optimizer.safetensors", "trainer.json"
-LOGS = ("metrics.jsonl", "samples.jsonl")
+OPTIMIZER_FILE, STATE_FILE, SUMS_FILE = "optimizer.safetensors", "trainer.json", "SHA256SUMS"
+TRAINING_FILES = (OPTIMIZER_FILE, STATE_FILE, SUMS_FILE)  # of no use to those who only want the model
+VALIDATION_FILE = "validation.jsonl"
+LOGS = ("metrics.jsonl", "samples.jsonl", VALIDATION_FILE)
 # What a resumed run may change.
 CHANGEABLE = {
     "token_budget",
     "recompute",
+    "sharding",
     "save_every",
     "folder",
+    "tracker",
     "check.prompts",
     "check.patience",
+    "check.max_skipped",
     "eval.problems",
     "eval.batch",
+    "keep.last",
+    "keep.best",
 }
 
 
+def checkpoints(folder: Path) -> dict[int, Path]:
+    """Return the checkpoints of a run folder by their number of updates, the most first."""
+    found = {path.name.removeprefix("checkpoint-"): path for path in folder.glob("checkpoint-*/")}
+    return {int(step): found[step] for step in sorted(filter(str.isdecimal, found), key=int, reverse=True)}
+
+
 def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the checkpoint of a run folder with the most updates; None without any."""
-    found = [path for path in folder.glob("checkpoint-*/") if path.name.removeprefix("checkpoint-").isdigit()]
-    return max(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
+    """Return the checkpoint of a run folder with the most updates, whole or not; None without any."""
+    return next(iter(checkpoints(folder).values()), None)
+
+
+def whole_checkpoint(folder: Path, field: str) -> Path | None:
+    """Return the newest checkpoint whose files are what was written, and say which are not; None without any.
+
+    Raises:
+        InputError: there are some, and none is whole: to start anew would throw away what was logged. Names `field`.
+
+    """
+    damaged = list[str]()
+    for path in checkpoints(folder).values():
+        if (problem := damage(path)) is None:
+            for line in damaged:
+                print(f"hrpo: {line}; going back to {path.name}", file=sys.stderr)
+            return path
+        damaged.append(f"{path} is damaged ({problem})")
+    if damaged:
+        raise InputError(f"{field}: {', '.join(damaged)}, and there is no other; put one back, or delete them all")
+    return None
 
 
 def model_in(name: str) -> str:
-    """Return the newest checkpoint of a run folder, and any other model's name as it is."""
-    newest = newest_checkpoint(Path(name))
+    """Return the newest whole checkpoint of a run folder, and any other model's name as it is."""
+    newest = whole_checkpoint(Path(name), "model.name")
     if newest is None and (Path(name) / "config.yaml").is_file():
         raise InputError(f"model.name: the run {name} has no checkpoint yet")
     return str(newest or name)
 
 
-def start_or_resume(folder: Path, config: TrainConfig, resume: bool) -> Path | None:
-    """Return the checkpoint to go on from, None to start anew."""
+def seal(checkpoint: Path) -> None:
+    """Write the sha256 of every file, as `sha256sum --check` reads them; trainer.json's is last, to tell a cut list."""
+    ordered = sorted(_files(checkpoint) - {SUMS_FILE}, key=lambda name: (name == STATE_FILE, name))
+    lines = [f"{_sha256(checkpoint / name)}  {name}\n" for name in ordered]
+    (checkpoint / SUMS_FILE).write_text("".join(lines))
+
+
+def damage(checkpoint: Path) -> str | None:
+    """Return what is wrong with a checkpoint; None where every file is what was written."""
+    try:
+        sums = dict(line.split("  ", 1)[::-1] for line in (checkpoint / SUMS_FILE).read_text().splitlines())
+    except (OSError, ValueError) as error:
+        return f"{SUMS_FILE}: {error}"
+    there = _files(checkpoint)  # a name in the list may be anything, such as /dev/zero
+    changed = (name for name, sha256 in sums.items() if name not in there or _sha256(checkpoint / name) != sha256)
+    if (first := next(changed, None)) is not None:
+        return f"{first} is not as {SUMS_FILE} has it"
+    return None if STATE_FILE in sums else f"{SUMS_FILE} is cut"
+
+
+def _files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tidy(folder: Path, step: int) -> None:
+    """Clear away what a killed run left half-written, and set aside the damaged checkpoints after the one taken."""
+    for path in (*folder.glob("checkpoint-*.tmp"), *folder.glob("checkpoint-*.replaced")):
+        shutil.rmtree(path)
+    for later, path in checkpoints(folder).items():
+        if later > step:
+            aside = path.with_name(path.name + ".damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+
+
+def check_run_folder(folder: Path, config: TrainConfig, resume: bool) -> None:
+    """Refuse a folder that cannot be a new run's, or the one to go on with.
+
+    Raises:
+        InputError: it is a run already, or none; its settings are others, or damaged.
+
+    """
     files.check_writable(folder, "folder")
     config_file = folder / "config.yaml"
     if not resume:
         if config_file.exists():
             raise InputError(f"name: {folder} is a run already; give --name another name, or --resume to go on with it")
-        return None
+        return
     if not config_file.exists():
         raise InputError(f"--resume: there is no run {folder}; leave --resume out to start it")
     changed = changed_settings(_read_config(config_file), config)
@@ -62,7 +142,6 @@ def start_or_resume(folder: Path, config: TrainConfig, resume: bool) -> Path | N
         raise InputError(
             f"--resume: {', '.join(changed)} differ from {config_file}; give what it says, or --name for another run"
         )
-    return newest_checkpoint(folder)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -76,11 +155,14 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def read_step(checkpoint: Path) -> int:
-    """Return how many updates a checkpoint has behind it."""
+    """Return how many updates a checkpoint has behind it, and say where those were computed on other threads."""
     state = files.read_json(checkpoint / STATE_FILE, "--resume", _go_back(checkpoint))
+    here = torch.get_num_threads()
     try:
+        if (there := state.get("threads", here)) != here:
+            print(f"hrpo: it ran on {there} threads, now {here}: the same numbers but for rounding", file=sys.stderr)
         return int(state["step"])
-    except (KeyError, OverflowError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise InputError(f"--resume: {checkpoint / STATE_FILE} has no step; {_go_back(checkpoint)}") from error
 
 
@@ -117,20 +199,23 @@ def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> Itera
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return AdamW's state, flat: "INDEX.NAME" -> tensor."""
+    """Return AdamW's state, flat: "INDEX.NAME" -> tensor, gathered where it is sharded."""
     state = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": value.contiguous() for index, part in state.items() for name, value in part.items()}
+    flat = {f"{index}.{name}": value for index, part in state.items() for name, value in part.items()}
+    return {name: full(value).contiguous() for name, value in flat.items()}
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:
     """Give an optimizer the state that a checkpoint kept."""
     state: dict[int, dict[str, Tensor]] = {}
     path = checkpoint / OPTIMIZER_FILE
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     try:
         for key, value in load_file(path).items():
             index, name = key.split(".")
-            state.setdefault(int(index), {})[name] = value
-    except (OSError, SafetensorError, ValueError) as error:
+            like = parameters[int(index)]
+            state.setdefault(int(index), {})[name] = value if name == "step" else as_sharded(value, like)
+    except (IndexError, OSError, SafetensorError, ValueError) as error:
         raise InputError(f"--resume: {path} is damaged ({error}); {_go_back(checkpoint)}") from error
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 

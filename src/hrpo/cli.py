@@ -15,8 +15,9 @@ from jsonargparse import ArgumentParser, Namespace
 from hrpo import __version__
 from hrpo.catalog import KNOWN
 from hrpo.config import CompareConfig, TrainConfig
-from hrpo.errors import InputError, StoppedError, model_named_by, named_by
+from hrpo.errors import InputError, Interrupted, StoppedError, model_named_by, named_by
 from hrpo.settings import check_settings_file
+from hrpo.stop import listening
 
 # jsonargparse's words, and ours
 UNKNOWN_OPTION = re.compile(
@@ -74,18 +75,21 @@ def _train_parser(parser: Parser) -> None:
 
 
 def _train(args: Namespace) -> None:
-    _quiet()
     config = _train_config(args)
     if args.dry_run:
+        _quiet()
         from hrpo.plan import show_plan
 
         show_plan(config, resume=args.resume)
         return
-    from hrpo.progress import console, print_table
-    from hrpo.report import read_lines, result_rows
-    from hrpo.run import train
+    with listening() as stop:
+        _quiet()
+        from hrpo.files import read_lines
+        from hrpo.progress import console, print_table
+        from hrpo.report import result_rows
+        from hrpo.run import train
 
-    evaluation = train(config, resume=args.resume)
+        evaluation = train(config, resume=args.resume, stop=stop)
     folder = config.run_folder
     title = f"{config.eval.problems} held-out problems of {config.task.name}, {config.latent_mode}; 95 % intervals"
     print_table(title, ["", "before", "after"], result_rows(evaluation, read_lines(folder / "metrics.jsonl")))
@@ -107,7 +111,9 @@ def _check(args: Namespace) -> None:
     _quiet()
     from hrpo.check import check_run, show
 
-    show(check_run(_train_config(args)))
+    checked = check_run(_train_config(args))
+    if checked is not None:
+        show(checked)
 
 
 def _sft(args: Namespace) -> None:
@@ -123,12 +129,14 @@ def _compare_parser(parser: Parser) -> None:
 
 
 def _compare(args: Namespace) -> None:
-    _quiet()
-    from hrpo.compare import compare, of_modes, show
-
     config = _train_config(args)
     arms = {name: _changed(config, name, changes) for name, changes in args.arms.items()}
-    show(compare(arms or of_modes(config, args.modes), args.seeds, args.results, args.report))
+    with listening() as stop:
+        _quiet()
+        from hrpo.compare import compare, of_modes, show
+
+        comparison = compare(arms or of_modes(config, args.modes), args.seeds, args.results, args.report, stop=stop)
+    show(comparison)
 
 
 def _changed(config: TrainConfig, arm: str, changes: dict[str, Any]) -> TrainConfig:
@@ -138,6 +146,20 @@ def _changed(config: TrainConfig, arm: str, changes: dict[str, Any]) -> TrainCon
     words = [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in changes.items()]
     parser.set_defaults(dataclasses.asdict(config))
     return TrainConfig(**parser.instantiate(parser.parse_args(words)).as_dict())
+
+
+def _report_parser(parser: Parser) -> None:
+    parser.usage = "hrpo report RUN [RUN ...] [--out FILE]"
+    parser.add_argument("runs", nargs="+", type=str, help="run folders, or results that hrpo compare kept")
+    parser.add_argument("--out", default="report.html", help="the page; a .md and a .png are written beside it")
+
+
+def _report(args: Namespace) -> None:
+    _quiet()
+    from hrpo.overview import report
+
+    for path in report(args.runs, args.out):
+        print(path)
 
 
 def _eval_parser(parser: Parser) -> None:
@@ -356,6 +378,7 @@ COMMANDS: dict[str, tuple[Callable[[Parser], None], Callable[[Namespace], None],
     "check": (_check_parser, _check, "measure on a few prompts what a training run would be like"),
     "sft": (_train_parser, _sft, "fine-tune a model on written solutions: a warm start"),
     "compare": (_compare_parser, _compare, "train several latent modes on several seeds, and compare them"),
+    "report": (_report_parser, _report, "put several runs on one page: curves, numbers, tests, answers"),
     "eval": (_eval_parser, _eval, "evaluate checkpoints on test problems, and compare them"),
     "generate": (_generate_parser, _generate, "ask a checkpoint something, and look at its latents"),
     "tasks": (_tasks_parser, _tasks, "list the tasks, or show some prompts of one"),
@@ -396,6 +419,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except StoppedError as error:
         print(f"hrpo: stopped: {error}", file=sys.stderr)
         sys.exit(3)
+    except Interrupted:
+        print("hrpo: interrupted; nothing is lost, --resume goes on (hrpo compare goes on by itself)", file=sys.stderr)
+        sys.exit(4)
     except KeyboardInterrupt:
         sys.exit(130)
 

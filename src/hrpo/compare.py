@@ -13,14 +13,15 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from hrpo import __version__, files
-from hrpo.checkpoints import changed_settings, start_or_resume
+from hrpo.checkpoints import changed_settings, check_run_folder
 from hrpo.config import Contender, TrainConfig
 from hrpo.errors import InputError
+from hrpo.files import read_lines
 from hrpo.progress import clock, console, print_table
 from hrpo.ranges import check_config
-from hrpo.report import read_lines
 from hrpo.run import train
 from hrpo.statistics import holm, mean_interval, paired_t
+from hrpo.stop import Stop
 
 # What an arm is told by: its name, which answers, which of their numbers.
 MEASURES = {
@@ -42,7 +43,7 @@ SMOOTH = 5  # updates that a point of a curve is the mean of
 DIGITS = 5  # that a kept metric has
 
 Run = tuple[str, int]  # arm, seed
-Result = dict[str, Any]  # what is kept of a run, see `result_of`
+Result = dict[str, Any]  # what is kept of a run, see `result_in`
 
 
 def of_modes(config: TrainConfig, modes: Sequence[Contender]) -> dict[str, TrainConfig]:
@@ -56,7 +57,12 @@ def of_modes(config: TrainConfig, modes: Sequence[Contender]) -> dict[str, Train
 
 
 def compare(
-    arms: Mapping[str, TrainConfig], seeds: Sequence[int], results: str = "", report: str = "comparison"
+    arms: Mapping[str, TrainConfig],
+    seeds: Sequence[int],
+    results: str = "",
+    report: str = "comparison",
+    *,
+    stop: Stop | None = None,
 ) -> dict[str, Any]:
     """Train what is not trained yet, and write REPORT.json, REPORT.md and REPORT.png.
 
@@ -69,6 +75,7 @@ def compare(
         seeds: of the runs of each.
         results: the folder for the comparison, and for each finished run's result, NAME.json; "" is the runs' folder.
         report: what the comparison is called there.
+        stop: as in `train`.
 
     Returns:
         What REPORT.json holds, see `summarize`.
@@ -87,9 +94,9 @@ def compare(
     for place, ((arm, seed), run) in enumerate(runs.items(), 1):
         if kept[arm, seed] is None:
             console.print(f"run {place} of {len(runs)}: {arm}, seed {seed}, in {run.run_folder}")
-            if "after" not in _evaluation(run):
-                train(run, resume=(run.run_folder / "config.yaml").exists())
-            kept[arm, seed] = result_of(run)
+            if "after" not in _evaluation(run.run_folder):
+                train(run, resume=(run.run_folder / "config.yaml").exists(), stop=stop)
+            kept[arm, seed] = result_in(run.run_folder, dataclasses.asdict(run))
             files.write_text(_place(folder, run), json.dumps(kept[arm, seed]) + "\n")
     finished = {key: result for key, result in kept.items() if result is not None}
     comparison = summarize(finished)
@@ -120,7 +127,7 @@ def plan_runs(arms: Mapping[str, TrainConfig], seeds: Sequence[int]) -> dict[Run
         if not run.eval.problems:
             raise InputError("eval.problems: a comparison needs test problems")
         check_config(run)
-        start_or_resume(run.run_folder, run, resume=(run.run_folder / "config.yaml").exists())
+        check_run_folder(run.run_folder, run, resume=(run.run_folder / "config.yaml").exists())
     return runs
 
 
@@ -147,21 +154,20 @@ def _kept(folder: Path, run: TrainConfig) -> Result | None:
     return result
 
 
-def _evaluation(run: TrainConfig) -> dict[str, Any]:
-    path = run.run_folder / "evaluation.json"
+def _evaluation(folder: Path) -> dict[str, Any]:
+    path = folder / "evaluation.json"
     evaluation: dict[str, Any] = files.read_json(path, "results", "delete it") if path.is_file() else {}
     return evaluation
 
 
-def result_of(run: TrainConfig) -> Result:
-    """Return what is kept of a finished run.
+def result_in(folder: Path, settings: dict[str, Any]) -> Result:
+    """Return what is kept of a run, from its folder.
 
     settings: all of them; versions: of hrpo, torch and Python.
     evaluation: evaluation.json.
-    right: "before" and "after" -> "greedy" and "sampled" -> a 1 or 0 for each test problem, strict.
+    right: "before" and "after" -> "greedy" and "sampled" -> a 1 or 0 for each test problem, strict; "" if not yet.
     metrics: name -> a value for each update, five digits.
     """
-    folder = run.run_folder
     rows = read_lines(folder / "metrics.jsonl")
     right = {
         when: {
@@ -172,9 +178,9 @@ def result_of(run: TrainConfig) -> Result:
     }
     return {
         "run": folder.name,
-        "settings": dataclasses.asdict(run),
+        "settings": settings,
         "versions": {"hrpo": __version__, "torch": version("torch"), "python": platform.python_version()},
-        "evaluation": _evaluation(run),
+        "evaluation": _evaluation(folder),
         "right": right,
         "metrics": {name: [_short(row[name]) for row in rows] for name in rows[0] if all(name in row for row in rows)},
     }
@@ -316,7 +322,7 @@ def plot_curves(finished: Mapping[Run, Result], path: Path) -> None:
                 metrics = [result["metrics"] for (which, _), result in finished.items() if which == arm]
                 if name not in metrics[0]:
                     continue
-                points = list(zip(*(_smooth(part[name]) for part in metrics), strict=True))
+                points = list(zip(*(smooth(part[name]) for part in metrics), strict=True))
                 steps = metrics[0]["step"]
                 panel.plot(steps, [_mean(p) for p in points], color=colour, ls=dashes, lw=1.6, label=arm)
                 panel.fill_between(steps, list(map(min, points)), list(map(max, points)), color=colour, alpha=0.2, lw=0)
@@ -324,10 +330,10 @@ def plot_curves(finished: Mapping[Run, Result], path: Path) -> None:
             panel.set_xlabel("update")
             panel.grid(alpha=0.2)
         figure.legend(*figure.axes[1].get_legend_handles_labels(), loc="outside upper center", ncols=7, frameon=False)
-        draft = path.with_suffix(".tmp.png")
-        figure.savefig(draft, dpi=120)
-        draft.replace(path)
+        with files.new_file(path, "wb") as file:
+            figure.savefig(file, dpi=120)
 
 
-def _smooth(values: list[float]) -> list[float]:
+def smooth(values: Sequence[float]) -> list[float]:
+    """Return the mean of each value and those just before it."""
     return [sum(values[max(0, i - SMOOTH + 1) : i + 1]) / min(i + 1, SMOOTH) for i in range(len(values))]

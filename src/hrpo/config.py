@@ -8,7 +8,19 @@ from hrpo.errors import InputError
 
 Dtype = Literal["float32", "bfloat16", "float64"]
 Quantization = Literal["none", "4bit", "8bit"]
-LatentMode = Literal["hybrid", "discrete", "interpolation", "hidden", "soft_thinking", "mixture_of_inputs"]
+LatentMode = Literal[
+    "hybrid",
+    "discrete",
+    "interpolation",
+    "hidden",
+    "no_input_gate",
+    "no_norm",
+    "scalar_a",
+    "swapped",
+    "noise",
+    "soft_thinking",
+    "mixture_of_inputs",
+]
 MixedIn = Literal["interpolation", "hidden"]
 Policy = Literal["model", "tempered", "sampler"]
 Reduction = Literal["sequence", "token"]
@@ -17,7 +29,9 @@ LongPrompts = Literal["drop", "refuse"]
 Objective = Literal["hrpo", "sft"]
 Contender = Literal[LatentMode, "sft"]
 Target = Literal["solution", "answer"]
+Tracker = Literal["none", "tensorboard", "wandb", "trackio"]
 Scorer = Literal["own", "math_string"]
+Sharding = Literal["none", "full"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +65,8 @@ class LatentConfig:
     Args:
         mode: "hybrid" mixes each sampled token with a latent (HRPO); "discrete" feeds tokens alone (GRPO);
             "interpolation" feeds the mean embedding of the candidates alone, and "hidden" the last hidden state.
-            "soft_thinking" and "mixture_of_inputs" are training-free: they evaluate and generate.
+            "no_input_gate", "no_norm" and "scalar_a" leave parts of HRPO out. "swapped" and "noise" evaluate a gated
+            model with other latents than its own, and "soft_thinking" and "mixture_of_inputs" any model.
         mixed_in: which latent "hybrid" mixes in.
         r_min: lower end of the gate's initial a; the paper uses .95, .98 or .99.
         r_max: upper end.
@@ -182,10 +197,27 @@ class CheckConfig:
     Args:
         prompts: training problems that are tried; 0 switches the check off.
         patience: training stops after so many updates in a row without a signal in any group; 0 goes on for ever.
+        max_skipped: training stops after so many updates in a row that were skipped, something in them not finite.
     """
 
     prompts: int = 8
     patience: int = 20
+    max_skipped: int = 5
+
+
+@dataclass(frozen=True)
+class KeepConfig:
+    """Which checkpoints stay.
+
+    Args:
+        last: the newest so many; 0 keeps all.
+        best: beside them the so many that answer the most held-out training problems right.
+        problems: training problems that are held out for that, and never trained on.
+    """
+
+    last: int = 0
+    best: int = 0
+    problems: int = 0
 
 
 @dataclass(frozen=True)
@@ -213,7 +245,10 @@ class TrainConfig:
         token_budget: tokens of a micro-batch, a group's prompt counted once; lower it when memory runs out. 0 takes
             a group, or 1,024 to 4,096, on a CPU, where more is no faster, and 16,384 elsewhere.
         recompute: keep less of the forward pass and compute it anew in the backward pass; slower, less memory.
+        sharding: with several processes, "full" leaves each its share of the parameters, of their gradients and of the
+            optimizer's state (torch's fully_shard); "none" gives each all of them.
         save_every: updates between checkpoints; the last is always kept.
+        tracker: where metrics go beside the run folder: "tensorboard" (files in it), "wandb" or "trackio".
         objective: "hrpo", reinforcement learning in any latent mode; or "sft", supervised fine-tuning on tokens
             alone, which `hrpo sft` sets.
         model: the language model.
@@ -224,6 +259,7 @@ class TrainConfig:
         sft: supervised fine-tuning.
         optimizer: AdamW with a cosine schedule.
         check: a look at a few completions before training, and at the rewards while it goes.
+        keep: which checkpoints stay.
         eval: held-out evaluation before and after.
     """
 
@@ -233,7 +269,9 @@ class TrainConfig:
     seed: int = 0
     token_budget: int = 0
     recompute: bool = False
+    sharding: Sharding = "none"
     save_every: int = 50
+    tracker: Tracker = "none"
     objective: Objective = "hrpo"
     model: ModelConfig = field(default_factory=ModelConfig)
     latent: LatentConfig = field(default_factory=LatentConfig)
@@ -243,6 +281,7 @@ class TrainConfig:
     sft: SftConfig = field(default_factory=SftConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     check: CheckConfig = field(default_factory=CheckConfig)
+    keep: KeepConfig = field(default_factory=KeepConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     @property

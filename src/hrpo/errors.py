@@ -9,7 +9,11 @@ class InputError(ValueError):
 
 
 class StoppedError(RuntimeError):
-    """A run ended itself and saved what it had. The message says why and what to change; `hrpo` exits with 3."""
+    """A run ended itself; its checkpoints are whole. The message says why and what to change; `hrpo` exits with 3."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was asked to end by SIGTERM or Ctrl-C, and has saved what it had; `hrpo` exits with 4."""
 
 
 @contextlib.contextmanager

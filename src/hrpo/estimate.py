@@ -1,5 +1,6 @@
 """Memory that a training run will need, from the shapes of its model alone: no weights, nothing is run."""
 
+import re
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ from hrpo.latent import mode_of
 LIBRARIES = 450_000_000  # Python, torch and transformers in a process on a CPU, measured
 
 
-def estimate_memory(config: TrainConfig, lm_config: Any, *, cpu: bool) -> dict[str, int]:
-    """Return bytes by what they are for; their sum is the estimated peak.
+def estimate_memory(config: TrainConfig, lm_config: Any, *, cpu: bool, processes: int = 1) -> dict[str, int]:
+    """Return bytes by what they are for in each process; their sum is its estimated peak.
 
     Activations are counted for decoder blocks as Llama has them. On an accelerator what a rollout needs is free again
     when the update needs its own, so that the larger of the two counts; on a CPU the C library gives little of it back,
@@ -24,6 +25,7 @@ def estimate_memory(config: TrainConfig, lm_config: Any, *, cpu: bool) -> dict[s
             `rollout.max_new_tokens`, the most there can be.
         lm_config: transformers' config of the model.
         cpu: on a CPU all weights are packed again for decoding.
+        processes: that share the groups, and the parameters where `config.sharding` is "full".
 
     """
     from transformers import AutoModelForCausalLM
@@ -54,31 +56,39 @@ def estimate_memory(config: TrainConfig, lm_config: Any, *, cpu: bool) -> dict[s
 
     B, G, T, P = rollout.prompts, rollout.group_size, rollout.max_new_tokens, rollout.max_prompt_tokens or 512
     group = P + G * T
+    own = -(-B // processes)  # groups that a process rolls out and learns from, at most
+    shards = processes if config.sharding == "full" else 1
+    root = sum(p.numel() for name, p in lm.named_parameters() if not re.search(r"\.\d+\.", name)) + gate
     budget = config.token_budget or (min(max(group, 1024), 4096) if cpu else 16384)
-    tokens = min(budget, B * group)
+    tokens = min(budget, own * group)
     tokens = tokens // group * group if tokens > group else tokens  # groups are not cut where they need not be
     # Bytes that a block keeps for its backward pass, per token; adapters, in float32, keep their inputs once more.
     block = (8 * D + 2 * kv + 4 * inner + 7 * rank) * act + (4 * (6 * D + inner) if half and rank else 0)
     kept = L * D * act + block if config.recompute else L * block
+    # Gathered while the update runs: what belongs to no block, with its gradients where it is trained, and two blocks.
+    running = root * (stored + (0 if rank else 4)) + 2 * (total + gate - root) // L * stored
     decoding = {
         "decoding copy": (in_linears + D * V) * act if cpu else 0 if half or not rank else in_linears * stored,
-        "keys and values": 2 * L * kv * act * (B * G * T + B * P),
-        "candidates and logits": B * G * (T * (rollout.top_k or 20) * 8 + 3 * V * 4),
+        "gathered weights": total * stored + (adapters + gate) * 4 if shards > 1 else 0,
+        "keys and values": 2 * L * kv * act * (own * G * T + own * P),
+        "candidates and logits": B * G * T * (rollout.top_k or 20) * 8 + own * G * 3 * V * 4,
         "latents": B * G * T * D * 4 if stored_whole else 0,
     }
     update = {
         "activations": tokens * kept,
         "head": 2 * HEAD_CHUNK * V * 4,
-        "gradients": trained * 4,
+        "gradients": trained * 4 // shards,
+        "gathered weights": running if shards > 1 else 0,
     }
     parts = {
-        "weights": total * stored,
-        "adapters and gate": (adapters + gate) * 4,
-        "reference": total * stored if not rank and config.loss.beta else 0,
-        "AdamW": trained * 8,
+        "weights": total * stored // shards,
+        "adapters and gate": (adapters + gate) * 4 // shards,
+        "reference": total * stored // shards if not rank and config.loss.beta else 0,
+        "AdamW": trained * 8 // shards,
     }
     if cpu:
-        parts |= {"libraries": LIBRARIES} | decoding | update
+        gathered = decoding["gathered weights"] + update["gathered weights"]
+        parts |= {"libraries": LIBRARIES} | decoding | update | {"gathered weights": gathered}
     else:
         parts |= decoding if sum(decoding.values()) > sum(update.values()) else update
     return {name: size for name, size in parts.items() if size}

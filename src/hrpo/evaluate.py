@@ -5,10 +5,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from hrpo import processes
 from hrpo.model import HybridCausalLM
 from hrpo.progress import bar
 from hrpo.prompts import decode, encode
 from hrpo.rollout import generate, sample_key
+from hrpo.sick import check_finite
 from hrpo.statistics import metric_interval, wilson
 from hrpo.tasks import Example, Task
 from hrpo.tasks.judge import DELIMITER
@@ -61,6 +63,9 @@ def answer_round(
     Returns:
         The answers, a problem's side by side.
 
+    Raises:
+        StoppedError: the model's logits are not numbers.
+
     """
     settings = model.settings
     rollout = generate(
@@ -75,6 +80,7 @@ def answer_round(
         max_rows=batch,
         on_finished=on_finished,
     )
+    check_finite(model, rollout)
     ratio = (1 - rollout.gate_mean**2).sqrt()  # 0 where no mixed input was fed
     mixed = rollout.hybrid_mask.sum(1)
     ratios = (ratio.sum(1) / mixed.clamp(min=1)).tolist()
@@ -108,13 +114,18 @@ def answer_problems(
     batch: int = 64,
     on_finished: Callable[[int], None] | None = None,
 ) -> list[Answer]:
-    """Complete each problem once; see `answer_round`. With the problem's place, `seed` gives a sample its key."""
+    """Complete each problem once; see `answer_round`. With the problem's place, `seed` gives a sample its key.
+
+    Several processes share the problems; all must call this, and all get all answers.
+    """
     answers = list[Answer]()
-    for first in range(0, len(problems), ROUND * batch):
-        part = problems[first : first + ROUND * batch]
-        keys = [sample_key("eval", seed, first + i) for i in range(len(part))]
+    mine = processes.share(len(problems))
+    for first in range(mine.start, mine.stop, ROUND * batch):
+        places = range(first, min(first + ROUND * batch, mine.stop))
+        part = problems[places.start : places.stop]
+        keys = [sample_key("eval", seed, i) for i in places]
         answers += answer_round(model, task, part, greedy=greedy, keys=keys, batch=batch, on_finished=on_finished)
-    return answers
+    return [answer for part in processes.gather(answers) for answer in part]
 
 
 def evaluate(
@@ -128,7 +139,7 @@ def evaluate(
     """
     answers = {}
     for how in ("greedy", "sampled"):
-        with bar(f"{label} {how}", len(problems)) as progress:
+        with bar(f"{label} {how}", len(processes.share(len(problems)))) as progress:
             advance = functools.partial(progress.advance, every=10)
             answers[how] = answer_problems(
                 model, task, problems, greedy=how == "greedy", seed=seed, batch=batch, on_finished=advance

@@ -1,5 +1,6 @@
 """Atomic writes: a file or folder is there whole or not at all."""
 
+import errno
 import json
 import os
 import shutil
@@ -38,6 +39,32 @@ def new_file(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """See a file's content, or a folder's names, on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of a folder, on some network file systems
+            raise
+    finally:
+        os.close(handle)
+
+
+def link(path: Path, target: str) -> None:
+    """Make a link to something beside it, in place of the one that is there."""
+    draft = path.with_name(path.name + ".tmp")
+    draft.unlink(missing_ok=True)
+    draft.symlink_to(target)
+    draft.replace(path)
+
+
+def is_full(error: Exception) -> bool:
+    """Whether a write failed for want of room; safetensors has an error of its own for it, with the system's words."""
+    return any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT))
 
 
 def read_json(path: Path, field: str, fix: str) -> Any:
@@ -51,6 +78,11 @@ def read_json(path: Path, field: str, fix: str) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{field}: {path} is damaged ({error}); {fix}") from error
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a JSONL file; none where it does not exist."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def check_writable(folder: Path, field: str) -> None:
@@ -79,29 +111,38 @@ def check_vacant(path: Path, option: str = "--out") -> None:
 def new_folder(path: Path, replaces: Sequence[str] = ()) -> Iterator[Path]:
     """Yield a temporary folder beside `path` that takes its name once the block has ended well.
 
-    Where `path` exists already, files of other names move over from it, but for those that match a pattern of
-    `replaces`.
+    Where `path` exists already, files of other names are copied from it, but for those that match a pattern of
+    `replaces`. Killed at any moment, the old or the new folder is whole; where the kill came between the two renames,
+    the old one waits as NAME.replaced, and the next write puts it back first.
     """
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".tmp")
-    shutil.rmtree(draft, ignore_errors=True)
+    draft, old = (path.with_name(path.name + suffix) for suffix in (".tmp", ".replaced"))
+    if old.exists() and not path.exists():
+        old.rename(path)
+    for leftover in (draft, old):
+        shutil.rmtree(leftover, ignore_errors=True)
     draft.mkdir()
     try:
         yield draft
+        for item in path.iterdir() if path.exists() else ():
+            if not (draft / item.name).exists() and not any(item.match(pattern) for pattern in replaces):
+                (shutil.copytree if item.is_dir() else shutil.copy2)(item, draft / item.name)
+        for item in (*draft.rglob("*"), draft):
+            sync(item)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
-    for file in (file for file in draft.rglob("*") if file.is_file()):
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
-    if not path.exists():
-        draft.rename(path)
-        return
-    old = path.with_name(path.name + ".old")
-    path.rename(old)
+    if path.exists():
+        path.rename(old)
     draft.rename(path)
-    for item in old.iterdir():
-        if not (path / item.name).exists() and not any(item.match(pattern) for pattern in replaces):
-            item.rename(path / item.name)
-    shutil.rmtree(old)
+    sync(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder in a way that no part of it is taken for the whole: it loses its name first."""
+    draft = path.with_name(path.name + ".tmp")
+    shutil.rmtree(draft, ignore_errors=True)
+    path.rename(draft)
+    shutil.rmtree(draft)

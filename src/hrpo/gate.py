@@ -92,12 +92,16 @@ class HybridGate(nn.Module):
         """D."""
         return self.Lambda.shape[0]
 
-    def forward(self, embeds: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, embeds: Tensor, latents: Tensor, *, input_gate: bool = True, one_a: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Mix.
 
         Args:
             embeds: (..., D) e, the model's own input embedding of the sampled token.
             latents: (..., D) h.
+            input_gate: without it i = 1; an ablation.
+            one_a: all channels have the geometric mean of their a; an ablation.
 
         Returns:
             The mixed input (..., D) and a (..., D), both in the gate's dtype.
@@ -106,8 +110,10 @@ class HybridGate(nn.Module):
         with torch.autocast(embeds.device.type, enabled=False):
             e, h = embeds.to(self.Lambda.dtype), latents.to(self.Lambda.dtype)
             r = torch.sigmoid(self.reset_gate(e))
-            i = torch.sigmoid(self.input_gate(e))
+            i = torch.sigmoid(self.input_gate(e)) if input_gate else 1.0
             log_a = -C * F.softplus(-self.Lambda) * r
+            if one_a:
+                log_a = log_a.mean(dim=-1, keepdim=True).expand_as(log_a)
             a = torch.exp(log_a)
             # 1 - a^2 without cancellation: a is close to 1
             out = a * e + torch.sqrt(-torch.expm1(2 * log_a) + 1e-8) * (i * h)

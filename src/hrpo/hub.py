@@ -13,7 +13,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from hrpo.card import CARD_FILE, PLACEHOLDER, TASK_PATHS, is_own_card, model_card, results_of
 from hrpo.catalog import KNOWN, connection_errors, is_hub_name
-from hrpo.checkpoints import OPTIMIZER_FILE, STATE_FILE
+from hrpo.checkpoints import TRAINING_FILES
 from hrpo.errors import InputError, model_named_by
 from hrpo.export import export, saved_model
 from hrpo.model import SETTINGS_FILE, HybridSettings, read_settings
@@ -93,7 +93,7 @@ def _write_draft(folder: Path, settings: HybridSettings, draft: Path) -> None:
     """Fill a folder with links to what is uploaded as it is, and with hybrid.json and adapter_config.json rewritten."""
     draft.mkdir()
     for file in folder.iterdir():
-        if file.is_file() and file.name not in (OPTIMIZER_FILE, STATE_FILE, CARD_FILE):
+        if file.is_file() and file.name not in (*TRAINING_FILES, CARD_FILE):
             (draft / file.name).symlink_to(file.resolve())
     base = settings.base_model
     if not is_hub_name(base):

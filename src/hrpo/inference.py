@@ -12,6 +12,7 @@ from hrpo.limits import context_length
 from hrpo.model import HybridCausalLM
 from hrpo.prompts import decode, encode
 from hrpo.rollout import Rollout, generate
+from hrpo.sick import check_finite
 from hrpo.tasks.task import ask
 
 TRACED_CANDIDATES = 5
@@ -59,6 +60,7 @@ def complete(
         greedy=not sample,
         seed=seed,
     )
+    check_finite(model, rollout)
     for row, text in enumerate(decode(model.tokenizer, rollout)):
         if trace:
             yield from trace_lines(model, rollout, row)

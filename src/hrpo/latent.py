@@ -21,6 +21,8 @@ class Mode:
     latent: "interpolation", the mean embedding p W_e / ||p||_2; "mixture", p W_e; "hidden", what the head read when
         it chose the token; "none", and tokens alone are fed.
     gated: the gate mixes e and h; else it is `a e + (1 - a) h`, a from `token_share`.
+    input_gate, one_a: see `HybridGate.forward`.
+    replaced: what is fed instead of each completion's own latents: those of another one ("swapped"), or "noise".
     likeliest: thinking writes the likeliest token at each step instead of a sample.
     trains: it can be trained.
     top_p: "mixture" is over the smallest set of likeliest candidates with this probability, 1 for all of them.
@@ -29,6 +31,9 @@ class Mode:
 
     latent: Literal["none", "interpolation", "mixture", "hidden"]
     gated: bool = False
+    input_gate: bool = True
+    one_a: bool = False
+    replaced: Literal["", "swapped", "noise"] = ""
     likeliest: bool = False
     trains: bool = True
     top_p: float = 1.0
@@ -40,15 +45,22 @@ MODES: dict[LatentMode, Mode] = {
     "discrete": Mode("none"),  # GRPO (arXiv:2402.03300)
     "interpolation": Mode("interpolation"),  # HRPO's Figure 3
     "hidden": Mode("hidden"),  # HRPO's Figure 3; as in Coconut (arXiv:2412.06769)
+    "no_input_gate": Mode(
+        "interpolation", gated=True, input_gate=False
+    ),  # this and the next four are ablations of ours
+    "no_norm": Mode("mixture", gated=True),
+    "scalar_a": Mode("interpolation", gated=True, one_a=True),
+    "swapped": Mode("interpolation", gated=True, trains=False, replaced="swapped"),
+    "noise": Mode("interpolation", gated=True, trains=False, replaced="noise"),
     "soft_thinking": Mode("mixture", likeliest=True, trains=False, top_p=0.95),  # arXiv:2505.15778
     "mixture_of_inputs": Mode("mixture", trains=False, beta=1.0),  # arXiv:2505.14827
 }
 
 
 def mode_of(name: LatentMode, mixed_in: MixedIn) -> Mode:
-    """Return a mode by name; `mixed_in` is the latent that the gate mixes in where there is one."""
+    """Return a mode by name; `mixed_in` is the latent that "hybrid" mixes in."""
     mode = MODES[name]
-    return replace(mode, latent=mixed_in) if mode.gated else mode
+    return replace(mode, latent=mixed_in) if name == "hybrid" else mode
 
 
 def weigh(mode: Mode, probs: Tensor) -> Tensor:
@@ -80,6 +92,30 @@ def token_share(mode: Mode, probs: Tensor) -> Tensor:
     return share
 
 
+def noise_table(rows: int, size: int, like: Tensor) -> Tensor:
+    """Return vectors of length 1 in random directions, always the same: (rows, size)."""
+    vectors = torch.randn(rows, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return torch.nn.functional.normalize(vectors, dim=1).to(like)
+
+
+def put_in_place(mode: Mode, latents: Tensor, draws: Tensor, noise: Tensor) -> Tensor:
+    """Return what stands in for the latents of a step where these are `replaced`.
+
+    Args:
+        mode: "swapped" gives each completion those of the row before it, whichever is decoded there; "noise" a random
+            direction, drawn anew at each step, of the latent's own length.
+        latents: (n, D).
+        draws: (n,) in 0..1.
+        noise: (rows, D) from `noise_table`.
+
+    """
+    if mode.replaced == "swapped":
+        return latents.roll(1, dims=0)
+    vectors: Tensor = noise[(draws * len(noise)).long()]
+    length: Tensor = latents.norm(dim=1, keepdim=True)
+    return vectors * length
+
+
 def feed(mode: Mode, gate: HybridGate, embeds: Tensor, latents: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
     """Return what is fed.
 
@@ -95,6 +131,6 @@ def feed(mode: Mode, gate: HybridGate, embeds: Tensor, latents: Tensor, share: T
 
     """
     if mode.gated:
-        out, a = gate(embeds, latents)
+        out, a = gate(embeds, latents, input_gate=mode.input_gate, one_a=mode.one_a)
         return out, a
     return share * embeds.to(latents.dtype) + (1 - share) * latents, share

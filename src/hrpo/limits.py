@@ -8,6 +8,7 @@ from hrpo.errors import InputError
 from hrpo.model import HybridCausalLM
 from hrpo.progress import console
 from hrpo.prompts import encode
+from hrpo.sft import target_text, write_down
 from hrpo.tasks import Example, Task
 
 CHUNK = 1000  # conversations tokenized at a time
@@ -60,12 +61,38 @@ def fitting(task: Task, model: HybridCausalLM, config: TrainConfig) -> Task:
     if drop and len(drop) == len(train):
         raise InputError(f"{field}, which leaves none; raise it, or show fewer worked examples (task.shots)")
     check_test_prompts(task, model, task.test[: config.eval.problems], rollout.max_new_tokens, "rollout.max_new_tokens")
+    if drop:
+        task = _without(task, drop, f"training problems with a prompt above {limit} tokens")
+    return _written(task, model, config) if config.objective == "sft" else task
+
+
+def _without(task: Task, drop: set[int], which: str) -> Task:
+    kept = [example for i, example in enumerate(task.train) if i not in drop]
+    return dataclasses.replace(task, train=kept, dropped={**task.dropped, which: len(drop)})
+
+
+def _written(task: Task, model: HybridCausalLM, config: TrainConfig) -> Task:
+    """Return the task without the problems that are too long together with what the model is to write."""
+    context = context_length(model)
+    if context is None or not isinstance(task.train, list):
+        return task
+    drop = set()
+    around = len(encode(model.tokenizer, [task.messages("")])[0])
+    for i, example in enumerate(task.train):
+        target = target_text(example, config.sft.target)
+        if around + len(example.question.encode()) + len(target.encode()) + 1 > context:  # else surely short enough
+            written = write_down(model, task, [example], config.sft.target)
+            tokens = int(written.prompt_mask.sum() + written.completion_mask.sum())
+            drop |= {i} if tokens > context else set()
     if not drop:
         return task
-    kept = [example for i, example in enumerate(train) if i not in drop]
-    return dataclasses.replace(
-        task, train=kept, dropped={**task.dropped, f"training problems with a prompt above {limit} tokens": len(drop)}
-    )
+    which = f"training problems that have with their {config.sft.target} over {context} tokens"
+    said = f"{len(drop)} of {len(task.train)} {which}"
+    if config.rollout.long_prompts == "refuse":
+        raise InputError(f"sft.target: {said}; set task.max_solution_chars, or rollout.long_prompts to drop")
+    if len(drop) == len(task.train):
+        raise InputError(f"sft.target: {said}, which leaves none; take answer, or a model with a longer context")
+    return _without(task, drop, which)
 
 
 def show_dropped(task: Task) -> None:

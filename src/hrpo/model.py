@@ -16,7 +16,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
@@ -138,7 +138,7 @@ class HybridCausalLM(nn.Module):
         self.packs_up_to: int | None = None  # tokens of a sequence that packing serves; None: not tried yet
         self.read_together: list[list[str]] = []  # linear layers that read the same tensor, known once that was tried
         self.usable = False  # until a few tokens have shown it
-        self._accepts = inspect.signature(type(self.bare_lm).forward).parameters
+        self._accepts = set(inspect.signature(type(self.bare_lm).forward).parameters)
         width = self.embedding.weight.shape[1]
         if gate.hidden_size != width:
             raise InputError(f"the gate is {gate.hidden_size} wide, but the model's input embedding is {width} wide")
@@ -381,10 +381,19 @@ class HybridCausalLM(nn.Module):
         else:
             self.bare_lm.save_pretrained(str(folder))
         gate = {name: tensor.contiguous() for name, tensor in self.gate.state_dict().items()}
-        save_file(gate, folder / GATE_FILE, {"r_min": str(self.gate.r_min), "r_max": str(self.gate.r_max)})
+        metadata = {"r_min": str(self.gate.r_min), "r_max": str(self.gate.r_max)}
+        (folder / GATE_FILE).write_bytes(_in_order(save(gate, metadata)))
         (folder / SETTINGS_FILE).write_text(json.dumps(dataclasses.asdict(self.settings), indent=2) + "\n")
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(str(folder))
+
+
+def _in_order(data: bytes) -> bytes:
+    """Return a safetensors file with its metadata in order, which the library leaves to chance."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    return data[:8] + json.dumps(header, separators=(",", ":")).encode().ljust(end - 8) + data[end:]
 
 
 def check_whole(folder: Path) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 import yaml
 
+from hrpo import processes
 from hrpo.catalog import resolve
-from hrpo.checkpoints import model_in, start_or_resume
+from hrpo.checkpoints import check_run_folder, model_in
 from hrpo.config import TrainConfig
 from hrpo.errors import InputError
 from hrpo.estimate import estimate_memory
@@ -27,7 +28,7 @@ def show_plan(config: TrainConfig, *, resume: bool = False) -> None:
     """
     check_config(config)
     check_task(config.task)
-    start_or_resume(config.run_folder, config, resume)
+    check_run_folder(config.run_folder, config, resume)
     source = resolve(model_in(config.model.name))
     check_whole(Path(source))
     planned = rows(config, source)
@@ -45,6 +46,7 @@ def rows(config: TrainConfig, source: str) -> list[list[str]]:
         ["objective, latent mode", f"{config.objective}, {config.latent_mode}"],
         ["model", source],
         ["task", config.task.name],
+        ["processes, sharding", f"{processes.planned()}, {config.sharding}"],
         ["updates", f"{config.updates:,}"],
         ["completions per update", f"{completions} ({each})"],
         ["completions in all", f"{config.updates * completions:,}"],
@@ -53,11 +55,12 @@ def rows(config: TrainConfig, source: str) -> list[list[str]]:
     lm_config = _lm_config(config, source)
     if lm_config is None:
         return [*planned, ["memory", "unknown: the model's config is not at hand"]]
-    parts = estimate_memory(config, lm_config, cpu=not torch.cuda.is_available())
+    count = processes.planned()
+    parts = estimate_memory(config, lm_config, cpu=not torch.cuda.is_available(), processes=count)
     return [
         *planned,
         *([f"memory: {name}", f"{size / 1e9:.2f} GB"] for name, size in parts.items()),
-        ["memory, estimated peak", f"{sum(parts.values()) / 1e9:.2f} GB"],
+        [f"memory, estimated peak{' of each process' * (count > 1)}", f"{sum(parts.values()) / 1e9:.2f} GB"],
     ]
 
 

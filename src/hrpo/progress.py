@@ -60,7 +60,7 @@ def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
     screen = console
     if not console.is_terminal:
         wide = console.measure(table, options=console.options.update(max_width=10_000)).maximum
-        screen = Console(highlight=False, width=max(wide, console.width))
+        screen = Console(highlight=False, width=max(wide, console.width), quiet=console.quiet)
     screen.print(table)
 
 

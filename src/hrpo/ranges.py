@@ -6,6 +6,7 @@ from hrpo.config import TrainConfig
 from hrpo.errors import InputError
 from hrpo.latent import mode_of
 from hrpo.rollout import SHOWN_CANDIDATES
+from hrpo.trackers import is_installed
 
 MIN_TEMPERATURE = 1e-6  # far below, logits over it overflow float32
 LEAST = {
@@ -24,6 +25,10 @@ LEAST = {
     "optimizer.weight_decay": 0,
     "check.prompts": 0,
     "check.patience": 0,
+    "check.max_skipped": 1,
+    "keep.last": 0,
+    "keep.best": 0,
+    "keep.problems": 0,
     "eval.problems": 0,
     "eval.batch": 1,
 }
@@ -46,6 +51,7 @@ def check_config(config: TrainConfig) -> None:
             MIN_TEMPERATURE <= rollout.temperature < math.inf,
             f"rollout.temperature: must be at least {MIN_TEMPERATURE} and finite to sample, got {rollout.temperature}",
         ),
+        (is_installed(config.tracker), f"tracker: {config.tracker} is not installed; pip install {config.tracker}"),
         (0 <= config.seed < 2**32, f"seed: must be from 0 to 2^32 - 1, got {config.seed}"),
         (
             0 < latent.r_min <= latent.r_max < 1,
@@ -61,8 +67,20 @@ def check_config(config: TrainConfig) -> None:
             f"set rollout.top_k to at most that, or 0",
         ),
         (
+            config.sharding == "none" or config.model.quantization == "none",
+            "sharding: quantized weights cannot be sharded; set sharding or model.quantization to none",
+        ),
+        (
             optimizer.max_grad_norm > 0,
             f"optimizer.max_grad_norm: must be above 0, got {optimizer.max_grad_norm}; .inf does not clip",
+        ),
+        (
+            config.keep.best == 0 or config.keep.problems > 0,
+            "keep.best: nothing tells which are best; set keep.problems to how many training problems shall",
+        ),
+        (
+            config.keep.best == 0 or config.keep.last > 0,
+            "keep.best: all checkpoints stay while keep.last is 0; set keep.last to how many shall",
         ),
     ]
     for name, least in LEAST.items():

@@ -8,6 +8,8 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from hrpo import files
+from hrpo.files import read_lines
+from hrpo.keep import BEST, ranked, scores
 
 CURVES = {
     "reward": "mean reward",
@@ -28,10 +30,19 @@ def write_report(folder: Path) -> None:
     metrics = read_lines(folder / "metrics.jsonl")
     evaluation = json.loads((folder / "evaluation.json").read_text()) if (folder / "evaluation.json").is_file() else {}
     plot_curves(metrics, folder / "curves.png")
-    parts = [f"# {folder.name}\n", result_markdown(evaluation, metrics), "\n## Curves\n\n![curves](curves.png)\n"]
+    parts = [f"# {folder.name}\n", result_markdown(evaluation, metrics), _best(folder)]
+    parts += ["\n## Curves\n\n![curves](curves.png)\n"]
     parts += ["\n## Last completions\n", *(_sample(row) for row in read_lines(folder / "samples.jsonl")[-SAMPLES:])]
     parts += ["\n## Settings\n\n```yaml\n", (folder / "config.yaml").read_text(), "```\n"]
     files.write_text(folder / "report.md", "".join(parts))
+
+
+def _best(folder: Path) -> str:
+    """Return a line about the checkpoint that does best on the held-out training problems; empty without them."""
+    if not (best := ranked(folder)):
+        return ""
+    score = scores(folder)[int(best[0].name.removeprefix("checkpoint-"))]
+    return f"\nOn held-out training problems `{best[0].name}` does best, {score:.1%} (greedy): `{BEST}` links to it.\n"
 
 
 def result_rows(evaluation: dict[str, Any], metrics: list[dict[str, Any]]) -> list[list[str]]:
@@ -50,14 +61,14 @@ def result_rows(evaluation: dict[str, Any], metrics: list[dict[str, Any]]) -> li
         ("hidden ratio", "hidden_ratio", "{:.4f}"),
     ):
         rows.append([label, *(form.format(p["sampled"][key]) if "sampled" in p else "-" for p in (before, after))])
-    first, last = metrics[0], metrics[-1]
     for label, key, form in (
         ("training reward", "reward", "{:.3f}"),
         ("groups with a signal", "signal", "{:.0%}"),
         ("training nll (nats per token)", "nll", "{:.3f}"),
     ):
-        if key in first:
-            rows.append([label, form.format(first[key]), form.format(last[key])])
+        values = [row[key] for row in metrics if key in row]  # not in updates where it was not finite
+        if values:
+            rows.append([label, form.format(values[0]), form.format(values[-1])])
     return rows
 
 
@@ -92,12 +103,13 @@ def result_markdown(evaluation: dict[str, Any], metrics: list[dict[str, Any]]) -
 
 def plot_curves(metrics: list[dict[str, Any]], path: Path) -> None:
     """Draw one panel a metric over the updates, and its mean over ten of them."""
-    names = [name for name in CURVES if name in metrics[0]]
+    names = [name for name in CURVES if any(name in row for row in metrics)]
     rows = -(-len(names) // 2)
     with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
         figure = Figure(figsize=(9, 2.2 * rows), layout="constrained")
         for panel, name in zip(figure.subplots(rows, 2, squeeze=False).flat, names, strict=False):
-            steps, values = [row["step"] for row in metrics], [row[name] for row in metrics]
+            known = [row for row in metrics if name in row]  # not where it was not finite
+            steps, values = [row["step"] for row in known], [row[name] for row in known]
             smooth = [sum(values[max(0, i - 9) : i + 1]) / min(i + 1, 10) for i in range(len(values))]
             panel.plot(steps, values, color="#0072B2", alpha=0.3, linewidth=1)
             panel.plot(steps, smooth, color="#0072B2", linewidth=1.8)
@@ -106,9 +118,8 @@ def plot_curves(metrics: list[dict[str, Any]], path: Path) -> None:
             panel.grid(alpha=0.2)
         for panel in figure.axes[len(names) :]:
             panel.remove()
-        draft = path.with_suffix(".tmp.png")
-        figure.savefig(draft, dpi=120)
-        draft.replace(path)
+        with files.new_file(path, "wb") as file:
+            figure.savefig(file, dpi=120)
 
 
 def _percent(summary: dict[str, Any], key: str) -> str:
@@ -124,8 +135,3 @@ def _number(summary: dict[str, Any]) -> str:
 def _sample(row: dict[str, Any]) -> str:
     text = row["completion"].replace("```", "'''")
     return f"\nUpdate {row['step']}, reward {row['reward']:g}, gold `{row['gold']}`:\n\n```text\n{text}\n```\n"
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a JSONL file; none where it does not exist."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []

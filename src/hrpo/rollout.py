@@ -14,7 +14,7 @@ from hrpo.decoder import left_pad, make_decoder
 from hrpo.delimiter import delimiter_automaton
 from hrpo.errors import InputError
 from hrpo.gate import mix_candidates
-from hrpo.latent import MODES, Mode, feed, mode_of, token_share, weigh
+from hrpo.latent import MODES, Mode, feed, mode_of, noise_table, put_in_place, token_share, weigh
 from hrpo.model import HybridCausalLM
 from hrpo.techniques import FAST, Techniques
 from hrpo.usable import check_usable
@@ -36,8 +36,8 @@ class Rollout:
     support_probs: (N, T, K), their probabilities.
     gate_mean: (N, T), mean over channels of a, the token's weight, where another input was fed; 1 elsewhere.
     temperature, top_k: the sampler's; top_k is 0 where all of V were candidates.
-    dense_latents: (N, T, D), stored when all of V is mixed, and for hidden states; of the candidates only the likeliest
-        20 are kept then.
+    dense_latents: (N, T, D), stored when all of V is mixed, for hidden states, and where other latents are fed in place
+        of a completion's own; of the candidates only the likeliest 20 are kept then.
     mode: how latents were made and fed.
     """
 
@@ -69,6 +69,15 @@ class Rollout:
         """Whether a completion was cut off at the length limit: (N,) bools."""
         last = self.completion_ids.gather(1, (self.lengths - 1).unsqueeze(1)).squeeze(1)
         return ~torch.isin(last, last.new_tensor(list(eos_token_ids)))
+
+    def finite(self) -> bool:
+        """Whether the model's logits were numbers wherever something was written."""
+        return bool(self.sample_logprobs.isfinite().all())
+
+    def entropy(self) -> Tensor:
+        """Entropy of the candidates that a token was chosen from, in nats, averaged over all tokens. Scalar."""
+        entropies: Tensor = torch.special.entr(self.support_probs).sum(dim=2)  # (N, T)
+        return (entropies * self.completion_mask).sum() / self.lengths.sum()
 
     def latents(self, embedding_table: Tensor) -> Tensor:
         """Return the latent h of every position: (V, D) -> (N, T, D), no gradient."""
@@ -120,6 +129,23 @@ class Rollout:
         }
         return replace(self, **kept)
 
+    @staticmethod
+    def join(parts: "Sequence[Rollout]", pad: int) -> "Rollout":
+        """Return rollouts that were sampled alike as one, padded to the longest; `pad` is the token for that."""
+        if len(parts) == 1:
+            return parts[0]
+        P, T = (max(getattr(part, name).shape[1] for part in parts) for name in ("prompt_ids", "completion_ids"))
+        fills = {"prompt_ids": pad, "completion_ids": pad, "gate_mean": 1}
+        joined: dict[str, Any] = {}
+        for name, value in vars(parts[0]).items():
+            if isinstance(value, Tensor):
+                left = name.startswith("prompt_")
+                pieces = [
+                    _padded(getattr(part, name), P if left else T, fills.get(name, 0), left=left) for part in parts
+                ]
+                joined[name] = torch.cat(pieces)
+        return replace(parts[0], **joined)
+
     def whole_groups(self, least: int, most: int) -> int:
         """Return the tokens of the largest group, within bounds: a budget for micro-batches that cuts none."""
         groups = self.prompt_mask.sum(1) + self.lengths.view(-1, self.group_size).sum(1)
@@ -152,6 +178,12 @@ class Rollout:
             first, used = (b + 1) * G, 0
         if first < len(self):
             yield first, len(self)
+
+
+def _padded(x: Tensor, length: int, fill: float, *, left: bool) -> Tensor:
+    """(n, m, ...) -> (n, length, ...)."""
+    room = x.new_full((len(x), length - x.shape[1], *x.shape[2:]), fill)
+    return torch.cat([room, x] if left else [x, room], dim=1)
 
 
 def sample_key(*parts: int | str) -> int:
@@ -248,7 +280,9 @@ def generate(
     at_a_time = min(B, max(1, (max_rows or N) // G))  # prompts
     V = model.vocab_size
     K = min(top_k, V)
-    stores = thinks and (not K or mode.latent == "hidden")  # latents, not the candidates they were mixed from
+    stores = thinks and (
+        not K or mode.latent == "hidden" or mode.replaced != ""
+    )  # latents, not the candidates they were mixed from
     shown = min(SHOWN_CANDIDATES, K or V) if stores or not K else K
     automaton = delimiter_automaton(delimiter, tokenizer or model.tokenizer, V).to(device)
     table = model.embedding_table().to(real) if thinks and not K else None
@@ -266,6 +300,7 @@ def generate(
     gate_mean = torch.ones((N, T), dtype=real, device=device)
     D = model.gate.hidden_size
     dense = torch.zeros((N, T, D), dtype=real, device=device) if stores else None
+    noise = noise_table(V, D, dense) if dense is not None and mode.replaced else None
 
     # The batch: row n computes completion rows[n], whose next token is its t[n]-th.
     rows = torch.empty(0, dtype=torch.long, device=device)
@@ -347,6 +382,8 @@ def generate(
                 latents = model.mix(candidates, weigh(mode, probs))
             else:
                 latents = weigh(mode, chosen_from) @ table
+            if noise is not None:
+                latents = put_in_place(mode, latents, uniforms[rows, t], noise)
             if dense is not None:
                 dense[rows, t] = latents
             out, a = feed(mode, model.gate, inputs, latents, token_share(mode, chosen_from))
@@ -395,4 +432,4 @@ def _inverse_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:
     cdf = probs.cumsum(dim=1)
     total = cdf[:, -1:]  # the draw stays below it, or a rounded-up one would pick a token of probability 0
     threshold = torch.minimum(uniforms.unsqueeze(1) * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cdf, threshold, right=True)
+    return torch.searchsorted(cdf, threshold, right=True).clamp(max=cdf.shape[1] - 1)  # a row of NaN has no place

@@ -3,32 +3,67 @@
 import json
 from typing import Any
 
+from safetensors import SafetensorError
+
 from hrpo import files
 from hrpo.advice import Signs, advice
 from hrpo.check import as_dict, check, show
 from hrpo.config import TrainConfig
 from hrpo.errors import StoppedError
+from hrpo.files import read_lines
+from hrpo.guards import active, onsets, skipped_in_a_row
+from hrpo.keep import prune, scores
 from hrpo.limits import show_dropped
-from hrpo.progress import bar, metrics_note
-from hrpo.report import read_lines, write_report
+from hrpo.processes import leading
+from hrpo.progress import bar, console, metrics_note
+from hrpo.report import write_report
+from hrpo.sick import FOLDER as SKIPPED
+from hrpo.stop import Stop
+from hrpo.trackers import tracking
 from hrpo.trainer import Metrics, Trainer
 
 
-def train(config: TrainConfig, *, resume: bool = False) -> dict[str, Any]:
+def train(config: TrainConfig, *, resume: bool = False, stop: Stop | None = None) -> dict[str, Any]:
     """Check, evaluate, train, evaluate again, and leave everything in the run folder.
 
     The folder holds config.yaml, check.json, metrics.jsonl, samples.jsonl, checkpoint-N, evaluation.json, the answers
-    to the test problems, report.md and curves.png.
+    to the test problems, report.md and curves.png; with held-out training problems validation.jsonl and best, too.
+
+    Args:
+        config: every setting.
+        resume: go on from the newest whole checkpoint.
+        stop: tells when to save and end, see `hrpo.stop.listening`.
 
     Returns:
-        The evaluation: {"before": {"greedy": {...}, "sampled": {...}}, "after": ...}.
+        The evaluation: {"before": {"greedy": {...}, "sampled": {...}}, "after": ...}. Nothing in a process that does
+        not lead.
 
     Raises:
         InputError: a setting cannot be used, or the folder is another run's.
-        StoppedError: no group has had a signal for `check.patience` updates; a checkpoint is saved.
+        StoppedError: no group has had a signal for `check.patience` updates, and a checkpoint is saved; or the disk is
+            full.
+        Interrupted: `stop` has been asked for; everything is saved.
 
     """
+    try:
+        return _train(config, resume, stop or Stop())
+    except (OSError, SafetensorError) as error:
+        if not files.is_full(error):
+            raise
+        raise StoppedError(
+            f"the disk of {config.run_folder} is full ({error}); every checkpoint in it is whole: make room, for "
+            "example with keep.last, then --resume"
+        ) from error
+
+
+def _train(config: TrainConfig, resume: bool, stop: Stop) -> dict[str, Any]:
     trainer = Trainer(config, resume=resume)
+    with leading(trainer) as leads:
+        return _lead(trainer, stop) if leads else {}
+
+
+def _lead(trainer: Trainer, stop: Stop) -> dict[str, Any]:
+    config = trainer.config
     show_dropped(trainer.task)
     if config.objective == "hrpo" and config.check.prompts and trainer.step == 0:
         checked = check(trainer)
@@ -38,21 +73,45 @@ def train(config: TrainConfig, *, resume: bool = False) -> dict[str, Any]:
     if "before" not in evaluation:
         evaluation["before"] = trainer.evaluate("before")
     updates = read_lines(trainer.folder / "metrics.jsonl")
-    with bar("update", config.updates, trainer.step) as progress:
-        while trainer.step < config.updates:
+    with tracking(config, trainer.step) as track, bar("update", config.updates, trainer.step) as progress:
+        while True:
+            if _due(trainer.step, config):  # saved already, so that a kill loses nothing here: a resumed run is back
+                _validate(trainer)
+            if trainer.step == config.updates:
+                break
+            stop.unsaved = True
             metrics = trainer.train_step()
-            trainer.log(metrics)
             updates.append(metrics)
+            metrics["warnings"] = len(active(updates))
+            trainer.log(metrics)
+            track(metrics)
             progress.advance(note=metrics_note(metrics))
-            stop = without_signal(updates, config.check.patience)
-            if stop or trainer.step % config.save_every == 0 or trainer.step == config.updates:
+            for line in onsets(updates):
+                console.print(f"warning: {line}")
+            reason = _reason(updates, config)
+            if reason or stop.asked or _due(trainer.step, config):
                 trainer.save()
-            if stop:
-                raise StoppedError(_reason(updates, config))
+                stop.saved()
+            if reason:
+                raise StoppedError(reason)
     if "after" not in evaluation:
         evaluation["after"] = trainer.evaluate("after")
     write_report(trainer.folder)
     return evaluation
+
+
+def _due(step: int, config: TrainConfig) -> bool:
+    """Whether a checkpoint is due after so many updates."""
+    return step > 0 and (step % config.save_every == 0 or step == config.updates)
+
+
+def _validate(trainer: Trainer) -> None:
+    """Log how good the checkpoint is, then delete those that need not stay."""
+    trainer.validate()
+    if trainer.held_out:
+        share, count = scores(trainer.folder)[trainer.step], len(trainer.held_out)
+        console.print(f"update {trainer.step}: {share:.1%} of {count} held-out training problems")
+    prune(trainer.folder, trainer.config.keep)
 
 
 def without_signal(updates: list[Metrics], patience: int) -> bool:
@@ -62,6 +121,15 @@ def without_signal(updates: list[Metrics], patience: int) -> bool:
 
 
 def _reason(updates: list[Metrics], config: TrainConfig) -> str:
+    """Return why to stop; nothing where training is to go on."""
+    if skipped_in_a_row(updates) >= config.check.max_skipped:
+        return (
+            f"the last {config.check.max_skipped} updates were skipped, since something in them was not finite "
+            f"(check.max_skipped); {SKIPPED}/ in the run folder has their batches. Lower optimizer.lr, "
+            "optimizer.gate_lr and optimizer.lambda_lr, or set model.dtype to float32"
+        )
+    if not without_signal(updates, config.check.patience):
+        return ""
     tips = advice(Signs.of_updates(updates[-config.check.patience :]), config)
     head = f"no group had a signal in the last {config.check.patience} updates, so nothing was learnt (check.patience)"
     return "\n".join([head, *(f"- {tip}" for tip in tips)])

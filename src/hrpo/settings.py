@@ -13,7 +13,6 @@ from hrpo.errors import InputError
 SECTIONS = [field.name for field in dataclasses.fields(TrainConfig) if dataclasses.is_dataclass(field.type)]
 FORM = "a setting is a line NAME: VALUE, those of a section are indented below it with spaces"
 
-
 MOST_BYTES, MOST_VALUES, MOST_DEPTH = 100_000, 10_000, 20  # settings are a hundred values, four deep at most
 
 

@@ -7,10 +7,8 @@ import torch
 from hrpo.config import Target
 from hrpo.decoder import left_pad
 from hrpo.errors import InputError
-from hrpo.loss import token_weights
 from hrpo.model import HybridCausalLM
 from hrpo.prompts import encode
-from hrpo.replay import replay
 from hrpo.rollout import Rollout
 from hrpo.tasks import Example, Task
 from hrpo.tasks.judge import DELIMITER
@@ -63,25 +61,3 @@ def write_down(model: HybridCausalLM, task: Task, examples: Sequence[Example], t
         temperature=model.settings.temperature,
         top_k=0,
     )
-
-
-def negative_log_likelihood(
-    model: HybridCausalLM, written: Rollout, token_budget: int, *, recompute: bool = False
-) -> float:
-    """Return the mean over all tokens of -log p (nats), and leave its gradient in the parameters.
-
-    Args:
-        model: the model to train.
-        written: from `write_down`.
-        token_budget: tokens of a micro-batch.
-        recompute: keep less of the forward pass, as in `replay`.
-
-    """
-    weights = token_weights(written.completion_mask, "token")  # (N, T)
-    total = torch.zeros((), device=model.device)
-    for first, last in written.micro_batches(token_budget):
-        logprobs, _ = replay(model, written.select(first, last), with_reference=False, recompute=recompute)
-        loss = -(weights[first:last, : logprobs.shape[1]] * logprobs).sum()
-        torch.autograd.backward(loss)
-        total = total + loss.detach()
-    return total.item()

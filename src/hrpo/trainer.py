@@ -1,11 +1,12 @@
 """The training loop: one `train_step` an update."""
 
 import dataclasses
+import functools
 import json
 import math
 import random
 import time
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,37 +15,48 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from hrpo import files
+from hrpo import files, processes
 from hrpo.advantages import group_advantages, signal_share
 from hrpo.advice import distinct_share
 from hrpo.checkpoints import (
     LOGS,
     OPTIMIZER_FILE,
     STATE_FILE,
+    VALIDATION_FILE,
     append,
+    check_run_folder,
     lines_until,
     load_optimizer,
     model_in,
     optimizer_tensors,
     read_step,
-    start_or_resume,
+    seal,
+    tidy,
+    whole_checkpoint,
 )
-from hrpo.config import ModelConfig, RolloutConfig, TrainConfig
+from hrpo.config import ModelConfig, Policy, RolloutConfig, TrainConfig
 from hrpo.errors import InputError, StoppedError, model_named_by
-from hrpo.evaluate import as_rows, evaluate
+from hrpo.evaluate import Answer, answer_problems, as_rows, evaluate, summarize
+from hrpo.guards import broken_replay, replay_errors
+from hrpo.keep import hold_out, scores
 from hrpo.latent import MODES
 from hrpo.limits import fitting
 from hrpo.loss import hrpo_loss, token_weights
 from hrpo.memory import give_back
 from hrpo.model import HybridCausalLM, Lora
+from hrpo.packable import packs_up_to
+from hrpo.processes import together
+from hrpo.progress import console
 from hrpo.prompts import decode, encode
 from hrpo.ranges import check_config
 from hrpo.replay import replay
 from hrpo.rewards import score
 from hrpo.rollout import Rollout, generate, sample_key
-from hrpo.sft import negative_log_likelihood, target_text, write_down
+from hrpo.sft import target_text, write_down
+from hrpo.sharding import Sharded, full
+from hrpo.sick import keep_batch, not_finite
 from hrpo.tasks import Example, Task, load_task, remembered
 from hrpo.tasks.judge import DELIMITER
 from hrpo.techniques import FAST
@@ -78,18 +90,20 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, *, resume: bool = False) -> None:
         check_config(config)
-        accelerator = Accelerator()
-        if accelerator.num_processes > 1:
-            raise InputError("this version trains in one process; start it without `accelerate launch`")
+        accelerator = Accelerator(cpu=not torch.cuda.is_available())  # said, as it would see one process otherwise
+        console.quiet = not processes.first()
         self.config, self.folder = config, config.run_folder
-        checkpoint = start_or_resume(self.folder, config, resume)
+        check_run_folder(self.folder, config, resume)
+        checkpoint = whole_checkpoint(self.folder, "--resume") if resume else None
+        if resume and checkpoint is None:
+            console.print(f"{self.folder} has no checkpoint yet: it begins anew")
         self.task = load_task(config.task, config.seed)
         _check_train(self.task, config)
         set_seed(config.seed)  # of the fresh gate and adapters; sampling has keys of its own
         self.step = 0 if checkpoint is None else read_step(checkpoint)
         self.model = _load_model(config, checkpoint, accelerator.device)
         _check_top_k(config, self.model)
-        self.task = fitting(self.task, self.model, config)
+        self.held_out, self.task = hold_out(fitting(self.task, self.model, config), config.keep.problems, config.seed)
         self.model.settings = dataclasses.replace(
             self.model.settings,
             temperature=config.rollout.temperature,
@@ -104,15 +118,30 @@ class Trainer:
             self.model.keep_reference()
         elif with_reference:
             self.model.load_reference(trust_remote_code=config.model.trust_remote_code)
+        self.sharded: Sharded | None = None
+        if config.sharding == "full" and processes.count() > 1:
+            packs_up_to(self.model)
+            self.sharded = Sharded(self.model, processes.count())
         self.optimizer = _make_optimizer(self.model, config)
         if checkpoint is not None:
             load_optimizer(self.optimizer, checkpoint)
         self.evaluation()  # whatever is damaged is told before anything is written
-        # What was logged after the checkpoint happens again.
+        processes.wait()  # until all have read the folder as it was
+        if processes.first():
+            self._begin()
+
+    def _begin(self) -> None:
+        """Write the settings, and cut the logs: what was logged after the checkpoint happens again."""
         logs = {path: lines_until(path, self.step) for path in map(self.folder.joinpath, LOGS) if path.is_file()}
-        files.write_text(self.folder / "config.yaml", yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+        files.write_text(self.folder / "config.yaml", yaml.safe_dump(dataclasses.asdict(self.config), sort_keys=False))
         for path, lines in logs.items():
             files.write_text(path, "".join(line + "\n" for line in lines))
+        tidy(self.folder, self.step)
+
+    @property
+    def exact(self) -> bool:
+        """Whether replayed log-probabilities are those sampled, but for the order of sums."""
+        return self.model.rounding != torch.bfloat16 and self.config.model.quantization == "none"
 
     def train_step(self) -> Metrics:
         """Do one update."""
@@ -126,10 +155,13 @@ class Trainer:
         give_back(self.model.device)
         completions = decode(self.model.tokenizer, rollout)
         G = config.rollout.group_size
-        rewards, parts = score(self.task, [example for example in examples for _ in range(G)], completions)  # (N,)
+        rewards, parts = self.score(examples, completions)  # (N,)
         advantages = group_advantages(rewards, G, config.loss.advantage_scale).to(self.model.device)  # (N,)
         rolled_out = time.perf_counter()
         stats = self.update(rollout, advantages)
+        broken = broken_replay(stats, exact=self.exact)
+        if broken or stats["skipped"]:
+            self.put_aside(broken, rollout, examples, completions, rewards.tolist())
         end = time.perf_counter()
         self.step += 1
         self.write_samples(examples[0], completions[:G], rewards)
@@ -141,9 +173,11 @@ class Trainer:
             "signal": signal_share(rewards, G),
             "distinct": distinct_share(rollout.completion_ids, G),
             "format_rate": sum(text.count(DELIMITER) == 1 for text in completions) / len(completions),
+            "repeated_delimiter": sum(text.count(DELIMITER) > 1 for text in completions) / len(completions),
             "length": rollout.lengths.float().mean().item(),
             "truncation_rate": rollout.truncated(self.model.eos_token_ids).float().mean().item(),
             "hidden_ratio": rollout.hidden_ratio().item(),
+            "entropy": rollout.entropy().item(),
             **stats,
             "tokens": tokens,
             "tokens_per_second": tokens / (end - start),
@@ -154,9 +188,12 @@ class Trainer:
     def supervised_step(self) -> Metrics:
         """Do one update of supervised fine-tuning: write down, replay, step."""
         start = time.perf_counter()
-        written = write_down(self.model, self.task, self.batch(self.step), self.config.sft.target)
-        nll = negative_log_likelihood(self.model, written, self.token_budget(written), recompute=self.config.recompute)
-        norm = self.step_optimizer()
+        examples = self.batch(self.step)
+        written = write_down(self.model, self.task, examples, self.config.sft.target)
+        nll = self.likelihood_gradients(written)
+        stats = self.step_optimizer(nll)
+        if stats["skipped"]:
+            self.put_aside(None, written, examples, decode(self.model.tokenizer, written))
         self.step += 1
         tokens, seconds = int(written.completion_mask.sum()), time.perf_counter() - start
         return {
@@ -166,29 +203,52 @@ class Trainer:
             "tokens": tokens,
             "tokens_per_second": tokens / seconds,
             "update_seconds": seconds,
-            **norm,
+            **stats,
         }
 
+    @together
     def roll_out(self, examples: list[Example], *, key: int | str, max_new_tokens: int | None = None) -> Rollout:
         """Sample group_size completions of each problem; their random numbers depend on (seed, key, b, g) alone."""
-        settings, prompts = self.config.rollout, [self.task.messages(example.question) for example in examples]
-        G = settings.group_size
-        return generate(
-            self.model,
-            encode(self.model.tokenizer, prompts),
+        settings, mine = self.config.rollout, processes.share(len(examples))
+        G, model = settings.group_size, self.whole()
+        if not mine:
+            return _joined(model, None)
+        prompts = [self.task.messages(examples[b].question) for b in mine]
+        rollout = generate(
+            model,
+            encode(model.tokenizer, prompts),
             group_size=G,
             max_new_tokens=max_new_tokens or settings.max_new_tokens,
             temperature=settings.temperature,
             top_k=settings.top_k,
-            sample_keys=[sample_key(self.config.seed, key, b, g) for b in range(len(examples)) for g in range(G)],
+            sample_keys=[sample_key(self.config.seed, key, b, g) for b in mine for g in range(G)],
             max_rows=settings.prompts * G,
             techniques=dataclasses.replace(FAST, static_shapes=settings.static_shapes),
         )
+        return _joined(model, rollout)
+
+    @together
+    def score(self, examples: list[Example], completions: list[str]) -> tuple[Tensor, dict[str, float]]:
+        """Return the rewards of the completions, (N,), and the mean of each part of them; all groups are of a size."""
+        G, mine = len(completions) // len(examples), processes.share(len(examples))
+        rewards, parts = torch.empty(0), dict[str, float]()
+        if mine:
+            own = completions[mine.start * G : mine.stop * G]
+            rewards, parts = score(self.task, [examples[b] for b in mine for _ in range(G)], own)
+        share = len(mine) / len(examples)
+        means = processes.add_up({name: mean * share for name, mean in parts.items()})
+        return torch.cat(processes.gather(rewards)), means
 
     def update(self, rollout: Rollout, advantages: Tensor) -> Metrics:
-        """Learn from a rollout."""
-        return {**self.gradients(rollout, advantages), **self.step_optimizer()}
+        """Learn from a rollout. Nothing is learnt from one with something in it, or in its gradient, that is amiss."""
+        if not rollout.finite():
+            return {"skipped": 1.0}
+        stats = self.gradients(rollout, advantages)
+        if broken_replay(stats, exact=self.exact):
+            return {**stats, "skipped": 1.0}
+        return {**stats, **self.step_optimizer(stats["loss"])}
 
+    @together
     def gradients(self, rollout: Rollout, advantages: Tensor) -> Metrics:
         """Replay the rollout in micro-batches and leave the sum of their gradients in the parameters."""
         config, model = self.config, self.model
@@ -202,51 +262,140 @@ class Trainer:
             places = [b * G + g for b in signal for g in range(G)]
             rollout, advantages, weights = rollout.groups(signal), advantages[places], weights[places]
         totals: dict[str, Tensor] = {}
-        mismatch = torch.zeros((), device=model.device)
-        for first, last in rollout.micro_batches(self.token_budget(rollout)):
-            part = rollout.select(first, last)
-            logprobs, reference = replay(  # (n, t) each
-                model,
-                part,
-                policy=config.loss.policy,
-                with_reference=config.loss.beta != 0,
-                recompute=config.recompute,
+        gaps = [weights.new_zeros(0)]  # between sampled and replayed log-probabilities, of each token
+        for part, rows, weight in self.micro_batches(rollout, weights):
+            logprobs, reference = self.replay(  # (n, t) each
+                part, policy=config.loss.policy, with_reference=config.loss.beta != 0
             )
             loss, stats = hrpo_loss(
-                logprobs,
-                reference,
-                advantages[first:last],
-                part.completion_mask,
-                beta=config.loss.beta,
-                weights=weights[first:last, : logprobs.shape[1]],
+                logprobs, reference, advantages[rows], part.completion_mask, beta=config.loss.beta, weights=weight
             )
-            torch.autograd.backward(loss)
+            self.backward(loss)
             for name, value in {"loss": loss.detach(), **stats}.items():
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value
             if config.loss.policy == "model":
-                mismatch = torch.maximum(mismatch, (logprobs.detach() - part.sample_logprobs).abs().max())
-        result = {name: value.item() for name, value in totals.items()}
-        if config.loss.policy == "model":
-            result["replay_error"] = mismatch.item()
-        return result
+                gaps.append((logprobs.detach() - part.sample_logprobs).abs()[part.completion_mask.bool()])
+        self.sum_gradients()
+        result = processes.add_up({name: value.item() for name, value in totals.items()})
+        if config.loss.policy != "model":
+            return result
+        return {**result, **replay_errors(torch.cat(processes.gather(torch.cat(gaps))))}
 
-    def step_optimizer(self) -> Metrics:
-        """Clip the gradients, step at this update's learning rates, and forget the gradients."""
+    @together
+    def likelihood_gradients(self, written: Rollout) -> float:
+        """Return the mean over all tokens of -log p (nats), and leave its gradient in the parameters."""
+        weights = token_weights(written.completion_mask, "token")  # (N, T)
+        total = torch.zeros((), device=self.model.device)
+        for part, _, weight in self.micro_batches(written, weights):
+            logprobs, _ = self.replay(part, with_reference=False)
+            loss = -(weight * logprobs).sum()
+            self.backward(loss)
+            total = total + loss.detach()
+        self.sum_gradients()
+        return processes.add_up({"nll": total.item()})["nll"]
+
+    def micro_batches(self, rollout: Rollout, weights: Tensor) -> Iterator[tuple[Rollout, slice, Tensor]]:
+        """Yield this process's groups in micro-batches, with their rows and the weights of their tokens, (n, t).
+
+        Sharded parameters want equally many everywhere: who has fewer goes through a completion that weighs nothing.
+        """
+        budget, G = self.token_budget(rollout), rollout.group_size
+        mine = processes.share(len(rollout) // G)
+        places: list[tuple[int, int]] = []
+        if mine:
+            own = rollout.groups(mine)
+            places = [(mine.start * G + first, mine.start * G + last) for first, last in own.micro_batches(budget)]
+        most = max(processes.gather(len(places))) if self.sharded else len(places)
+        for at, (first, last) in enumerate([*places, *(most - len(places)) * [(0, 1)]]):
+            part = rollout.select(first, last)
+            weight = weights[first:last, : part.completion_mask.shape[1]]
+            yield part, slice(first, last), weight if at < len(places) else torch.zeros_like(weight)
+
+    def replay(
+        self, rollout: Rollout, *, policy: Policy = "model", with_reference: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Feed a rollout again, see `replay`."""
+        run = functools.partial(replay, self.model) if self.sharded is None else self.sharded.replay
+        return run(rollout, policy=policy, with_reference=with_reference, recompute=self.config.recompute)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the loss's gradients to those that are there."""
+        # fully_shard leaves the mean over the processes of what they add
+        torch.autograd.backward(loss if self.sharded is None else loss * processes.count())
+
+    def sum_gradients(self) -> None:
+        """Let every process have the gradients of the whole batch; `fully_shard` has added them up already."""
+        if self.sharded is None:
+            processes.sum_gradients(self.trained())
+
+    def trained(self) -> list[nn.Parameter]:
+        """Return what is trained."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    @together
+    def step_optimizer(self, loss: float) -> Metrics:
+        """Clip the gradients, step at this update's learning rates, and forget the gradients.
+
+        Where the loss or a gradient is not finite nothing is done, and the gradients stay for a look.
+        """
         settings = self.config.optimizer
         factor = learning_rate_factor(self.step, self.config.updates, settings.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
-        if not norm.isfinite():
-            raise StoppedError(
-                f"the gradient of update {self.step + 1} is not finite, so it was not taken; lower optimizer.lr, "
-                "optimizer.gate_lr and optimizer.lambda_lr, or set model.dtype to float32"
-            )
+        parameters = self.trained()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        metrics = {"grad_norm": full(norm).item(), "lr": settings.lr * factor, "skipped": 0.0}
+        if not math.isfinite(metrics["grad_norm"]) or not math.isfinite(loss):
+            return {**metrics, "skipped": 1.0}
+        torch.nn.utils.clip_grads_with_norm_(parameters, settings.max_grad_norm, norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         give_back(self.model.device)
-        return {"grad_norm": norm.item(), "lr": settings.lr * factor}
+        return metrics
+
+    def put_aside(
+        self,
+        broken: str | None,
+        rollout: Rollout,
+        examples: list[Example],
+        completions: list[str],
+        rewards: Sequence[float] = (),
+    ) -> None:
+        """Keep the batch of an update that was not taken, say so, and forget its gradients.
+
+        Raises:
+            StoppedError: `broken` says why training cannot go on.
+
+        """
+        bad = self.not_finite()
+        why = broken or f"not finite: {', '.join(bad) if rollout.finite() else 'the logits, while sampling'}"
+        facts = {"rewards": list(rewards), "not_finite": bad}
+        kept = keep_batch(self.folder, self.step + 1, why, rollout, examples, completions, facts)
+        self.forget_gradients()
+        if broken:
+            if self.step:
+                self.save()
+            raise StoppedError(f"update {self.step + 1} was not taken: {broken}; {kept}")
+        console.print(f"warning: update {self.step + 1} was skipped, {why}; {kept}")
+
+    @together
+    def forget_gradients(self) -> None:
+        """Take no step with the gradients that are there."""
+        self.optimizer.zero_grad()
+
+    @together
+    def not_finite(self) -> list[str]:
+        """Return what is not finite, see `not_finite`."""
+        return not_finite(self.model)
+
+    def whole(self) -> HybridCausalLM:
+        """Return the model with all of its weights: itself, or a copy where it is sharded."""
+        return self.model if self.sharded is None else self.sharded.whole()
+
+    @together
+    def state(self) -> tuple[HybridCausalLM, dict[str, Tensor]]:
+        """Return the whole model and the optimizer's whole state."""
+        return self.whole(), optimizer_tensors(self.optimizer)
 
     def token_budget(self, rollout: Rollout) -> int:
         """Return the tokens of a micro-batch."""
@@ -265,11 +414,24 @@ class Trainer:
         """Write a checkpoint: the model, its settings, the optimizer's state and the step."""
         self.model.settings = dataclasses.replace(self.model.settings, step=self.step)
         path = self.folder / f"checkpoint-{self.step}"
-        with files.new_folder(path) as draft:
-            self.model.write_files(draft)
-            save_file(optimizer_tensors(self.optimizer), draft / OPTIMIZER_FILE)
-            (draft / STATE_FILE).write_text(json.dumps({"step": self.step}) + "\n")
+        model, optimizer = self.state()
+        with files.new_folder(path, replaces=["*"]) as draft:
+            model.write_files(draft)
+            save_file(optimizer, draft / OPTIMIZER_FILE)
+            (draft / STATE_FILE).write_text(json.dumps({"step": self.step, "threads": torch.get_num_threads()}) + "\n")
+            seal(draft)
         return path
+
+    def validate(self) -> None:
+        """Answer the held-out training problems greedily, and log how many are right; each update once."""
+        path = self.folder / VALIDATION_FILE
+        if self.held_out and self.step not in scores(self.folder):
+            append(path, [{"step": self.step, **summarize(self.held_out_answers())}])
+
+    @together
+    def held_out_answers(self) -> list[Answer]:
+        """Answer the held-out training problems greedily."""
+        return answer_problems(self.whole(), self.task, self.held_out, greedy=True, batch=self.config.eval.batch)
 
     def evaluation(self) -> dict[str, Any]:
         """Return what has been evaluated so far."""
@@ -280,13 +442,9 @@ class Trainer:
 
     def evaluate(self, when: str) -> dict[str, Any]:
         """Evaluate on the first test problems, and write the numbers and the answers."""
-        config = self.config
-        problems = self.task.test[: config.eval.problems]
-        if not problems:
+        if not self.task.test[: self.config.eval.problems]:
             return {}
-        numbers, answers = evaluate(
-            self.model, self.task, problems, seed=config.seed, batch=config.eval.batch, label=f"{when} training:"
-        )
+        numbers, answers = self.answers(when)
         for how, part in answers.items():
             rows = "".join(json.dumps(row) + "\n" for row in as_rows(part))
             files.write_text(self.folder / f"answers-{when}-{how}.jsonl", rows)
@@ -294,8 +452,20 @@ class Trainer:
         files.write_text(self.folder / "evaluation.json", json.dumps(evaluation, indent=2) + "\n")
         return numbers
 
+    @together
+    def answers(self, when: str) -> tuple[dict[str, Any], dict[str, list[Answer]]]:
+        """Answer the first test problems; see `evaluate`."""
+        config = self.config
+        problems = self.task.test[: config.eval.problems]
+        return evaluate(
+            self.whole(), self.task, problems, seed=config.seed, batch=config.eval.batch, label=f"{when} training:"
+        )
+
     def log(self, metrics: Metrics) -> None:
-        """Append a line to metrics.jsonl."""
+        """Append a line to metrics.jsonl, without numbers that are not finite."""
+        metrics = {
+            name: value for name, value in metrics.items() if not isinstance(value, float) or math.isfinite(value)
+        }
         append(self.folder / "metrics.jsonl", [metrics])
 
     def write_samples(self, example: Example, completions: list[str], rewards: Tensor) -> None:
@@ -311,6 +481,12 @@ class Trainer:
             for text, reward in zip(completions[:SAMPLES_PER_UPDATE], rewards.tolist(), strict=False)
         ]
         append(self.folder / "samples.jsonl", rows)
+
+
+def _joined(model: HybridCausalLM, rollout: Rollout | None) -> Rollout:
+    """Return the rollouts of all processes as one; some may have none."""
+    parts = [part for part in processes.gather(rollout) if part is not None]
+    return Rollout.join(parts, pad=(model.eos_token_ids or [0])[0])
 
 
 def _check_train(task: Task, config: TrainConfig) -> None:
@@ -374,7 +550,7 @@ def _make_optimizer(model: HybridCausalLM, config: TrainConfig) -> torch.optim.A
     )
 
 
-@lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=2)
 def _epoch(seed: int, epoch: int, size: int) -> list[int]:
     """Return the order of an epoch."""
     return random.Random(f"order/{seed}/{epoch}").sample(range(size), size)

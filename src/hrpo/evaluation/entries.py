@@ -12,6 +12,7 @@ from hrpo.catalog import fetch_hybrid, resolve
 from hrpo.checkpoints import model_in
 from hrpo.config import LatentMode
 from hrpo.errors import InputError, model_named_by
+from hrpo.latent import MODES
 from hrpo.model import SETTINGS_FILE, HybridSettings, read_settings
 
 Prompt = Literal["own", "direct", "cot"]
@@ -152,8 +153,8 @@ def _check(field: str, values: Sequence[str], allowed: Sequence[str]) -> None:
 
 
 def _decoding(name: str, saved: HybridSettings, mode: str, max_new_tokens: int) -> HybridSettings:
-    if mode == "hybrid" and saved.latent_mode != "hybrid":
-        raise InputError(f"--latent_mode: {name} has no trained gate, so it cannot decode in mode hybrid")
+    if mode != OWN and MODES[cast(LatentMode, mode)].gated and not MODES[saved.latent_mode].gated:
+        raise InputError(f"--latent_mode: {name} has no trained gate, so it cannot decode in mode {mode}")
     latent_mode = saved.latent_mode if mode == OWN else cast(LatentMode, mode)
     limit = max_new_tokens or saved.max_new_tokens
     return dataclasses.replace(saved, latent_mode=latent_mode, max_new_tokens=limit)

@@ -125,6 +125,11 @@ def columns_of(examples: Sequence[Example]) -> dict[str, list[Any]]:
     }
 
 
+def essence(example: Example) -> str:
+    """Return what two problems that are the same share: the question, without options and passages, spaces and case."""
+    return loosely(str(example.columns.get("stem", example.question)))
+
+
 def prepare(
     config: TaskConfig,
     seed: int,
@@ -137,7 +142,7 @@ def prepare(
     dropped: Mapping[str, int] | None = None,
     reward: RewardFunction | None = None,
     metric: RewardFunction | None = None,
-    same: Callable[[Example], str] = lambda example: loosely(str(example.columns.get("stem", example.question))),
+    same: Callable[[Example], str] = essence,
 ) -> Task:
     """Make a task of rows: drop training rows that occur among the test rows, and set worked examples apart.
 
@@ -152,8 +157,7 @@ def prepare(
         dropped: what has been left out already.
         reward: the task's own reward.
         metric: the task's own metric.
-        same: two problems are the same where this is; by default their questions, without options and passages, up
-            to spaces and case.
+        same: two problems are the same where this is.
 
     Raises:
         InputError: there are not as many worked examples as asked for.

@@ -1,0 +1,140 @@
+"""Watch a long run of small updates: whether it grows, and whether it slows down.
+
+    python -m benchmarks.soak [--updates N] [--plot FILE] [--json FILE]
+
+Runs `hrpo train` on the embedded model, 16 completions an update, and looks at it from outside every second: resident
+memory and open files; seconds and tokens come from its metrics. Prints the slope of the memory after a warm-up of a
+tenth of the updates, and the throughput of the last tenth over that of the first. The learning rates are 0, so that
+the completions of the last updates are of the same kind as those of the first, and cost the same.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+RUN = {
+    "name": "soak",
+    "model.lora_rank": "0",
+    "rollout.prompts": "2",
+    "rollout.group_size": "8",
+    "rollout.max_new_tokens": "64",
+    "optimizer.lr": "0",
+    "optimizer.gate_lr": "0",
+    "optimizer.lambda_lr": "0",
+    "check.patience": "0",
+    "eval.problems": "0",
+    "save_every": "500",
+}
+EVERY = 1.0  # seconds between two looks
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--updates", type=int, default=3000)
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        looks, metrics = watch(options.updates, Path(folder))
+    numbers = summarize(looks, metrics)
+    for name, value in numbers.items():
+        print(f"{name}: {value:,.4g}")
+    if options.plot:
+        plot(looks, metrics, numbers, options.plot)
+    if options.json:
+        options.json.write_text(json.dumps({**numbers, "looks": looks}) + "\n")
+
+
+def watch(updates: int, folder: Path) -> tuple[list[dict[str, float]], list[dict[str, Any]]]:
+    """Run, and return what was seen from outside, by update, and the run's metrics."""
+    words = [f"--{name}={value}" for name, value in {**RUN, "folder": folder, "updates": updates}.items()]
+    command = [sys.executable, "-c", "from hrpo.cli import main; main()", "train", *words]
+    looks: list[dict[str, float]] = []
+    lines = folder / "soak" / "metrics.jsonl"
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        while process.poll() is None:
+            time.sleep(EVERY)
+            done = lines.read_text().count("\n") if lines.is_file() else 0
+            look = look_at(process.pid)
+            if done and look:
+                looks.append({"update": done, **look})
+    if process.returncode:
+        raise SystemExit((folder / "log").read_text())
+    return looks, [json.loads(line) for line in lines.read_text().splitlines()]
+
+
+def look_at(pid: int) -> dict[str, float] | None:
+    """Return resident megabytes and open files of a process; None where it has just ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        files = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    except OSError:
+        return None
+    fields = dict(line.split(":", 1) for line in status.splitlines())
+    return {"megabytes": int(fields["VmRSS"].split()[0]) / 1e3, "files": files} if "VmRSS" in fields else None
+
+
+def summarize(looks: list[dict[str, float]], metrics: list[dict[str, Any]]) -> dict[str, float]:
+    """Return the numbers that count."""
+    tenth = len(metrics) // 10
+    warm = [look for look in looks if look["update"] > tenth]
+    updates, megabytes = (np.array([look[name] for look in warm]) for name in ("update", "megabytes"))
+    slope = np.polyfit(updates, megabytes, 1)[0]
+    files = [look["files"] for look in warm]
+    early, late = throughput(metrics[:tenth]), throughput(metrics[-tenth:])
+    return {
+        "updates": len(metrics),
+        "minutes": sum(seconds(row) for row in metrics) / 60,
+        "megabytes after a tenth": megabytes[0],
+        "megabytes at the end": megabytes[-1],
+        "slope, megabytes per 1,000 updates": 1000 * slope,
+        "open files, least": min(files),
+        "open files, most": max(files),
+        "tokens per second, first tenth": early,
+        "tokens per second, last tenth": late,
+        "last tenth / first": late / early,
+    }
+
+
+def seconds(row: dict[str, Any]) -> float:
+    return float(row["rollout_seconds"] + row["update_seconds"])
+
+
+def throughput(rows: list[dict[str, Any]]) -> float:
+    return float(sum(row["tokens"] for row in rows) / sum(map(seconds, rows)))
+
+
+def plot(looks: list[dict[str, float]], metrics: list[dict[str, Any]], numbers: dict[str, float], path: Path) -> None:
+    """Draw memory, open files and throughput over the updates."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 2.8), layout="constrained")
+    memory, files, speed = figure.subplots(1, 3)
+    updates = [look["update"] for look in looks]
+    memory.plot(updates, [look["megabytes"] for look in looks], color="#0072B2", lw=1)
+    slope = numbers["slope, megabytes per 1,000 updates"]
+    memory.set_title(f"resident memory (MB), {slope:+.2f} per 1,000 updates", fontsize=9, loc="left")
+    files.plot(updates, [look["files"] for look in looks], color="#0072B2", lw=1)
+    files.set_title("open files", fontsize=9, loc="left")
+    step = max(1, len(metrics) // 100)
+    chunks = [metrics[at : at + step] for at in range(0, len(metrics), step)]
+    speed.plot([chunk[-1]["step"] for chunk in chunks], list(map(throughput, chunks)), color="#0072B2", lw=1)
+    speed.set_title(f"tokens per second, mean of {step} updates", fontsize=9, loc="left")
+    for panel in (memory, files, speed):
+        panel.set_ylim(bottom=0)
+        panel.set_xlabel("update")
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(alpha=0.2)
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""Signs that a run is going wrong, read off its metrics: each a warning with a number and a hint.
+
+A guard is a function of the updates so far, newest last. It returns one line while its sign is there, None otherwise.
+Means are over ten updates, so that a single odd one does not warn; what grows or shrinks is measured against the run's
+own first ten.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Metrics = dict[str, float]
+Guard = Callable[[Sequence[Metrics]], str | None]
+
+WINDOW = 10  # updates that a mean is over
+LONGER = 4.0  # times the first length; the embedded model triples it when it learns to write its steps down
+SHORTER = 0.25
+ENTROPY = 0.003  # nats a token; the quickstart ends at .015, and four groups in ten still have a signal
+SIGNAL = 0.05  # of the groups
+KL = 1.0  # nats a token: every token e times as likely, or as unlikely, as it was
+REPEATED = 0.25  # of the completions
+QUANTILE_BF16 = 0.5  # nats; rounding weights to bfloat16 makes .05 to .2 of it
+EXACT = 1e-3  # nats, float32: two orders of summation differ by 1e-5
+MEAN_BF16 = 0.1  # nats
+
+
+def active(updates: Sequence[Metrics]) -> dict[str, str]:
+    """Return the guards whose sign is there after the newest update: name -> line."""
+    return {name: line for name, guard in GUARDS.items() if (line := guard(updates)) is not None}
+
+
+def onsets(updates: Sequence[Metrics]) -> Iterator[str]:
+    """Yield the lines of guards whose sign is there after the newest update, and was not before it."""
+    before = active(updates[:-1])
+    yield from (line for name, line in active(updates).items() if name not in before)
+
+
+def broken_replay(metrics: Metrics, *, exact: bool) -> str | None:
+    """Return why an update must not be taken: what was sampled is not what is learnt from.
+
+    Args:
+        metrics: of the update, with "replay_error", the largest difference of a token's log-probability when it was
+            sampled and when it was replayed, and "replay_error_mean", the mean.
+        exact: the model computes in float32 or float64.
+
+    """
+    largest, mean = metrics.get("replay_error", 0.0), metrics.get("replay_error_mean", 0.0)
+    if exact and largest > EXACT:
+        return (
+            f"replayed log-probabilities differ by up to {largest:.2g} from those sampled, where rounding makes "
+            f"{EXACT:g} at most: this is a bug of hrpo or of the model's code, please report it"
+        )
+    if mean > MEAN_BF16:
+        return (
+            f"replayed log-probabilities differ by {mean:.2g} on average from those sampled, where rounding makes "
+            f"{MEAN_BF16:g} at most: set model.dtype to float32, and please report it"
+        )
+    return None
+
+
+def replay_errors(gaps: Tensor) -> Metrics:
+    """Return the largest, the mean and the 99 % quantile of the tokens' differences: (tokens,)."""
+    quantile = gaps.kthvalue(max(1, math.ceil(0.99 * len(gaps)))).values
+    largest, mean, most = torch.stack([gaps.max(), gaps.mean(), quantile]).tolist()
+    return {"replay_error": largest, "replay_error_mean": mean, "replay_error_99": most}
+
+
+def _recent(updates: Sequence[Metrics], name: str) -> float | None:
+    """Return the mean of the last updates; None while there are too few, or the run has no such metric."""
+    values = [row[name] for row in updates[-WINDOW:] if name in row]
+    return sum(values) / WINDOW if len(values) == WINDOW else None
+
+
+def _growth(updates: Sequence[Metrics], name: str) -> tuple[float, float] | None:
+    """Return the means of the first and of the last updates."""
+    if len(updates) < 2 * WINDOW:
+        return None
+    first, last = _recent(updates[:WINDOW], name), _recent(updates, name)
+    return None if first is None or last is None else (first, last)
+
+
+def _entropy(updates: Sequence[Metrics]) -> str | None:
+    entropy = _recent(updates, "entropy")
+    if entropy is None or entropy >= ENTROPY:
+        return None
+    return (
+        f"entropy is {entropy:.2g} nats a token: the model says the same whatever it samples, and explores no more; "
+        "raise rollout.temperature or loss.beta, or lower optimizer.lr"
+    )
+
+
+def _length(updates: Sequence[Metrics]) -> str | None:
+    lengths = _growth(updates, "length")
+    if lengths is None:
+        return None
+    first, last = lengths
+    if last > LONGER * first:
+        return (
+            f"completions have grown from {first:.0f} to {last:.0f} tokens: read samples.jsonl for loops; "
+            "raise loss.beta, or lower optimizer.lr"
+        )
+    if last < SHORTER * first:
+        return (
+            f"completions have shrunk from {first:.0f} to {last:.0f} tokens: read samples.jsonl, the model may be "
+            "guessing; raise loss.beta, or lower optimizer.lr"
+        )
+    return None
+
+
+def _signal(updates: Sequence[Metrics]) -> str | None:
+    signal, reward = _recent(updates, "signal"), _recent(updates, "reward")
+    if signal is None or reward is None or signal >= SIGNAL:
+        return None
+    return (
+        f"{signal:.0%} of the groups have a signal (mean reward {reward:.2g}), so next to nothing is learnt; "
+        "hrpo check with these settings says what to change"
+    )
+
+
+def _kl(updates: Sequence[Metrics]) -> str | None:
+    kl = _recent(updates, "kl")
+    if kl is None or kl <= KL:
+        return None
+    return (
+        f"the divergence from the initial model is {kl:.2g} nats a token: raise loss.beta, or lower optimizer.lr, "
+        "optimizer.gate_lr and optimizer.lambda_lr"
+    )
+
+
+def _repeated_delimiter(updates: Sequence[Metrics]) -> str | None:
+    share = _recent(updates, "repeated_delimiter")
+    if share is None or share <= REPEATED:
+        return None
+    return (
+        f"{share:.0%} of the completions write #### more than once, which is never right: give a little for the format "
+        "(task.rewards, format), or begin with a warm start (hrpo sft)"
+    )
+
+
+def _replay(updates: Sequence[Metrics]) -> str | None:
+    quantile = updates[-1].get("replay_error_99", 0.0) if updates else 0.0
+    if quantile <= QUANTILE_BF16:
+        return None
+    return (
+        f"one token in a hundred is replayed with a log-probability {quantile:.2g} or more from that sampled: "
+        "the gradient is of a somewhat other policy; set model.dtype to float32 if the reward does not rise"
+    )
+
+
+GUARDS: dict[str, Guard] = {
+    "entropy": _entropy,
+    "length": _length,
+    "signal": _signal,
+    "kl": _kl,
+    "repeated_delimiter": _repeated_delimiter,
+    "replay": _replay,
+}
+
+
+def skipped_in_a_row(updates: Sequence[dict[str, Any]]) -> int:
+    """Return how many of the newest updates, one after the other, were skipped."""
+    count = 0
+    for update in reversed(updates):
+        if not update.get("skipped"):
+            break
+        count += 1
+    return count

@@ -1,0 +1,100 @@
+"""What one of several processes does for test_processes.py: updates of some runs, and what they looked like.
+
+    python tests/two_processes.py FOLDER CASE [CASE ...]
+
+with the variables that launchers set (RANK, WORLD_SIZE, ...). The first process leaves FOLDER/CASE.pt.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from hrpo.config import (
+    CheckConfig,
+    EvalConfig,
+    LatentConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RolloutConfig,
+    SftConfig,
+    TrainConfig,
+)
+from hrpo.processes import leading, together
+from hrpo.sharding import full
+from hrpo.trainer import Trainer
+
+EXACT = ModelConfig(dtype="float64", lora_rank=0)
+CASES: dict[str, dict] = {
+    "full": {"model": EXACT},
+    "lora": {"model": ModelConfig(lora_rank=4), "token_budget": 60},
+    "no-reference": {"loss": LossConfig(beta=0.0)},
+    "token-mean": {"model": EXACT, "loss": LossConfig(reduction="token", mask_truncated=True)},
+    "one-prompt": {"model": EXACT, "rollout": RolloutConfig(1, 4, 24, 1.0)},
+    "sft": {"objective": "sft"},
+    "hidden": {"latent": LatentConfig("hybrid", "hidden", 0.9)},
+    "recompute": {"recompute": True, "token_budget": 60},
+    "bfloat16": {"model": ModelConfig(dtype="bfloat16", lora_rank=4)},
+}
+SHARDED = "sharded-"  # before a case's name: the same, with sharding
+
+
+def config_of(case: str, folder: Path) -> TrainConfig:
+    settings = {
+        "updates": 4,
+        "model": ModelConfig(lora_rank=0),
+        "latent": LatentConfig(r_min=0.9),
+        "rollout": RolloutConfig(3, 4, 24, 1.0),
+        "loss": LossConfig(beta=0.01),
+        "sft": SftConfig(batch=5),
+        "optimizer": OptimizerConfig(lr=1e-4, gate_lr=1e-3, lambda_lr=1e-2, warmup=0.0),
+        "check": CheckConfig(prompts=0),
+        "eval": EvalConfig(problems=3, batch=4),
+        "sharding": "full" if case.startswith(SHARDED) else "none",
+        **CASES[case.removeprefix(SHARDED)],
+    }
+    return TrainConfig(name=case, folder=str(folder), **settings)
+
+
+class Watched(Trainer):
+    @together
+    def seen(self) -> dict[str, Tensor]:
+        """The gradients, whole."""
+        return {name: full(p.grad) for name, p in self.model.named_parameters() if p.grad is not None}
+
+
+def look(trainer: Watched) -> dict:
+    """The first update's completions and gradients, two updates' metrics, answers; a checkpoint stays."""
+    seen: dict = {"sharded": [isinstance(p, DTensor) for p in trainer.model.parameters()]}
+    examples = trainer.batch(0)
+    if trainer.config.objective == "hrpo":
+        rollout = trainer.roll_out(examples, key=0)
+        seen["ids"], seen["mask"] = rollout.completion_ids, rollout.completion_mask
+        advantages = torch.linspace(-1, 1, len(rollout), dtype=torch.float64)
+        seen["stats"] = trainer.gradients(rollout, advantages)
+        seen["gradients"] = {name: gradient.clone() for name, gradient in trainer.seen().items()}
+        trainer.forget_gradients()
+    seen["metrics"] = []
+    for _ in range(2):
+        seen["metrics"].append(trainer.train_step())
+        trainer.log(seen["metrics"][-1])
+    seen["metrics"] = [{k: v for k, v in row.items() if "second" not in k} for row in seen["metrics"]]
+    seen["evaluation"] = trainer.evaluate("after")
+    trainer.save()
+    return seen
+
+
+def main(folder: Path, cases: list[str]) -> None:
+    for case in cases:
+        trainer = Watched(config_of(case, folder))
+        with leading(trainer) as leads:
+            if leads:
+                torch.save(look(trainer), folder / f"{case}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
+    torch.distributed.destroy_process_group()
