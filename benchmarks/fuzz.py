@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from hrpo.errors import InputError, StoppedError
 
@@ -786,7 +787,6 @@ FORBIDDEN = (
     "socket.connect",
     "ctypes.dlopen",
 )
-SCRATCH = tempfile.gettempdir()  # asked for within the hook, it would wait for itself
 watching: list[Path] = []
 seen: list[str] = []
 
@@ -797,10 +797,13 @@ def _watch(event: str, args: tuple[Any, ...]) -> None:
     if event in FORBIDDEN or (event == "subprocess.Popen" and "_serve()" not in str(args[1])):
         seen.append(f"{event} {args!r:.200}")
     elif event in ("open", "os.mkdir", "os.rename", "os.remove", "os.symlink", "os.link"):
+        if event != "open" and isinstance(args[-1], int) and args[-1] >= 0:
+            return  # named from an open folder, which is how a tree is removed
         writes = event != "open" or (isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
         places = [os.path.realpath(os.fsdecode(place)) for place in args[:2] if isinstance(place, str | bytes)]
         places = places[: 1 if event == "open" else 2]
-        allowed = (str(watching[0]), "/dev/null", SCRATCH)
+        allowed = (*(f"{place}{os.sep}" for place in watching), "/dev/null")
+        places = [place for place in places if Path(place) not in watching]
         if writes and any(not place.startswith(allowed) and "__pycache__" not in place for place in places):
             seen.append(f"{event} {places}")
 
@@ -837,7 +840,7 @@ def run_case(target: Target, files: dict[str, bytes], folder: Path, seed: int, n
 def outcome(target: Target, folder: Path, name: str) -> str:
     """Read a file and return how it ended."""
     seen.clear()
-    watching[:] = [folder]
+    watching[:] = [folder, Path(tempfile.gettempdir())]
     before = spent()
     signal.setitimer(signal.ITIMER_PROF, target.seconds)
     try:
@@ -872,16 +875,19 @@ def laid_out(target: Target) -> Iterator[tuple[dict[str, bytes], Path]]:
     shared = Path("/dev/shm")
     files = target.make()
     with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as scratch:
-        folder = Path(scratch) / "case"
+        folder, drafts = Path(scratch, "case"), Path(scratch, "tmp")
+        drafts.mkdir()
         for name, data in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(data)
         for name in target.spoilt or sorted(files):
             target.read(folder, name)  # imports what is imported later, which is more than a case may do
-            end = outcome(target, folder, name)
+            with mock.patch("tempfile.tempdir", str(drafts)):
+                end = outcome(target, folder, name)
             if end != "well":
                 raise RuntimeError(f"{target.name}: {name} as it should be: {end}")
-        yield files, folder
+        with mock.patch("tempfile.tempdir", str(drafts)):
+            yield files, folder
 
 
 def quiet() -> None:
