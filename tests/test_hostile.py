@@ -78,7 +78,9 @@ def test_the_run_sees_what_it_is_to_see(tmp_path, monkeypatch):
 
     assert ended(lambda folder, name: 1 / 0).startswith("ZeroDivisionError in")
     assert ended(lambda folder, name: [None for _ in iter(int, 1)]).startswith("over 0.2 s")
-    assert ended(lambda folder, name: pickle.loads(pickle.dumps(Payload("x")))).startswith("escaped: pickle.find_class")
+    assert ended(lambda folder, name: pickle.loads(pickle.dumps(Payload(tmp_path / "x")))).startswith(
+        "escaped: pickle.find_class"
+    )
     assert ended(lambda folder, name: os.system("true")).startswith("escaped: os.system")
     assert ended(lambda folder, name: Path("outside").unlink()).startswith("escaped: os.remove")
     assert ended(lambda folder, name: (folder / "inside").write_text("")) == "well"
