@@ -24,6 +24,7 @@ from hrpo.sharding import as_sharded, full
 
 OPTIMIZER_FILE, STATE_FILE, SUMS_FILE = "optimizer.safetensors", "trainer.json", "SHA256SUMS"
 TRAINING_FILES = (OPTIMIZER_FILE, STATE_FILE, SUMS_FILE)  # of no use to those who only want the model
+ADAMW = {"step", "exp_avg", "exp_avg_sq"}  # what it keeps of each parameter
 VALIDATION_FILE = "validation.jsonl"
 LOGS = ("metrics.jsonl", "samples.jsonl", VALIDATION_FILE)
 # What a resumed run may change.
@@ -214,7 +215,11 @@ def load_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:
         for key, value in load_file(path).items():
             index, name = key.split(".")
             like = parameters[int(index)]
+            if name not in ADAMW or value.shape != (() if name == "step" else like.shape):
+                raise ValueError(f"{key} is none of this optimizer's")
             state.setdefault(int(index), {})[name] = value if name == "step" else as_sharded(value, like)
+        if any(part.keys() != ADAMW for part in state.values()):
+            raise ValueError("a part is missing")
     except (IndexError, OSError, SafetensorError, ValueError) as error:
         raise InputError(f"--resume: {path} is damaged ({error}); {_go_back(checkpoint)}") from error
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
@@ -230,8 +235,8 @@ def append(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def lines_until(path: Path, step: int) -> list[str]:
     """Return the lines up to an update."""
-    lines = path.read_text().split("\n")[:-1]  # a kill may have cut the last line
     try:
+        lines = path.read_text().split("\n")[:-1]  # a kill may have cut the last line
         return [line for line in lines if json.loads(line)["step"] <= step]
     except (KeyError, RecursionError, TypeError, ValueError) as error:
         raise InputError(f"--resume: {path} is damaged ({error}); delete its lines without a step") from error

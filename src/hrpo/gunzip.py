@@ -4,7 +4,7 @@ import gzip
 from typing import Any
 
 MOST_AT_ONCE = 1 << 20
-SMALL = 64 << 20  # bytes that may come out of any file, however small
+SMALL = 8 << 20  # bytes that may come out of any file, however small
 MOST_TIMES = 100  # text shrinks to a third or a tenth of its size, what repeats itself a thousandfold
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from hrpo.catalog import KNOWN, resolve
 from hrpo.config import TaskConfig
 from hrpo.errors import InputError, model_named_by
-from hrpo.files import check_vacant
+from hrpo.files import check_vacant, read_json
 from hrpo.model import GATE_FILE, SETTINGS_FILE, HybridCausalLM, HybridSettings, load_tokenizer
 from hrpo.tasks import TASKS
 from hrpo.tasks.task import SYSTEM_PROMPT, make_preamble
@@ -117,12 +117,15 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if not (folder / name).is_file():
             raise InputError(f"{folder / name}: missing; give the folder that the release saved its adapter in")
     try:
-        config = json.loads((folder / ADAPTER_CONFIG).read_text())
+        config = read_json(folder / ADAPTER_CONFIG, str(folder), "copy the folder again")
         tensors = load_file(folder / ADAPTER_WEIGHTS)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, SafetensorError) as error:
         raise InputError(f"{folder}: cannot read its adapter: {error}; copy the folder again") from error
     if not isinstance(config, dict):
         raise InputError(f"{folder / ADAPTER_CONFIG}: it holds no settings of an adapter; copy the folder again")
+    base, saved = config.get("base_model_name_or_path") or "", config.get("modules_to_save") or []
+    if not (isinstance(base, str) and isinstance(saved, list) and all(isinstance(name, str) for name in saved)):
+        raise InputError(f"{folder / ADAPTER_CONFIG}: its names of modules are none; copy the folder again")
     return config, tensors
 
 
@@ -144,7 +147,7 @@ def _split(
     if unknown:
         raise InputError(f"{folder}: it holds more than an adapter and a gate: {', '.join(sorted(unknown))}")
     widths = {name: tuple(tensor.shape) for name, tensor in gate.items()}
-    D = len(gate["Lambda"])
+    D = gate["Lambda"].numel()
     if any(shape != (D, D) if "weight" in name else shape != (D,) for name, shape in widths.items()):
         raise InputError(f"{folder}: the widths of its gate disagree: {widths}")
     return gate, adapter

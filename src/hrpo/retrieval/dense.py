@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hrpo.errors import InputError
 from hrpo.progress import bar
-from hrpo.retrieval.store import SHOWN_EVERY, Passages
+from hrpo.retrieval.store import DAMAGE, SHOWN_EVERY, Passages
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -83,7 +83,7 @@ def write_given(folder: Path, passages: Passages, vectors: Path, model: "Sentenc
         else:
             index: Any = faiss.read_index(str(vectors), faiss.IO_FLAG_MMAP_IFC)
             count, size = index.ntotal, index.d
-    except (AttributeError, EOFError, MemoryError, OSError, ValueError, RuntimeError) as error:
+    except (*DAMAGE, RuntimeError) as error:
         reason = str(error).strip().rpartition("\n")[2]
         raise InputError(f"--vectors: {vectors} is no .npy file (N, D) and no FAISS index ({reason})") from error
     if count != len(passages):

@@ -10,11 +10,10 @@ from hrpo.errors import InputError
 from hrpo.files import check_vacant, new_folder, read_json
 from hrpo.retrieval import bm25, dense
 from hrpo.retrieval.corpus import Passage, check_corpus
-from hrpo.retrieval.store import Passages, write_passages
+from hrpo.retrieval.store import DAMAGE, Passages, write_passages
 
 FORMAT = 1
 AGAIN = "build it again"
-DAMAGE = (AttributeError, EOFError, IndexError, KeyError, OSError, OverflowError, RecursionError, TypeError, ValueError)
 
 
 def build_index(

@@ -4,12 +4,18 @@ import json
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
+from tokenize import TokenError
 
 from hrpo.errors import InputError
 from hrpo.progress import bar
 from hrpo.retrieval.corpus import Passage, read_corpus
 
 MEGABYTE = 1_000_000
+# What reading damaged files raises; numpy parses the head of a .npy file as Python.
+DAMAGE = (
+    *(AttributeError, EOFError, IndexError, KeyError, MemoryError, OSError, OverflowError, RecursionError),
+    *(SyntaxError, TokenError, TypeError, ValueError),
+)
 SHOWN_EVERY = 10.0  # seconds between lines of progress, off a terminal
 
 
