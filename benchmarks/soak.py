@@ -105,8 +105,8 @@ def summarize(looks: list[dict[str, float]], metrics: list[dict[str, Any]]) -> d
         "slope, megabytes per 1,000 updates": 1000 * slope,
         "open files, least": min(files),
         "open files, most": max(files),
-        "tokens per second, first tenth": early,
-        "tokens per second, last tenth": late,
+        "tokens per processor second, first tenth": early,
+        "tokens per processor second, last tenth": late,
         "last tenth / first": late / early,
     }
 
