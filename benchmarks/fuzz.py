@@ -525,7 +525,8 @@ def read_state(folder: Path, name: str) -> object:
     from hrpo import checkpoints
 
     if name == "trainer.json":
-        return checkpoints.read_step(folder)
+        with contextlib.redirect_stderr(io.StringIO()):
+            return checkpoints.read_step(folder)
     if name == "metrics.jsonl":
         return checkpoints.lines_until(folder / name, 1)
     return checkpoints.load_optimizer(_optimizer(), folder)
@@ -746,7 +747,7 @@ def use_template(folder: Path, name: str) -> object:
 
 TARGETS = [
     Target("rows", 330, lambda: ROWS, read_rows),
-    Target("task folders", 60, _folder_files, read_task),
+    Target("task folders", 53, _folder_files, read_task),
     Target("corpora", 170, lambda: CORPORA, read_passages),
     Target("recipes", 70, lambda: {"a.yaml": RECIPE}, read_recipe),
     Target("command lines", 4, lambda: {"a.yaml": RECIPE, "words": WORDS}, read_command),
@@ -755,8 +756,8 @@ TARGETS = [
     Target("trainer state", 60, _state_files, read_state),
     Target("gates", 30, _gate_files, read_gate),
     Target("adapter_config.json", 30, lambda: {"adapter_config.json": json.dumps(ADAPTER).encode()}, read_adapter),
-    Target("model folders", 1.5, _model_files, read_model),
-    Target("release folders", 0.5, _release_files, read_release),
+    Target("model folders", 6, _model_files, read_model),
+    Target("release folders", 3, _release_files, read_release),
     Target("evaluation folders", 20, _answers_files, read_answers),
     Target("indexes", 6, _index_files, read_index),
     Target("vectors", 10, _vector_files, read_vectors),

@@ -25,7 +25,7 @@ from safetensors.torch import save
 
 from benchmarks import fuzz
 from hrpo import HybridCausalLM, Lora
-from hrpo.catalog import local_folder
+from hrpo.catalog import local_folder, resolve
 from hrpo.checkpoints import differences
 from hrpo.config import TrainConfig
 from hrpo.errors import InputError
@@ -211,6 +211,7 @@ FOUND = [
     ("hybrid.json", "hybrid.json", b"[" * 100_000),
     ("hybrid.json", "hybrid.json", json.dumps(fuzz.HYBRID | {"temperature": 10**400}).encode()),
     ("trainer state", "trainer.json", b'{"step": Infinity}'),
+    ("trainer state", "trainer.json", b'{"step": 2, "threads": "\\u001b[2J"}'),
     ("trainer state", "trainer.json", b"[" * 100_000),
     ("trainer state", "optimizer.safetensors", save({"0.exp_avg": torch.ones(3, 2)})),
     ("trainer state", "optimizer.safetensors", save({f"0.{name}": torch.ones(3) for name in STATE})),
@@ -286,6 +287,38 @@ def test_templates_that_fail(template, said):
     tokenizer.chat_template = template
     with pytest.raises(InputError, match=rf"^model\.name: the chat template .*{said}"):
         encode(tokenizer, [[{"role": "user", "content": "1+1"}]])
+
+
+@pytest.mark.parametrize(
+    "name", ["C" * 300, "a/" + "C" * 300, "C" * 5000, "a\0b", "\ud800", "~nobody/x", "9" * 5000 + "/x"]
+)
+def test_names_that_name_no_model(name):
+    with contextlib.suppress(InputError):  # a name on the Hub is what it may look like
+        assert resolve(name) == name
+
+
+def spoilt(folder, name, **values):
+    path = folder / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "said"),
+    [
+        ("config.json", {"vocab_size": 10**9}, "vocab_size is 1000000000 in config.json"),
+        ("config.json", {"intermediate_size": 10**9}, "intermediate_size is"),
+        ("config.json", {"num_hidden_layers": 10**6}, "num_hidden_layers is"),
+        ("config.json", {"dtype": "float3''"}, "float3''"),
+        ("tokenizer_config.json", {"model_max_length": "512"}, "cannot load the tokenizer"),
+    ],
+)
+def test_settings_of_a_model_that_cannot_be(plain, file, values, said):
+    """The sizes would be allocated, and filled at random, before anyone saw that the tensors have others."""
+    spoilt(plain, file, **values)
+    before = fuzz.spent()
+    found = load(plain)
+    assert said in found
+    assert fuzz.spent() - before < 2
 
 
 # ---- nothing is run --------------------------------------------------------------------------------------------------
@@ -368,6 +401,7 @@ def test_code_beside_a_model_is_not_run(plain, tmp_path, model_type):
         {"rank_pattern": {"(a+)+$": 4}},
         {"megatron_config": {"a": 1}, "megatron_core": "antigravity"},
         {"init_lora_weights": "pissa"},
+        {"lora_ga_config": 5},
     ],
     ids=str,
 )

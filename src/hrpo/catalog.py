@@ -63,11 +63,11 @@ def resolve(name: str) -> str:
             raise InputError(f"model.name: {name} is not fetched yet; run `hrpo model {name}`")
         return str(folder)
     folder = _expanded(name)
-    if name and folder.is_dir():
+    if name and os.path.isdir(folder):  # noqa: PTH112  (Path.is_dir raises at a name that is too long)
         return str(folder)
-    if folder.is_file():
+    if os.path.isfile(folder):  # noqa: PTH113
         raise InputError(f"model.name: {name} is a file; give the folder that it is in")
-    mistyped = "/" in name and folder.parent.is_dir()  # runs/nothing, beside runs that are there
+    mistyped = "/" in name and os.path.isdir(folder.parent)  # noqa: PTH112  runs/nothing, beside runs that are there
     if is_hub_name(name) and not mistyped:
         return name
     raise InputError(

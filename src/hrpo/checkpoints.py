@@ -160,7 +160,7 @@ def read_step(checkpoint: Path) -> int:
     state = files.read_json(checkpoint / STATE_FILE, "--resume", _go_back(checkpoint))
     here = torch.get_num_threads()
     try:
-        if (there := state.get("threads", here)) != here:
+        if (there := int(state.get("threads", here))) != here:
             print(f"hrpo: it ran on {there} threads, now {here}: the same numbers but for rounding", file=sys.stderr)
         return int(state["step"])
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:

@@ -34,6 +34,7 @@ SETTINGS_FILE, GATE_FILE = "hybrid.json", "gate.safetensors"
 WEIGHT_FILES = ("adapter_*", "model*.safetensors", "model*.json")  # none may outlive a save of other weights
 AGAIN = "copy the folder again, or take another"
 LOADING_ERRORS = (
+    AttributeError,
     ImportError,
     KeyError,
     OSError,
@@ -44,18 +45,22 @@ LOADING_ERRORS = (
     ValueError,
 )
 _LAYER = re.compile(r"[\w.]+")
-# Of an adapter's settings, those that import a module, match patterns, or change the weights that it is laid over.
-SPECIAL = (
-    *("megatron_config", "rank_pattern", "alpha_pattern", "exclude_modules", "layers_pattern", "target_parameters"),
+# Of an adapter's settings, those that may be other than PEFT's default: of the rest some import a module, match
+# patterns, or change the weights that it is laid over.
+ADAPTER_SETTINGS = {
     *(
-        "init_lora_weights",
-        "eva_config",
-        "corda_config",
-        "loftq_config",
-        "layer_replication",
-        "trainable_token_indices",
+        "task_type",
+        "peft_type",
+        "auto_mapping",
+        "peft_version",
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
     ),
-)
+    *("r", "target_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out", "bias", "use_rslora", "use_dora"),
+    *("modules_to_save", "layers_to_transform"),
+}
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "head_dim")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
@@ -437,6 +442,7 @@ def _load_lm(path: str, dtype: torch.dtype, trust_remote_code: bool, **options: 
     if config.is_encoder_decoder:
         raise InputError(f"model.name: {path} has an encoder ({config.model_type}); use a decoder-only language model")
     with _loading(path):
+        _check_sizes(Path(path), config.get_text_config())
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             config=config,
@@ -454,6 +460,25 @@ def _load_lm(path: str, dtype: torch.dtype, trust_remote_code: bool, **options: 
             f"or has them in other shapes, such as {absent[0]}; {AGAIN}"
         )
     return lm
+
+
+def _check_sizes(folder: Path, config: Any) -> None:
+    """Refuse a config that asks for far more than its files hold: what is missing would be made up in memory first.
+
+    Raises:
+        ValueError: names the field.
+
+    """
+    count, largest = 0, 1
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118
+        count, largest = count + len(shapes), max([largest, *(size for shape in shapes for size in shape)])
+    for name, most in (("num_hidden_layers", count), *((name, largest) for name in SIZES)):
+        if count and (getattr(config, name, None) or 0) > most:
+            raise ValueError(
+                f"{name} is {getattr(config, name)} in config.json, and no more than {most} in its tensors"
+            )
 
 
 def _load_adapter(lm: Any, folder: Path) -> Any:
@@ -489,7 +514,9 @@ def check_adapter(folder: Path) -> None:
     targets = config.get("target_modules")
     named = isinstance(targets, list) and all(isinstance(name, str) and _LAYER.fullmatch(name) for name in targets)
     strange = [] if named or targets == "all-linear" else ["target_modules"]
-    strange += [name for name in SPECIAL if config.get(name) not in (None, True, [], {})]
+    defaults = dataclasses.asdict(LoraConfig())
+    others = defaults.keys() - ADAPTER_SETTINGS
+    strange += sorted(name for name in others if config.get(name) not in (None, defaults[name]))
     if strange:
         raise InputError(f"model.name: {path}: no usable value of {', '.join(strange)}; {AGAIN}")
 
@@ -500,6 +527,7 @@ def load_tokenizer(path: Path | str, trust_remote_code: bool) -> PreTrainedToken
         return None
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=trust_remote_code)
+        tokenizer.encode("0")  # some settings are looked at only now
     except Exception as error:  # the tokenizers library raises no other
         reason = f"{type(error).__name__}: {_first_line(error)}"
         raise InputError(f"model.name: cannot load the tokenizer of {path}: {reason}; {AGAIN}") from error
