@@ -3,13 +3,15 @@
     python -m benchmarks.soak [--updates N] [--plot FILE] [--json FILE]
 
 Runs `hrpo train` on the embedded model, 16 completions an update, and looks at it from outside every second: resident
-memory and open files; seconds and tokens come from its metrics. Prints the slope of the memory after a warm-up of a
-tenth of the updates, and the throughput of the last tenth over that of the first. The learning rates are 0, so that
+memory, open files, processor time. Prints the slope of the memory after a warm-up of a tenth of the updates, and the
+throughput of the last tenth over that of the first, in tokens for a second of processor time, so that other work on the
+machine does not count. The learning rates are 0, so that
 the completions of the last updates are of the same kind as those of the first, and cost the same.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -72,14 +74,18 @@ def watch(updates: int, folder: Path) -> tuple[list[dict[str, float]], list[dict
 
 
 def look_at(pid: int) -> dict[str, float] | None:
-    """Return resident megabytes and open files of a process; None where it has just ended."""
+    """Return resident megabytes, open files and processor seconds of a process; None where it has just ended."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
         files = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+        times = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
     fields = dict(line.split(":", 1) for line in status.splitlines())
-    return {"megabytes": int(fields["VmRSS"].split()[0]) / 1e3, "files": files} if "VmRSS" in fields else None
+    if "VmRSS" not in fields:
+        return None
+    seconds = (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK")
+    return {"megabytes": int(fields["VmRSS"].split()[0]) / 1e3, "files": files, "seconds": seconds}
 
 
 def summarize(looks: list[dict[str, float]], metrics: list[dict[str, Any]]) -> dict[str, float]:
@@ -89,27 +95,32 @@ def summarize(looks: list[dict[str, float]], metrics: list[dict[str, Any]]) -> d
     updates, megabytes = (np.array([look[name] for look in warm]) for name in ("update", "megabytes"))
     slope = np.polyfit(updates, megabytes, 1)[0]
     files = [look["files"] for look in warm]
-    early, late = throughput(metrics[:tenth]), throughput(metrics[-tenth:])
+    speeds = throughputs(looks, metrics, tenth)
+    early, late = speeds[0][1], speeds[-1][1]
     return {
         "updates": len(metrics),
-        "minutes": sum(seconds(row) for row in metrics) / 60,
+        "minutes of processor time": looks[-1]["seconds"] / 60,
         "megabytes after a tenth": megabytes[0],
         "megabytes at the end": megabytes[-1],
         "slope, megabytes per 1,000 updates": 1000 * slope,
         "open files, least": min(files),
         "open files, most": max(files),
-        "tokens per second, first tenth": early,
-        "tokens per second, last tenth": late,
+        "tokens per processor second, first tenth": early,
+        "tokens per processor second, last tenth": late,
         "last tenth / first": late / early,
     }
 
 
-def seconds(row: dict[str, Any]) -> float:
-    return float(row["rollout_seconds"] + row["update_seconds"])
-
-
-def throughput(rows: list[dict[str, Any]]) -> float:
-    return float(sum(row["tokens"] for row in rows) / sum(map(seconds, rows)))
+def throughputs(looks: list[dict[str, float]], metrics: list[dict[str, Any]], size: int) -> list[tuple[float, float]]:
+    """Return (last update, tokens for a second of processor time) of each stretch of so many updates."""
+    tokens = np.concatenate([[0], np.cumsum([row["tokens"] for row in metrics])])
+    found = []
+    for start in range(0, len(metrics) - size + 1, size):
+        seen = [look for look in looks if start <= look["update"] <= start + size]
+        if len(seen) > 1:
+            written = tokens[int(seen[-1]["update"])] - tokens[int(seen[0]["update"])]
+            found.append((seen[-1]["update"], float(written / (seen[-1]["seconds"] - seen[0]["seconds"]))))
+    return found
 
 
 def plot(looks: list[dict[str, float]], metrics: list[dict[str, Any]], numbers: dict[str, float], path: Path) -> None:
@@ -121,13 +132,12 @@ def plot(looks: list[dict[str, float]], metrics: list[dict[str, Any]], numbers: 
     updates = [look["update"] for look in looks]
     memory.plot(updates, [look["megabytes"] for look in looks], color="#0072B2", lw=1)
     slope = numbers["slope, megabytes per 1,000 updates"]
-    memory.set_title(f"resident memory (MB), {slope:+.2f} per 1,000 updates", fontsize=9, loc="left")
+    memory.set_title(f"memory (MB), {slope:+.1f} per 1,000 updates", fontsize=9, loc="left")
     files.plot(updates, [look["files"] for look in looks], color="#0072B2", lw=1)
     files.set_title("open files", fontsize=9, loc="left")
-    step = max(1, len(metrics) // 100)
-    chunks = [metrics[at : at + step] for at in range(0, len(metrics), step)]
-    speed.plot([chunk[-1]["step"] for chunk in chunks], list(map(throughput, chunks)), color="#0072B2", lw=1)
-    speed.set_title(f"tokens per second, mean of {step} updates", fontsize=9, loc="left")
+    step = max(1, len(metrics) // 30)
+    speed.plot(*zip(*throughputs(looks, metrics, step), strict=True), color="#0072B2", lw=1)
+    speed.set_title("tokens for a second of processor time", fontsize=9, loc="left")
     for panel in (memory, files, speed):
         panel.set_ylim(bottom=0)
         panel.set_xlabel("update")

@@ -265,11 +265,16 @@ def difference_rows(comparison: dict[str, Any]) -> list[list[str]]:
             f"{row['arm']} - {comparison['arms'][0]}",
             MEASURES[row["measure"]][0],
             "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * value for value in (row["difference"], *row["interval"]))),
-            f"{row['p']:.3f}",
-            f"{row['p_holm']:.3f}",
+            p_value(row["p"]),
+            p_value(row["p_holm"]),
         ]
         for row in comparison["differences"]
     ]
+
+
+def p_value(p: float) -> str:
+    """Return a p-value as tables show it."""
+    return "<.001" if p < 0.001 else f"{p:.3f}"
 
 
 HEADER = ["arm", *(how + when for how in TESTED for when in (" before", " after")), "length", "hidden ratio", "time"]

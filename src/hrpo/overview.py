@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from hrpo import files
 from hrpo.checkpoints import differences
-from hrpo.compare import COLOURS, DASHES, SMOOTH, TESTED, Result, difference_rows, result_in, smooth, summarize
+from hrpo.compare import COLOURS, DASHES, SMOOTH, TESTED, Result, difference_rows, p_value, result_in, smooth, summarize
 from hrpo.errors import InputError
 from hrpo.files import read_lines
 from hrpo.progress import clock
@@ -272,8 +272,8 @@ def _tests_over_problems(arms: Sequence[Arm], seed: int) -> list[list[str]]:
             f"{other} - {first}",
             "greedy accuracy",
             "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * value for value in (one.difference, *one.interval))),
-            f"{p:.3f}",
-            f"{corrected:.3f}",
+            p_value(p),
+            p_value(corrected),
         ]
         for other, one, p, corrected in zip(others, found, ps, holm(ps), strict=True)
     ]

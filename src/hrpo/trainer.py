@@ -90,7 +90,8 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, *, resume: bool = False) -> None:
         check_config(config)
-        accelerator = Accelerator(cpu=not torch.cuda.is_available())  # said, as it would see one process otherwise
+        # Said, as it would see one process otherwise.
+        accelerator = Accelerator(cpu=processes.planned() > 1 and not torch.accelerator.is_available())
         console.quiet = not processes.first()
         self.config, self.folder = config, config.run_folder
         check_run_folder(self.folder, config, resume)
