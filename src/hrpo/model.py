@@ -470,7 +470,7 @@ def _check_sizes(folder: Path, config: Any) -> None:
 
     """
     count, largest = 0, 1
-    for file in folder.glob("*.safetensors"):
+    for file in folder.glob("model*.safetensors"):
         with safe_open(file, "pt") as tensors:
             shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118
         count, largest = count + len(shapes), max([largest, *(size for shape in shapes for size in shape)])
