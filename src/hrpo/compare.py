@@ -1,7 +1,6 @@
 """Runs that differ in some settings, each from several seeds under one budget, and what that shows."""
 
 import dataclasses
-import itertools
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -9,15 +8,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-from matplotlib.figure import Figure
-
 from hrpo import __version__, files
 from hrpo.checkpoints import changed_settings, check_run_folder
 from hrpo.config import Contender, TrainConfig
+from hrpo.curves import SMOOTH, plot
 from hrpo.errors import InputError
 from hrpo.files import read_lines
-from hrpo.progress import clock, console, print_table
+from hrpo.progress import clock, console, markdown_table, print_table
 from hrpo.ranges import check_config
 from hrpo.run import train
 from hrpo.statistics import holm, mean_interval, paired_t
@@ -37,9 +34,6 @@ CURVES = {
     "hidden_ratio": "hidden ratio",
     "kl": "KL to the initial model (k3)",
 }
-DASHES = ["-", "--", ":", "-."]
-COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000"]  # Okabe and Ito's
-SMOOTH = 5  # updates that a point of a curve is the mean of
 DIGITS = 5  # that a kept metric has
 
 Run = tuple[str, int]  # arm, seed
@@ -290,13 +284,13 @@ def show(comparison: dict[str, Any]) -> None:
 
 def markdown(comparison: dict[str, Any], report: str = "comparison") -> str:
     """Return REPORT.md."""
-    parts = [f"# {_title(comparison)}\n", _table(HEADER, result_rows(comparison))]
+    parts = [f"# {_title(comparison)}\n", *markdown_table(HEADER, result_rows(comparison)), ""]
     parts.append(
         "Mean over the seeds and its 95 % interval (Student's t, for accuracies cut to 0..100 %); length and hidden "
         "ratio of sampled answers after training; time of all updates.\n"
     )
     if comparison["differences"]:
-        parts.append(_table(DIFFERENCES, difference_rows(comparison)))
+        parts += [*markdown_table(DIFFERENCES, difference_rows(comparison)), ""]
         parts.append(
             "Differences in percentage points, paired by seed, which a seed's problems, their order and the answers' "
             f"random numbers belong to; paired t-test, p corrected for {len(comparison['differences'])} tests.\n"
@@ -311,34 +305,9 @@ def _title(comparison: dict[str, Any]) -> str:
     return f"Accuracy on {problems} problems of {comparison['task']}: {comparison['updates']} updates, seeds {seeds}"
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
-
-
 def plot_curves(finished: Mapping[Run, Result], path: Path) -> None:
-    """Draw one panel a metric: a line and a band for each arm that has it."""
-    arms = list(dict.fromkeys(arm for arm, _ in finished))
-    with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
-        figure = Figure(figsize=(10, 5.5), layout="constrained")
-        panels = figure.subplots(2, 2).flat
-        for panel, (name, title) in zip(panels, CURVES.items(), strict=True):
-            for arm, (dashes, colour) in zip(arms, itertools.product(DASHES, COLOURS), strict=False):
-                metrics = [result["metrics"] for (which, _), result in finished.items() if which == arm]
-                if name not in metrics[0]:
-                    continue
-                points = list(zip(*(smooth(part[name]) for part in metrics), strict=True))
-                steps = metrics[0]["step"]
-                panel.plot(steps, [_mean(p) for p in points], color=colour, ls=dashes, lw=1.6, label=arm)
-                panel.fill_between(steps, list(map(min, points)), list(map(max, points)), color=colour, alpha=0.2, lw=0)
-            panel.set_title(title, fontsize=9, loc="left")
-            panel.set_xlabel("update")
-            panel.grid(alpha=0.2)
-        figure.legend(*figure.axes[1].get_legend_handles_labels(), loc="outside upper center", ncols=7, frameon=False)
-        with files.new_file(path, "wb") as file:
-            figure.savefig(file, dpi=120)
-
-
-def smooth(values: Sequence[float]) -> list[float]:
-    """Return the mean of each value and those just before it."""
-    return [sum(values[max(0, i - SMOOTH + 1) : i + 1]) / min(i + 1, SMOOTH) for i in range(len(values))]
+    """Draw the curves of each arm."""
+    arms: dict[str, list[Result]] = {}
+    for (arm, _), result in finished.items():
+        arms.setdefault(arm, []).append(result)
+    plot(arms, CURVES, path)

@@ -82,16 +82,6 @@ def _growth(updates: Sequence[Metrics], name: str) -> tuple[float, float] | None
     return None if first is None or last is None else (first, last)
 
 
-def _entropy(updates: Sequence[Metrics]) -> str | None:
-    entropy = _recent(updates, "entropy")
-    if entropy is None or entropy >= ENTROPY:
-        return None
-    return (
-        f"entropy is {entropy:.2g} nats a token: the model says the same whatever it samples, and explores no more; "
-        "raise rollout.temperature or loss.beta, or lower optimizer.lr"
-    )
-
-
 def _length(updates: Sequence[Metrics]) -> str | None:
     lengths = _growth(updates, "length")
     if lengths is None:
@@ -120,26 +110,6 @@ def _signal(updates: Sequence[Metrics]) -> str | None:
     )
 
 
-def _kl(updates: Sequence[Metrics]) -> str | None:
-    kl = _recent(updates, "kl")
-    if kl is None or kl <= KL:
-        return None
-    return (
-        f"the divergence from the initial model is {kl:.2g} nats a token: raise loss.beta, or lower optimizer.lr, "
-        "optimizer.gate_lr and optimizer.lambda_lr"
-    )
-
-
-def _repeated_delimiter(updates: Sequence[Metrics]) -> str | None:
-    share = _recent(updates, "repeated_delimiter")
-    if share is None or share <= REPEATED:
-        return None
-    return (
-        f"{share:.0%} of the completions write #### more than once, which is never right: give a little for the format "
-        "(task.rewards, format), or begin with a warm start (hrpo sft)"
-    )
-
-
 def _replay(updates: Sequence[Metrics]) -> str | None:
     quantile = updates[-1].get("replay_error_99", 0.0) if updates else 0.0
     if quantile <= QUANTILE_BF16:
@@ -150,12 +120,37 @@ def _replay(updates: Sequence[Metrics]) -> str | None:
     )
 
 
+def _of_mean(name: str, sick: Callable[[float], bool], line: str) -> Guard:
+    """Return a guard of the mean of a metric, which its line has a place for."""
+
+    def guard(updates: Sequence[Metrics]) -> str | None:
+        mean = _recent(updates, name)
+        return None if mean is None or not sick(mean) else line.format(mean)
+
+    return guard
+
+
 GUARDS: dict[str, Guard] = {
-    "entropy": _entropy,
+    "entropy": _of_mean(
+        "entropy",
+        lambda entropy: entropy < ENTROPY,
+        "entropy is {:.2g} nats a token: the model says the same whatever it samples, and explores no more; "
+        "raise rollout.temperature or loss.beta, or lower optimizer.lr",
+    ),
     "length": _length,
     "signal": _signal,
-    "kl": _kl,
-    "repeated_delimiter": _repeated_delimiter,
+    "kl": _of_mean(
+        "kl",
+        lambda kl: kl > KL,
+        "the divergence from the initial model is {:.2g} nats a token: raise loss.beta, or lower optimizer.lr, "
+        "optimizer.gate_lr and optimizer.lambda_lr",
+    ),
+    "repeated_delimiter": _of_mean(
+        "repeated_delimiter",
+        lambda share: share > REPEATED,
+        "{:.0%} of the completions write #### more than once, which is never right: give a little for the format "
+        "(task.rewards, format), or begin with a warm start (hrpo sft)",
+    ),
     "replay": _replay,
 }
 

@@ -8,16 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import yaml
-from matplotlib.figure import Figure
 
 from hrpo import files
 from hrpo.checkpoints import differences
-from hrpo.compare import COLOURS, DASHES, SMOOTH, TESTED, Result, difference_rows, p_value, result_in, smooth, summarize
+from hrpo.compare import TESTED, Result, difference_rows, p_value, result_in, summarize
+from hrpo.curves import SMOOTH, plot
 from hrpo.errors import InputError
 from hrpo.files import read_lines
-from hrpo.progress import clock
+from hrpo.progress import clock, markdown_table
 from hrpo.settings import parse
 from hrpo.statistics import holm, mcnemar, mean_interval, paired_bootstrap
 
@@ -90,7 +89,7 @@ def report(paths: Sequence[str], out: str) -> list[Path]:
     page = Path(out.removesuffix(".html"))
     files.check_writable(page.parent, "--out")
     picture = page.with_name(page.name + ".png")
-    plot(arms, picture)
+    plot({arm.label: list(arm.runs.values()) for arm in arms}, CURVES, picture)
     title = " and ".join(arm.label for arm in arms) if len(arms) < 3 else f"{len(arms)} arms"
     parts = [Section("Curves", _curves_note(arms), picture=picture), *_numbers(arms), *_answers(arms), *_settings(arms)]
     written = page.with_name(page.name + ".md"), page.with_name(page.name + ".html")
@@ -161,52 +160,6 @@ def _value(settings: Any, name: str) -> str:
 
 
 # ---- curves -------------------------------------------------------------------------------------------------------
-
-
-def plot(arms: Sequence[Arm], path: Path) -> None:
-    """Draw one panel a metric: each arm's mean over its seeds, and the band from their lowest to their highest."""
-    names = [name for name in CURVES if any(_curve(result, name) for arm in arms for result in arm.runs.values())]
-    rows = -(-len(names) // 2)
-    with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
-        figure = Figure(figsize=(10, 2.5 * rows), layout="constrained")
-        panels = list(figure.subplots(rows, 2, squeeze=False).flat)
-        looks = [(dashes, colour) for dashes in DASHES for colour in COLOURS]
-        for panel, name in zip(panels, names, strict=False):
-            for at, arm in enumerate(arms):
-                dashes, colour = looks[at % len(looks)]
-                curves = [curve for result in arm.runs.values() if (curve := _curve(result, name))]
-                if not curves:
-                    continue
-                steps = [step for step, _ in min(curves, key=len)]
-                values = list(zip(*([value for _, value in curve][: len(steps)] for curve in curves), strict=True))
-                mark = "o" if name == "accuracy" else None
-                means = [sum(points) / len(points) for points in values]
-                panel.plot(steps, means, color=colour, ls=dashes, lw=1.6, marker=mark, ms=4, label=arm.label)
-                if len(curves) > 1:
-                    panel.fill_between(steps, [*map(min, values)], [*map(max, values)], color=colour, alpha=0.2, lw=0)
-            panel.set_title(CURVES[name], fontsize=9, loc="left")
-            panel.set_xlabel("update")
-            panel.grid(alpha=0.2)
-        for panel in panels[len(names) :]:
-            panel.remove()
-        handles = {label: handle for panel in panels[: len(names)] for handle, label in _legend(panel)}
-        figure.legend(handles.values(), handles, loc="outside upper left", ncols=min(len(arms), 4), frameon=False)
-        draft = path.with_suffix(".tmp.png")
-        figure.savefig(draft, dpi=130)
-        draft.replace(path)
-
-
-def _legend(panel: Any) -> list[tuple[Any, str]]:
-    return list(zip(*panel.get_legend_handles_labels(), strict=True))
-
-
-def _curve(result: Result, name: str) -> list[tuple[int, float]]:
-    """Return (update, value) of a run, smoothed; none where it has no such metric."""
-    steps = result["metrics"]["step"]
-    if name != "accuracy":
-        return list(zip(steps, smooth(result["metrics"].get(name, [])), strict=False))
-    known = {when: part["greedy"]["accuracy"] for when, part in result["evaluation"].items()}
-    return [(at, known[when]) for when, at in (("before", 0), ("after", steps[-1])) if when in known]
 
 
 def _curves_note(arms: Sequence[Arm]) -> str:
@@ -335,13 +288,7 @@ def _markdown(title: str, parts: Sequence[Section]) -> str:
         if part.picture:
             lines += ["", f"![curves]({part.picture.name})"]
         if part.header:
-            lines += [
-                "",
-                *(
-                    "| " + " | ".join(map(_cell, row)) + " |"
-                    for row in (part.header, ["---"] * len(part.header), *part.rows)
-                ),
-            ]
+            lines += ["", *markdown_table([*map(_cell, part.header)], [[*map(_cell, row)] for row in part.rows])]
         if part.text:
             lines += ["", "```yaml", part.text + "```"]
     return "\n".join(lines) + "\n"

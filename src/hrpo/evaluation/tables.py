@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hrpo.progress import print_table
+from hrpo.progress import markdown_table, print_table
 
 Table = tuple[list[str], list[list[str]]]
 LEGEND = (
@@ -26,12 +26,12 @@ def show(results: dict[str, Any]) -> None:
 def markdown(results: dict[str, Any]) -> str:
     """Return results.md."""
     settings = results["settings"]
-    parts = [f"# {_title(results)}\n", LEGEND + "\n", *_markdown_table(*_results(results, brief=False))]
+    parts = [f"# {_title(results)}\n", LEGEND + "\n", *markdown_table(*_results(results, brief=False))]
     if results["comparisons"]:
         parts += ["\n## Differences\n", COMPARED.format(count=len(results["comparisons"])) + "\n"]
-        parts += _markdown_table(*_comparisons(results))
+        parts += markdown_table(*_comparisons(results))
     parts += ["\n## Settings\n", "Fixed before the first question; all of them: `settings.json`.\n"]
-    parts += _markdown_table(
+    parts += markdown_table(
         ["", "checkpoint", "step", "mode", "tau", "top_k", "tokens at most", "prompt", "shots"],
         [
             [
@@ -108,7 +108,3 @@ def _percent(share: float, interval: tuple[float, float] | None = None) -> str:
 
 def _p(value: float) -> str:
     return "<.0001" if value < 0.0001 else f"{value:.4f}"
-
-
-def _markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
-    return ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
