@@ -1,6 +1,7 @@
 """Damaged checkpoints, signals, a full disk, which checkpoints stay, and that a run repeats itself bit for bit."""
 
 import dataclasses
+import gc
 import json
 import os
 import shutil
@@ -476,3 +477,21 @@ def test_no_handle_stays_open(config):
         trainer.save()
         damage(config.run_folder / "checkpoint-0")
     assert handles() == before
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(config, tmp_path, capfd):
+    """The second one is refused and changes nothing; the lock ends with the first."""
+    trainer = Trainer(config)
+    trainer.log(trainer.train_step())
+    trainer.save()
+    folder = trainer.folder
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    again = [sys.executable, "-c", "import sys; from hrpo.run import train; from hrpo.config import *; "]
+    again[-1] += f"train({config!r}, resume=True)"
+    refused = subprocess.run(again, capture_output=True, text=True)
+    assert f"InputError: name: another process trains {folder}; wait for it" in refused.stderr
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    Trainer(config, resume=True)  # the same process may look at it
+    del trainer
+    gc.collect()
+    assert subprocess.run(again, capture_output=True).returncode == 0

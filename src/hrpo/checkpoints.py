@@ -1,14 +1,17 @@
 """The folder of a run: its settings, its checkpoints, its logs, and how a resumed run goes on from them."""
 
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakValueDictionary
 
 import torch
 import yaml
@@ -143,6 +146,38 @@ def check_run_folder(folder: Path, config: TrainConfig, resume: bool) -> None:
         raise InputError(
             f"--resume: {', '.join(changed)} differ from {config_file}; give what it says, or --name for another run"
         )
+
+
+class Lock:
+    """Keeps other processes from training a run, until `release`, or the object or the process ends.
+
+    Raises:
+        InputError: another process trains it.
+
+    """
+
+    held: ClassVar[WeakValueDictionary[Path, "Lock"]] = WeakValueDictionary()  # by this process
+
+    def __init__(self, folder: Path) -> None:
+        handle = os.open(folder, os.O_RDONLY)
+        self.folder, self.close = folder.resolve(), weakref.finalize(self, os.close, handle)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"name: another process trains {folder}; wait for it, or give another --name") from error
+
+    @classmethod
+    def of(cls, folder: Path) -> "Lock":
+        """Return the lock of a run folder, which is made if need be; the same one within a process."""
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = cls.held.get(folder.resolve()) or cls(folder)
+        cls.held[lock.folder] = lock
+        return lock
+
+    def release(self) -> None:
+        """Let others train the run."""
+        self.held.pop(self.folder, None)
+        self.close()
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -58,8 +58,12 @@ def train(config: TrainConfig, *, resume: bool = False, stop: Stop | None = None
 
 def _train(config: TrainConfig, resume: bool, stop: Stop) -> dict[str, Any]:
     trainer = Trainer(config, resume=resume)
-    with leading(trainer) as leads:
-        return _lead(trainer, stop) if leads else {}
+    try:
+        with leading(trainer) as leads:
+            return _lead(trainer, stop) if leads else {}
+    finally:
+        if trainer.lock:
+            trainer.lock.release()
 
 
 def _lead(trainer: Trainer, stop: Stop) -> dict[str, Any]:

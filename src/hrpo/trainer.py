@@ -25,6 +25,7 @@ from hrpo.checkpoints import (
     OPTIMIZER_FILE,
     STATE_FILE,
     VALIDATION_FILE,
+    Lock,
     append,
     check_run_folder,
     lines_until,
@@ -128,6 +129,7 @@ class Trainer:
             load_optimizer(self.optimizer, checkpoint)
         self.evaluation()  # whatever is damaged is told before anything is written
         processes.wait()  # until all have read the folder as it was
+        self.lock = Lock.of(self.folder) if processes.first() else None
         if processes.first():
             self._begin()
 
