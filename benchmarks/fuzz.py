@@ -801,8 +801,8 @@ def _watch(event: str, args: tuple[Any, ...]) -> None:
         if event != "open" and isinstance(args[-1], int) and args[-1] >= 0:
             return  # named from an open folder, which is how a tree is removed
         writes = event != "open" or (isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
-        places = [os.path.realpath(os.fsdecode(place)) for place in args[:2] if isinstance(place, str | bytes)]
-        places = places[: 1 if event == "open" else 2]
+        named = args[: 2 if event in ("os.rename", "os.symlink", "os.link") else 1]  # open may have a number instead
+        places = [os.path.realpath(os.fsdecode(place)) for place in named if isinstance(place, str | bytes)]
         allowed = (*(f"{place}{os.sep}" for place in watching), "/dev/null")
         places = [place for place in places if Path(place) not in watching]
         if writes and any(not place.startswith(allowed) and "__pycache__" not in place for place in places):
