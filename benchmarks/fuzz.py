@@ -533,10 +533,12 @@ def read_state(folder: Path, name: str) -> object:
 
 
 def _gate_files() -> dict[str, bytes]:
+    import torch
     from safetensors.torch import save
 
     from hrpo.gate import HybridGate
 
+    torch.manual_seed(0)
     return {"gate.safetensors": save(HybridGate(4).state_dict(), {"r_min": "0.99", "r_max": "0.999"})}
 
 
@@ -548,8 +550,11 @@ def read_gate(folder: Path, name: str) -> object:
 
 
 def _model_files() -> dict[str, bytes]:
+    import torch
+
     from hrpo import HybridCausalLM, Lora
 
+    torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as scratch:
         HybridCausalLM.from_pretrained("tiny", lora=Lora(r=2)).save_pretrained(scratch)
         adapter = {f"adapter/{path.name}": path.read_bytes() for path in Path(scratch).iterdir()}
