@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from transformers import AutoConfig, LlamaConfig
+from two_processes import in_processes
 
 from hrpo.catalog import local_folder
 from hrpo.config import ModelConfig, RolloutConfig, TrainConfig
@@ -88,3 +89,36 @@ print(peak_memory(torch.device("cpu")))
     lm_config = AutoConfig.from_pretrained(local_folder("smollm2-135m"))
     estimate = sum(estimate_memory(config, lm_config, cpu=not torch.cuda.is_available()).values())
     assert 0.67 * peak < estimate < 1.33 * peak
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("lora_rank", "sharding"), [(32, "none"), (32, "full"), (0, "none"), (0, "full")])
+def test_measured_in_two_processes(lora_rank, sharding, tmp_path):
+    """Within a fifth of the peak of each process."""
+    if not local_folder("smollm2-135m").is_dir():
+        pytest.skip("run `hrpo model smollm2-135m` first")
+    words = ["--model.name=smollm2-135m", f"--model.lora_rank={lora_rank}", f"--sharding={sharding}"]
+    words += ["--eval.problems=0", "--check.prompts=0", "--updates=2", "--rollout.prompts=4"]
+    words += ["--rollout.max_new_tokens=64", f"--folder={tmp_path}", "--name=run"]
+    script = tmp_path / "peak.py"
+    script.write_text(
+        "import os, sys, torch\n"
+        "from hrpo.cli import main\n"
+        "from hrpo.memory import peak_memory\n"
+        "main(['train', *sys.argv[2:]])\n"
+        "with open(sys.argv[1] + os.environ['RANK'], 'w') as file:\n"
+        "    file.write(str(peak_memory(torch.device('cpu'))))\n"
+    )
+    in_processes(2, [str(script), str(tmp_path / "peak-"), *words])
+    peaks = [int((tmp_path / f"peak-{rank}").read_text()) for rank in range(2)]
+    longest = max(json.loads(line)["length"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    config = TrainConfig(
+        sharding=sharding,
+        model=ModelConfig("smollm2-135m", lora_rank=lora_rank),
+        rollout=RolloutConfig(4, 8, round(longest), max_prompt_tokens=30),
+    )
+    lm_config = AutoConfig.from_pretrained(local_folder("smollm2-135m"))
+    estimate = sum(estimate_memory(config, lm_config, cpu=not torch.cuda.is_available(), processes=2).values())
+    print(lora_rank, sharding, [f"{peak / 1e9:.2f}" for peak in peaks], f"{estimate / 1e9:.2f} GB")
+    for peak in peaks:
+        assert 0.8 * peak < estimate < 1.2 * peak

@@ -2,11 +2,9 @@
 
 import dataclasses
 import json
-import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from two_processes import SHARDED, Watched, config_of, look
+from two_processes import SHARDED, Watched, config_of, in_processes, look
 
 from hrpo import Rollout, processes
 from hrpo.checkpoints import newest_checkpoint
@@ -30,20 +28,6 @@ QUICK = ["full", "one-prompt", "sharded-lora"]
 SLOW = ["lora", "no-reference", "token-mean", "sft", "hidden", "recompute"]
 SLOW += [SHARDED + case for case in ("full", "no-reference", "one-prompt", "sft", "hidden", "recompute", "bfloat16")]
 LAUNCH = Path("recipes/launch")
-
-
-def in_processes(count: int, words: list[str]) -> None:
-    """Run a script in so many processes, as a launcher would start them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    running = []
-    for rank in range(count):
-        own = {**shared, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": 1}
-        environment = {**os.environ, **{name: str(value) for name, value in own.items()}}
-        running.append(subprocess.Popen([sys.executable, *words], env=environment))
-    assert [process.wait(300) for process in running] == [0] * count
 
 
 @pytest.fixture(scope="module")

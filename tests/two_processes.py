@@ -5,6 +5,9 @@
 with the variables that launchers set (RANK, WORLD_SIZE, ...). The first process leaves FOLDER/CASE.pt.
 """
 
+import os
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -57,6 +60,20 @@ def config_of(case: str, folder: Path) -> TrainConfig:
         **CASES[case.removeprefix(SHARDED)],
     }
     return TrainConfig(name=case, folder=str(folder), **settings)
+
+
+def in_processes(count: int, words: list[str]) -> None:
+    """Run a script in so many processes, as a launcher would start them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    running = []
+    for rank in range(count):
+        own = {**shared, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": 1}
+        environment = {**os.environ, **{name: str(value) for name, value in own.items()}}
+        running.append(subprocess.Popen([sys.executable, *words], env=environment))
+    assert [process.wait(300) for process in running] == [0] * count
 
 
 class Watched(Trainer):

@@ -474,11 +474,11 @@ def _check_sizes(folder: Path, config: Any) -> None:
         with safe_open(file, "pt") as tensors:
             shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118
         count, largest = count + len(shapes), max([largest, *(size for shape in shapes for size in shape)])
+    asked = config.to_dict()
     for name, most in (("num_hidden_layers", count), *((name, largest) for name in SIZES)):
-        if count and (getattr(config, name, None) or 0) > most:
-            raise ValueError(
-                f"{name} is {getattr(config, name)} in config.json, and no more than {most} in its tensors"
-            )
+        size = asked.get(name)
+        if count and isinstance(size, int) and size > most:  # some have a list, a size a layer
+            raise ValueError(f"{name} is {size} in config.json, and no more than {most} in its tensors")
 
 
 def _load_adapter(lm: Any, folder: Path) -> Any:
