@@ -537,9 +537,11 @@ def _gate_files() -> dict[str, bytes]:
     from safetensors.torch import save
 
     from hrpo.gate import HybridGate
+    from hrpo.model import _in_order
 
     torch.manual_seed(0)
-    return {"gate.safetensors": save(HybridGate(4).state_dict(), {"r_min": "0.99", "r_max": "0.999"})}
+    metadata = {"r_min": "0.99", "r_max": "0.999"}
+    return {"gate.safetensors": _in_order(save(HybridGate(4).state_dict(), metadata))}
 
 
 def read_gate(folder: Path, name: str) -> object:
