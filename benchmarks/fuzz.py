@@ -533,11 +533,15 @@ def read_state(folder: Path, name: str) -> object:
 
 
 def _gate_files() -> dict[str, bytes]:
+    import torch
     from safetensors.torch import save
 
     from hrpo.gate import HybridGate
+    from hrpo.model import _in_order
 
-    return {"gate.safetensors": save(HybridGate(4).state_dict(), {"r_min": "0.99", "r_max": "0.999"})}
+    torch.manual_seed(0)
+    metadata = {"r_min": "0.99", "r_max": "0.999"}
+    return {"gate.safetensors": _in_order(save(HybridGate(4).state_dict(), metadata))}
 
 
 def read_gate(folder: Path, name: str) -> object:
@@ -548,8 +552,11 @@ def read_gate(folder: Path, name: str) -> object:
 
 
 def _model_files() -> dict[str, bytes]:
+    import torch
+
     from hrpo import HybridCausalLM, Lora
 
+    torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as scratch:
         HybridCausalLM.from_pretrained("tiny", lora=Lora(r=2)).save_pretrained(scratch)
         adapter = {f"adapter/{path.name}": path.read_bytes() for path in Path(scratch).iterdir()}
@@ -750,9 +757,9 @@ TARGETS = [
     Target("task folders", 53, _folder_files, read_task),
     Target("corpora", 170, lambda: CORPORA, read_passages),
     Target("recipes", 70, lambda: {"a.yaml": RECIPE}, read_recipe),
-    Target("command lines", 4, lambda: {"a.yaml": RECIPE, "words": WORDS}, read_command),
+    Target("command lines", 14, lambda: {"a.yaml": RECIPE, "words": WORDS}, read_command),
     Target("config.yaml", 8, _config_yaml, read_config),
-    Target("hybrid.json", 100, lambda: {"hybrid.json": json.dumps(HYBRID).encode()}, read_hybrid),
+    Target("hybrid.json", 90, lambda: {"hybrid.json": json.dumps(HYBRID).encode()}, read_hybrid),
     Target("trainer state", 60, _state_files, read_state),
     Target("gates", 30, _gate_files, read_gate),
     Target("adapter_config.json", 30, lambda: {"adapter_config.json": json.dumps(ADAPTER).encode()}, read_adapter),
@@ -801,8 +808,8 @@ def _watch(event: str, args: tuple[Any, ...]) -> None:
         if event != "open" and isinstance(args[-1], int) and args[-1] >= 0:
             return  # named from an open folder, which is how a tree is removed
         writes = event != "open" or (isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
-        places = [os.path.realpath(os.fsdecode(place)) for place in args[:2] if isinstance(place, str | bytes)]
-        places = places[: 1 if event == "open" else 2]
+        named = args[: 2 if event in ("os.rename", "os.symlink", "os.link") else 1]  # open may have a number instead
+        places = [os.path.realpath(os.fsdecode(place)) for place in named if isinstance(place, str | bytes)]
         allowed = (*(f"{place}{os.sep}" for place in watching), "/dev/null")
         places = [place for place in places if Path(place) not in watching]
         if writes and any(not place.startswith(allowed) and "__pycache__" not in place for place in places):

@@ -295,8 +295,8 @@ def test_templates_that_fail(template, said):
     "name", ["C" * 300, "a/" + "C" * 300, "C" * 5000, "a\0b", "\ud800", "~nobody/x", "9" * 5000 + "/x"]
 )
 def test_names_that_name_no_model(name):
-    with contextlib.suppress(InputError):  # a name on the Hub is what it may look like
-        assert resolve(name) == name
+    with pytest.raises(InputError, match=r"^model\.name: there is no folder"):
+        resolve(name)
 
 
 def spoilt(folder, name, **values):

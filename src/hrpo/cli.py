@@ -6,7 +6,7 @@ import errno
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -59,6 +59,14 @@ class Parser(ArgumentParser):
         hint = f"did you mean {close[0]}?" if close else "see --help"
         self.exit(2, f"{self.prog}: error: unknown option {name}; {hint}\n")
 
+    def parse_args(self, *args: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
+        """Parse; a whole number too large for a float, of 400 digits say, is an error as any other."""
+        try:
+            settings: Namespace = super().parse_args(*args, **kwargs)
+        except OverflowError as error:
+            self.error(f"a number of the settings is too large ({error}); write it with fewer digits")
+        return settings
+
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
         """Look a settings file through, then read it."""
         check_settings_file(Path(path))
@@ -98,7 +106,19 @@ def _train(args: Namespace) -> None:
 
 def _train_config(args: Namespace) -> TrainConfig:
     values = args.as_dict()
-    return TrainConfig(**{field.name: values[field.name] for field in dataclasses.fields(TrainConfig)})
+    config = TrainConfig(**{field.name: values[field.name] for field in dataclasses.fields(TrainConfig)})
+    for name in _empty(dataclasses.asdict(config)):
+        raise InputError(f"{name}: has no value; give one, or leave it out")
+    return config
+
+
+def _empty(settings: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the names of settings without a value, `lr:`, which jsonargparse lets pass within a section."""
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from _empty(value, f"{prefix}{name}.")
+        elif value is None:
+            yield f"{prefix}{name}"
 
 
 def _check_parser(parser: Parser) -> None:
