@@ -129,3 +129,12 @@ def test_model_list(capsys):
     listed = capsys.readouterr().out
     assert "tiny" in listed
     assert "smollm2-135m" in listed
+
+
+def test_output_that_nobody_reads_on():
+    """As in `hrpo tasks | head -1`: it ends as other programs do, without a traceback."""
+    shell = f"set -o pipefail; {sys.executable} -c 'from hrpo.cli import main; main([\"tasks\"])' | head -1"
+    for _ in range(3):
+        done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True)
+        assert (done.stdout.split()[0], done.stderr) == ("task", "")
+        assert done.returncode in (0, 141)

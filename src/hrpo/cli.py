@@ -4,7 +4,9 @@ import dataclasses
 import difflib
 import errno
 import json
+import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -430,8 +432,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser = Parser(prog=f"hrpo {words[0]}", description=summary)
         add_arguments(parser)
         run(parser.instantiate(parser.parse_args(words[1:])))
+        sys.stdout.flush()
     except InputError as error:
         sys.exit(_complain(str(error)))
+    except BrokenPipeError:  # `hrpo tasks | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor what Python still holds back
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
@@ -455,6 +461,7 @@ def _quiet() -> None:
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # each retry; what came of it is an error of ours
     disable_progress_bar()  # type: ignore[no-untyped-call]
     set_verbosity_error()  # type: ignore[no-untyped-call]
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
