@@ -125,6 +125,20 @@ def test_quantized_weights_are_not_sharded():
         check_config(config)
 
 
+def test_leaving_says_what_was_said_and_no_farewell():
+    code = "import atexit; from hrpo.processes import leave; atexit.register(print, 'late'); print('said', end=''); leave(3)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (3, "said")
+
+
+@pytest.mark.slow
+def test_bad_input_is_said_once(tmp_path):
+    done = subprocess.run(launched("--updates=-1", f"--folder={tmp_path}"), capture_output=True, text=True)
+    assert done.returncode == 1  # the launcher's own
+    assert done.stderr.count("hrpo: error: updates") == 1
+    assert re.search(r"rank +: 0 .*\n +exitcode +: 2", done.stderr)
+
+
 def launched(*words: str) -> list[str]:
     """The command that recipes/launch/two-cpu-processes.yaml begins with, for another run."""
     first = (LAUNCH / "two-cpu-processes.yaml").read_text().splitlines()[0].removeprefix("# ").split()

@@ -26,7 +26,7 @@ from hrpo.config import (
     SftConfig,
     TrainConfig,
 )
-from hrpo.processes import leading, together
+from hrpo.processes import leading, leave, together
 from hrpo.sharding import full
 from hrpo.trainer import Trainer
 
@@ -114,4 +114,4 @@ def main(folder: Path, cases: list[str]) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2:])
-    torch.distributed.destroy_process_group()
+    leave(0)

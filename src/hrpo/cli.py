@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -415,18 +416,28 @@ USAGE = "usage: hrpo {" + " | ".join(COMMANDS) + "} [options]"
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command; bad input exits with 2 and one line."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    code = _run(list(sys.argv[1:] if argv is None else argv))
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from hrpo.processes import leave
+
+        leave(code)
+    if code:
+        sys.exit(code)
+
+
+def _run(words: list[str]) -> int:
+    """Run a command and return the exit code."""
     if not words or words[0] in ("-h", "--help"):
         print(USAGE, "", *(f"  {name:14} {summary}" for name, (_, _, summary) in COMMANDS.items()), sep="\n")
         print("\n`hrpo COMMAND --help` lists a command's options.")
-        sys.exit(0 if words else 2)
+        return 0 if words else 2
     if words[0] == "--version":
         print(f"hrpo {__version__}")
-        return
+        return 0
     if words[0] not in COMMANDS:
         close = difflib.get_close_matches(words[0], COMMANDS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"it is one of {', '.join(COMMANDS)}"
-        sys.exit(_complain(f"unknown command {words[0]}; {hint}"))
+        return _complain(f"unknown command {words[0]}; {hint}")
     add_arguments, run, summary = COMMANDS[words[0]]
     try:
         parser = Parser(prog=f"hrpo {words[0]}", description=summary)
@@ -434,22 +445,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         run(parser.instantiate(parser.parse_args(words[1:])))
         sys.stdout.flush()
     except InputError as error:
-        sys.exit(_complain(str(error)))
+        return _complain(str(error))
     except BrokenPipeError:  # `hrpo tasks | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor what Python still holds back
-        sys.exit(128 + signal.SIGPIPE)
+        return 128 + signal.SIGPIPE
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        sys.exit(_complain(f"{error.filename or 'disk'}: {error.strerror}"))
+        return _complain(f"{error.filename or 'disk'}: {error.strerror}")
     except StoppedError as error:
         print(f"hrpo: stopped: {error}", file=sys.stderr)
-        sys.exit(3)
+        return 3
     except Interrupted:
         print("hrpo: interrupted; nothing is lost, --resume goes on (hrpo compare goes on by itself)", file=sys.stderr)
-        sys.exit(4)
+        return 4
     except KeyboardInterrupt:
-        sys.exit(130)
+        return 130
+    return 0
 
 
 def _quiet() -> None:
@@ -469,5 +481,7 @@ def _quiet() -> None:
 
 
 def _complain(message: str) -> int:
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(5)  # the first process says it too, and its end ends this one: unless the fault is this one's alone
     print(f"hrpo: error: {' '.join(message.split())}", file=sys.stderr)  # one line, whatever a library says
     return 2
