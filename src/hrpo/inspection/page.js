@@ -71,9 +71,11 @@ function meta(c, k) {
   if (columns.length > 1) line.append(el("b", {}, columns[c].label));
   if ("strict" in row) {
     const yes = (right) => (right ? "✓" : "✗");
-    line.append(verdictOf(row), el("span", {}, `strict ${yes(row.strict)}  lenient ${yes(row.lenient)}`), el("span", {}, `reward ${+row.reward.toFixed(3)}`));
+    line.append(verdictOf(row), el("span", {}, `strict ${yes(row.strict)} lenient ${yes(row.lenient)}`));
   }
+  if (columns.length > 1) line.append(el("hr"));
   line.append(el("span", {}, `${row.length} tokens${row.cut ? ", cut off" : ""}`));
+  if ("reward" in row) line.append(el("span", {}, `reward ${+row.reward.toFixed(3)}`));
   if (row.mixed) line.append(el("span", {}, `hidden ${fixed(row.ratio / PARTS, 3)}`));
   if (row.manyScripts) line.append(el("span", {}, row.scripts.join(" + ")));
   return line;
@@ -192,12 +194,12 @@ function show(token) {
   current = token;
   const panel = $("detail");
   panel.classList.toggle("idle", !token);
-  document.body.classList.toggle("sheet", Boolean(token));
   if (!token) {
     panel.replaceChildren(...idle());
     return;
   }
   token.classList.add("at");
+  panel.classList.toggle("upper", token.getBoundingClientRect().top > innerHeight / 2); // not over the token
   const box = token.parentNode, { c, k, record } = box, i = token.i, column = columns[c], id = record.ids[i];
   const ratio = record.ratio[i] / PARTS, mixed = record.ratio[i] >= 0;
   const first = record.offsets[i], count = record.counts[i];
@@ -299,11 +301,12 @@ list.addEventListener("keydown", (event) => {
 
 /** The token below (or above) on the next line; past the last line, the one of the next completion. */
 function nextLine(token, step) {
-  const { tokens, c } = token.parentNode, from = token.getBoundingClientRect();
+  const where = (one) => [...one.getClientRects()].at(-1); // of "\n####" the part that can be read
+  const { tokens, c } = token.parentNode, from = where(token);
   const middle = from.left + from.width / 2;
   let best = null, line = null, distance = Infinity;
   for (let i = token.i + step; i >= 0 && i < tokens.length; i += step) {
-    const at = tokens[i].getBoundingClientRect();
+    const at = where(tokens[i]);
     if (step * (at.top - from.top) < from.height / 2) continue;
     line ??= at.top;
     if (Math.abs(at.top - line) > from.height / 2) break;
