@@ -294,7 +294,8 @@ def test_the_command_answers_as_an_evaluation_does(trained, tmp_path, monkeypatc
 
 def test_two_modes_of_a_checkpoint(trained, tmp_path):
     out = tmp_path / "page.html"
-    main(["inspect", "--checkpoint", trained["hybrid"], "--latent_mode", "own,discrete", "-n", "12", "--out", str(out)])
+    words = ["--latent_mode", "own,discrete", "-n", "12", "--sample", "--out", str(out)]
+    main(["inspect", "--checkpoint", trained["hybrid"], *words])
     index = blocks(out.read_text())["index"]
     assert [column["label"] for column in index["columns"]] == ["hybrid", "hybrid (discrete)"]
     assert [column["map"] for column in index["columns"]] == [0, -1]

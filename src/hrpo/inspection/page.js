@@ -42,7 +42,7 @@ function vocabulary(c) {
 /** What a token is called outside of its text: blanks can be seen, bytes are in hexadecimal. */
 function nameOf(c, id) {
   const piece = vocabulary(c).pieces[id];
-  if (Array.isArray(piece)) return piece.map((byte) => byte.toString(16).toUpperCase().padStart(2, "0")).join(" ");
+  if (Array.isArray(piece)) return piece.map((byte) => `\\x${byte.toString(16).toUpperCase().padStart(2, "0")}`).join("");
   return piece ? visible(piece) : `#${id}`;
 }
 
@@ -469,6 +469,7 @@ columns.forEach((column, c) => $("column").append(el("option", { value: c }, col
 $("column-label").hidden = columns.length < 2;
 $("verdict-label").hidden = !columns.some((column) => column.strict);
 $("verdict").lastElementChild.hidden = columns.length < 2;
+if (!columns.some((column) => column.mixed)) $("colour").value = "entropy";
 overview();
 legend();
 for (const name of ["column", "verdict", "order", "mixed", "search"]) $(name).addEventListener("input", refresh);

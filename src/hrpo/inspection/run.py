@@ -59,7 +59,7 @@ def inspect_checkpoints(
     """
     for field, value, least in (("n", problems, 0), ("max_new_tokens", max_new_tokens, 0), ("batch", batch, 1)):
         if value < least:
-            raise InputError(f"--{field}: must be at least {least}, got {value}")
+            raise InputError(f"{'-' if field == 'n' else '--'}{field}: must be at least {least}, got {value}")
     if Path(out).is_dir():
         raise InputError(f"--out: {out} is a folder; name an HTML file")
     check_writable(Path(out).parent, "--out")
@@ -113,5 +113,6 @@ def _column(
             on_finished=functools.partial(progress.advance, every=10),
         )
     judged = judge_all(task, asked.problems, decode(model.tokenizer, rollout))
-    said = f"{entry.checkpoint}, update {settings.step}, {f'sampled, seed {seed}' if sample else 'greedy'}"
+    update = f", update {settings.step}" if settings.step else ""
+    said = f"{entry.checkpoint}{update}, {f'sampled, seed {seed}' if sample else 'greedy'}"
     return column_of(entry.label, rollout, model, judged, gates, said)
