@@ -208,6 +208,9 @@ def test_a_click_keeps_a_token(page):
     kept = panel(page)
     hover(page, other)
     assert panel(page) != kept
+    press(page, Keys.ESCAPE)
+    assert "Point at a token" in panel(page)
+    token.click()
     hover(page, page.find_element(By.ID, "title"))
     assert panel(page) == kept
 

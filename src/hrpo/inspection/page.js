@@ -259,7 +259,12 @@ list.addEventListener("pointerover", (event) => {
   if (token && token !== current) show(token);
 });
 list.addEventListener("pointerleave", () => current && current !== pinned && show(pinned));
-list.addEventListener("click", (event) => tokenAt(event)?.focus());
+list.addEventListener("click", (event) => {
+  const token = tokenAt(event);
+  if (!token) return;
+  token.focus();
+  show((pinned = token)); // had it the focus already, closed by Escape
+});
 list.addEventListener("focusin", (event) => {
   const box = event.target.closest(".tokens");
   if (event.target === box) {
@@ -280,11 +285,6 @@ list.addEventListener("focusout", () => {
 list.addEventListener("keydown", (event) => {
   const token = tokenAt(event);
   if (!token || event.ctrlKey || event.metaKey || event.altKey) return;
-  if (event.key === "Escape") {
-    pinned = null;
-    show(null);
-    return;
-  }
   const { tokens } = token.parentNode;
   const next = {
     ArrowRight: () => tokens[token.i + 1],
@@ -298,6 +298,8 @@ list.addEventListener("keydown", (event) => {
   event.preventDefault();
   next()?.focus();
 });
+
+document.addEventListener("keydown", (event) => event.key === "Escape" && show((pinned = null)));
 
 /** The token below (or above) on the next line; past the last line, the one of the next completion. */
 function nextLine(token, step) {
