@@ -542,6 +542,34 @@ CASES = [
         "--out: cannot write in /proc/x",
         "name another",
     ),
+    # inspect
+    ("inspect --checkpoint tiny", "out", "required"),
+    ("inspect --checkpoint tiny --out page.html", "--task: tiny is a plain model that remembers no task", "name one"),
+    (
+        "inspect --checkpoint tiny --task gsm9k --out page.html",
+        "--task: there is no task 'gsm9k'",
+        "did you mean gsm8k?",
+    ),
+    (
+        "inspect --checkpoint ./nowhere --task arithmetic --out page.html",
+        "--checkpoint: there is no folder './nowhere'",
+    ),
+    (
+        "inspect --checkpoint no-gate --task arithmetic --out page.html",
+        "--checkpoint: no-gate/gate.safetensors: missing",
+    ),
+    ("inspect --checkpoint tiny tiny --task arithmetic --out page.html", "--checkpoint: one is named twice"),
+    ("inspect --checkpoint tiny --task arithmetic -n -1 --out page.html", "-n", "at least 0"),
+    ("inspect --checkpoint tiny --task arithmetic --n many --out page.html", "n: ", "a whole number"),
+    ("inspect --checkpoint tiny --task arithmetic --batch 0 --out page.html", "--batch", "at least 1"),
+    ("inspect --checkpoint tiny --task arithmetic --out page.html", "--max_new_tokens: 512 leave no room", "lower it"),
+    (
+        "inspect --checkpoint tiny --task arithmetic --latent_mode hybrid --out page.html",
+        "--latent_mode: tiny has no trained gate",
+    ),
+    ("inspect --checkpoint tiny --task gsm8k --path nowhere --out page.html", "--path: no file nowhere", "give a file"),
+    ("inspect --checkpoint tiny --task arithmetic --out data", "--out: data is a folder", "name an HTML file"),
+    ("inspect --checkpoint tiny --task arithmetic --out file/x.html", "--out: cannot write in file", "another folder"),
     # export, push, import-release
     ("export --checkpoint nowhere --out out", "--checkpoint: nowhere is no folder here"),
     ("export --checkpoint tiny --out out", "--checkpoint: tiny is no saved hybrid model; it has no hybrid.json"),

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from hrpo.advantages import group_advantages as group_advantages
     from hrpo.gate import HybridGate as HybridGate
     from hrpo.gate import latent_embedding as latent_embedding
+    from hrpo.inspection import inspect as inspect
     from hrpo.loss import hrpo_loss as hrpo_loss
     from hrpo.model import HybridCausalLM as HybridCausalLM
     from hrpo.model import Lora as Lora
@@ -26,6 +27,7 @@ _HOME = {
     "generate": "rollout",
     "group_advantages": "advantages",
     "hrpo_loss": "loss",
+    "inspect": "inspection",
     "latent_embedding": "gate",
     "replay": "replay",
 }

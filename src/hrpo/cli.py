@@ -264,6 +264,46 @@ def _generate(args: Namespace) -> None:
             print(text)
 
 
+def _inspect_parser(parser: Parser) -> None:
+    parser.usage = "hrpo inspect --checkpoint DIR [DIR ...] [--task NAME] [-n N] --out FILE.html [options]"
+    add = parser.add_argument
+    add("--checkpoint", nargs="+", required=True, type=str, help="checkpoints, run folders (their newest), or models")
+    add("--task", default="", help="whose test problems are asked; left out, the task that was trained on")
+    add("--path", default="", help="a folder of benchmarks, or a training file with its test file beside it")
+    add("--test_path", default="", help="the test file, where it lies elsewhere")
+    add("--n", "-n", type=int, default=50, help="test problems, from the first; 0 takes all")
+    add("--latent_mode", default="own", help="side by side in these modes, separated by commas: own, discrete, ...")
+    add("--sample", action="store_true", help="sample instead of taking the likeliest token")
+    add("--max_new_tokens", type=int, default=0, help="length limit of a completion; 0 leaves each model its own")
+    add("--batch", type=int, default=64, help="completions decoded at a time")
+    add("--seed", type=int, default=-1, help="of generated problems and of samples; -1 takes the run's own")
+    add("--out", required=True, help="the HTML file; it needs nothing else, and replaces one that is there")
+    add("--trust_remote_code", action="store_true", help="run code that comes with a base model")
+
+
+def _inspect(args: Namespace) -> None:
+    _quiet()
+    from hrpo.inspection.run import inspect_checkpoints
+
+    paths = {"task.path": "--path", "task.test_path": "--test_path"}
+    with named_by({"model.name": "--checkpoint", "task.name": "--task", "--tasks": "--task", **paths}):
+        inspect_checkpoints(
+            args.checkpoint,
+            args.out,
+            task=args.task,
+            path=args.path,
+            test_path=args.test_path,
+            problems=args.n,
+            latent_modes=[part.strip() for part in args.latent_mode.split(",") if part.strip()],
+            sample=args.sample,
+            seed=None if args.seed == -1 else args.seed,
+            max_new_tokens=args.max_new_tokens,
+            batch=args.batch,
+            trust_remote_code=args.trust_remote_code,
+        )
+    print(args.out)
+
+
 def _export_parser(parser: Parser) -> None:
     parser.add_argument("--checkpoint", required=True, help="a checkpoint, or a run folder for its newest one")
     parser.add_argument("--out", required=True, help="a new folder for the whole model, its gate and a model card")
@@ -404,6 +444,7 @@ COMMANDS: dict[str, tuple[Callable[[Parser], None], Callable[[Namespace], None],
     "report": (_report_parser, _report, "put several runs on one page: curves, numbers, tests, answers"),
     "eval": (_eval_parser, _eval, "evaluate checkpoints on test problems, and compare them"),
     "generate": (_generate_parser, _generate, "ask a checkpoint something, and look at its latents"),
+    "inspect": (_inspect_parser, _inspect, "write a page with all that went into each token, to look at"),
     "tasks": (_tasks_parser, _tasks, "list the tasks, or show some prompts of one"),
     "retrieve": (_retrieve_parser, _retrieve, "index passages, and find some for a task's questions"),
     "export": (_export_parser, _export, "write a checkpoint as a plain model folder, its adapter merged"),

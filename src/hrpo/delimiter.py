@@ -103,13 +103,13 @@ def _ids_automaton(delimiter: tuple[int, ...], vocab_size: int) -> DelimiterAuto
 
 @functools.lru_cache(maxsize=4)
 def _text_automaton(delimiter: str, tokenizer: Any, vocab_size: int) -> DelimiterAutomaton:
-    return DelimiterAutomaton(_pieces(tokenizer, vocab_size), delimiter)
+    return DelimiterAutomaton(pieces(tokenizer, vocab_size), delimiter)
 
 
-def _pieces(tokenizer: Any, vocab_size: int) -> list[str]:
+def pieces(tokenizer: Any, vocab_size: int, *, skip_special_tokens: bool = True) -> list[str]:
     """Text that each token adds to a completion, a leading space included (decoding a token alone may drop it)."""
     anchor = tokenizer.encode("0", add_special_tokens=False)[-1]
     before = tokenizer.decode([anchor])
     known = range(min(max(tokenizer.get_vocab().values()) + 1, vocab_size))  # a vocabulary may have holes
-    texts = tokenizer.decode([[anchor, token] for token in known], skip_special_tokens=True)
+    texts = tokenizer.decode([[anchor, token] for token in known], skip_special_tokens=skip_special_tokens)
     return [text.removeprefix(before) for text in texts] + [""] * (vocab_size - len(texts))
