@@ -126,7 +126,7 @@ def test_quantized_weights_are_not_sharded():
 
 
 def test_leaving_says_what_was_said_and_no_farewell():
-    code = "import atexit; from hrpo.processes import leave; atexit.register(print, 'late'); print('said', end=''); leave(3)"
+    code = "import atexit, hrpo.processes as p; atexit.register(print, 'late'); print('said', end=''); p.leave(3)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (3, "said")
 
