@@ -12,6 +12,7 @@ from hrpo.cli import main
 from hrpo.compare import compare, markdown, of_modes, plot_curves, summarize
 from hrpo.config import EvalConfig, LatentConfig, ModelConfig, RolloutConfig, TrainConfig
 from hrpo.errors import InputError
+from hrpo.overview import report
 from hrpo.statistics import t_quantile
 
 MODES, SEEDS = ["hybrid", "hidden", "sft"], [0, 4]
@@ -97,6 +98,43 @@ def test_results_elsewhere(config, tmp_path):
     path.write_text(json.dumps(kept)[:-9])
     with pytest.raises(InputError, match=r"low-3\.json is damaged"):
         compare(arms, [3], str(tmp_path / "study"))
+
+
+def test_trained_models_decoded_in_other_modes(config, tmp_path, monkeypatch):
+    decode = {"hybrid": ["hybrid", "discrete", "swapped", "noise"]}
+    comparison = compare(of_modes(config, ["hybrid", "discrete"]), SEEDS, decode=decode)
+    again = [f"hybrid as {mode}" for mode in decode["hybrid"]]
+    assert comparison["arms"] == ["hybrid", "discrete", *again]
+    assert len(comparison["differences"]) == 2 * 5
+    results = comparison["results"]
+    assert results["hybrid as hybrid"] == results["hybrid"]  # the same numbers, problems and models
+    assert results["hybrid as discrete"]["hidden_ratio"]["mean"] == 0
+    assert results["hybrid as noise"]["hidden_ratio"]["mean"] > 0
+    assert all(results[arm]["greedy"]["before"] == results["hybrid"]["greedy"]["before"] for arm in again)
+    runs, path = tmp_path / "runs", tmp_path / "runs" / "hybrid-4-as-noise.json"
+    kept = json.loads(path.read_text())
+    assert (kept["run"], kept["decoded"], kept["metrics"]) == ("hybrid-4", "noise", {})
+    assert kept["right"]["after"]["greedy"].count("1") == 4 * kept["evaluation"]["after"]["greedy"]["accuracy"]
+    with pytest.raises(InputError, match="decoded once more"):
+        report([str(path)], str(tmp_path / "report.html"))
+    shutil.rmtree(runs / "hybrid-4")
+    assert compare(of_modes(config, ["hybrid", "discrete"]), SEEDS, decode=decode) == comparison
+    path.unlink()
+    with pytest.raises(InputError, match=r"hybrid-4 has no checkpoint any more; delete .*hybrid-4\.json"):
+        compare(of_modes(config, ["hybrid", "discrete"]), SEEDS, decode=decode)
+
+
+@pytest.mark.parametrize(
+    ("decode", "message"),
+    [
+        ({"other": ["noise"]}, "decode: there is no arm other; the arms are discrete, sft"),
+        ({"discrete": ["noise"]}, "decode: noise needs a trained gate, which discrete-0 has not"),
+    ],
+)
+def test_decoding_that_cannot_be(config, tmp_path, decode, message):
+    with pytest.raises(InputError, match=message):
+        compare(of_modes(config, ["discrete", "sft"]), [0], decode=decode)
+    assert list(tmp_path.iterdir()) == []
 
 
 def evaluated(accuracy, length=10.0, ratio=0.1):

@@ -158,7 +158,8 @@ def _compare(args: Namespace) -> None:
         _quiet()
         from hrpo.compare import compare, of_modes, show
 
-        comparison = compare(arms or of_modes(config, args.modes), args.seeds, args.results, args.report, stop=stop)
+        arms = arms or of_modes(config, args.modes)
+        comparison = compare(arms, args.seeds, args.results, args.report, decode=args.decode, stop=stop)
     show(comparison)
 
 

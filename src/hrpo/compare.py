@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from hrpo import __version__, files
-from hrpo.checkpoints import changed_settings, check_run_folder
-from hrpo.config import Contender, TrainConfig
+from hrpo.checkpoints import changed_settings, check_run_folder, checkpoints
+from hrpo.config import Contender, LatentMode, TrainConfig
 from hrpo.curves import SMOOTH, plot
+from hrpo.decoded import check_decode
+from hrpo.decoded import decode as decode_run
 from hrpo.errors import InputError
 from hrpo.files import read_lines
 from hrpo.progress import clock, console, markdown_table, print_table
@@ -56,6 +58,7 @@ def compare(
     results: str = "",
     report: str = "comparison",
     *,
+    decode: Mapping[str, list[LatentMode]] | None = None,
     stop: Stop | None = None,
 ) -> dict[str, Any]:
     """Train what is not trained yet, and write REPORT.json, REPORT.md and REPORT.png.
@@ -69,6 +72,8 @@ def compare(
         seeds: of the runs of each.
         results: the folder for the comparison, and for each finished run's result, NAME.json; "" is the runs' folder.
         report: what the comparison is called there.
+        decode: modes in which the models of an arm answer the test problems once more, by the arm's name; each is an
+            arm of its own, ARM as MODE, and a kept result too. It needs the run's folder.
         stop: as in `train`.
 
     Returns:
@@ -85,6 +90,7 @@ def compare(
     if not report or Path(report).name != report or report in {_place(folder, run).stem for run in runs.values()}:
         raise InputError(f"report: {report!r} must be a file's name, without its ending, and no run's")
     kept = {key: _kept(folder, run) for key, run in runs.items()}
+    again = _plan_decoding(runs, decode or {}, kept, folder)
     for place, ((arm, seed), run) in enumerate(runs.items(), 1):
         if kept[arm, seed] is None:
             console.print(f"run {place} of {len(runs)}: {arm}, seed {seed}, in {run.run_folder}")
@@ -93,6 +99,11 @@ def compare(
             kept[arm, seed] = result_in(run.run_folder, dataclasses.asdict(run))
             files.write_text(_place(folder, run), json.dumps(kept[arm, seed]) + "\n")
     finished = {key: result for key, result in kept.items() if result is not None}
+    for (arm, seed, mode), result in again.items():
+        if result is None:
+            result = decoded_result(runs[arm, seed], mode, finished[arm, seed])
+            files.write_text(_place(folder, runs[arm, seed], mode), json.dumps(result) + "\n")
+        finished[f"{arm} as {mode}", seed] = result
     comparison = summarize(finished)
     files.write_text(folder / f"{report}.json", json.dumps(comparison, indent=1) + "\n")
     plot_curves(finished, folder / f"{report}.png")
@@ -130,13 +141,37 @@ def _run(config: TrainConfig, arm: str, seed: int) -> TrainConfig:
     return dataclasses.replace(config, name=config.name.replace("{arm}", arm), seed=seed, check=check)
 
 
-def _place(folder: Path, run: TrainConfig) -> Path:
+def _plan_decoding(
+    runs: Mapping[Run, TrainConfig],
+    decode: Mapping[str, list[LatentMode]],
+    kept: Mapping[Run, Result | None],
+    folder: Path,
+) -> dict[tuple[str, int, LatentMode], Result | None]:
+    """Return what is to be decoded once more, mode by mode, and the results that are kept already."""
+    arms = list(dict.fromkeys(arm for arm, _ in runs))
+    again = dict[tuple[str, int, LatentMode], Result | None]()
+    for arm, modes in decode.items():
+        if arm not in arms:
+            raise InputError(f"decode: there is no arm {arm}; the arms are {', '.join(arms)}")
+        for (_, seed), run in ((key, run) for key, run in runs.items() if key[0] == arm):
+            check_decode(run, modes)
+            for mode in modes:
+                again[arm, seed, mode] = _kept(folder, run, mode)
+                if again[arm, seed, mode] is None and kept[arm, seed] and not checkpoints(run.run_folder):
+                    raise InputError(
+                        f"decode: {run.run_folder} has no checkpoint any more; delete {_place(folder, run)}, and it is "
+                        "trained again"
+                    )
+    return again
+
+
+def _place(folder: Path, run: TrainConfig, mode: LatentMode | None = None) -> Path:
     name = run.run_folder.relative_to(run.folder)
-    return folder / name.with_name(name.name + ".json")
+    return folder / name.with_name(name.name + (f"-as-{mode}" if mode else "") + ".json")
 
 
-def _kept(folder: Path, run: TrainConfig) -> Result | None:
-    path = _place(folder, run)
+def _kept(folder: Path, run: TrainConfig, mode: LatentMode | None = None) -> Result | None:
+    path = _place(folder, run, mode)
     if not path.is_file():
         return None
     result: Result = files.read_json(path, "results", "delete it, and its run is looked at again")
@@ -173,11 +208,30 @@ def result_in(folder: Path, settings: dict[str, Any]) -> Result:
     return {
         "run": folder.name,
         "settings": settings,
-        "versions": {"hrpo": __version__, "torch": version("torch"), "python": platform.python_version()},
+        "versions": _versions(),
         "evaluation": _evaluation(folder),
         "right": right,
         "metrics": {name: [_short(row[name]) for row in rows] for name in rows[0] if all(name in row for row in rows)},
     }
+
+
+def decoded_result(run: TrainConfig, mode: LatentMode, trained: Result) -> Result:
+    """Return what is kept of a run decoded once more: `decoded`, the mode, and as "after" what came out in it."""
+    numbers, answers = decode_run(run, mode)
+    right = {how: "".join(str(int(answer.strict)) for answer in part) for how, part in answers.items()}
+    return {
+        "run": trained["run"],
+        "decoded": mode,
+        "settings": trained["settings"],
+        "versions": _versions(),
+        "evaluation": {**trained["evaluation"], "after": numbers},
+        "right": {**trained["right"], "after": right},
+        "metrics": {},
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {"hrpo": __version__, "torch": version("torch"), "python": platform.python_version()}
 
 
 def _short(value: float) -> float:
@@ -309,5 +363,6 @@ def plot_curves(finished: Mapping[Run, Result], path: Path) -> None:
     """Draw the curves of each arm."""
     arms: dict[str, list[Result]] = {}
     for (arm, _), result in finished.items():
-        arms.setdefault(arm, []).append(result)
+        if result["metrics"]:  # what was decoded once more has none
+            arms.setdefault(arm, []).append(result)
     plot(arms, CURVES, path)

@@ -316,6 +316,8 @@ class CompareConfig:
             compared with.
         arms: any settings instead, by dotted names under a name of one's own, {low: {latent.r_min: 0.9}}; {arm} in the
             runs' name stands for that.
+        decode: modes in which an arm's trained models answer the test problems once more, {low: [discrete, swapped]};
+            each makes an arm of its own.
         seeds: of the runs of each.
         results: a folder for the comparison and a small JSON of each finished run, which is not trained again then;
             empty: that of the runs.
@@ -324,6 +326,7 @@ class CompareConfig:
 
     modes: list[Contender] = field(default_factory=lambda: ["hybrid", "discrete", "interpolation", "hidden"])
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    decode: dict[str, list[LatentMode]] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     results: str = ""
     report: str = "comparison"

@@ -146,6 +146,8 @@ def _read(path: Path) -> Result:
     result = files.read_json(path, "RUN", fix)
     if not isinstance(result, dict) or not {"run", "settings", "evaluation", "metrics"} <= result.keys():
         raise InputError(f"RUN: {path} is no result of a run; {fix}")
+    if "decoded" in result:
+        raise InputError(f"RUN: {path} is of a run that was decoded once more, and no run of its own; {fix}")
     return result
 
 
