@@ -103,11 +103,13 @@ def test_measured_in_two_processes(lora_rank, sharding, tmp_path):
     script = tmp_path / "peak.py"
     script.write_text(
         "import os, sys, torch\n"
-        "from hrpo.cli import main\n"
+        "from hrpo.cli import run_command\n"
         "from hrpo.memory import peak_memory\n"
-        "main(['train', *sys.argv[2:]])\n"
+        "from hrpo.processes import leave\n"
+        "code = run_command(['train', *sys.argv[2:]])\n"
         "with open(sys.argv[1] + os.environ['RANK'], 'w') as file:\n"
         "    file.write(str(peak_memory(torch.device('cpu'))))\n"
+        "leave(code)\n"
     )
     in_processes(2, [str(script), str(tmp_path / "peak-"), *words])
     peaks = [int((tmp_path / f"peak-{rank}").read_text()) for rank in range(2)]

@@ -17,7 +17,7 @@ from hrpo.cli import main
 from hrpo.inspection.record import LEAST, SHOWN
 from hrpo.inspection.tokens import groups, token_pieces
 from hrpo.inspection.vocabulary import gates_of
-from hrpo.inspection.writing import is_mixed, scripts_of
+from hrpo.writing import is_mixed, scripts_of
 
 HYBRID, DISCRETE = 0, 1  # columns
 

@@ -458,7 +458,7 @@ USAGE = "usage: hrpo {" + " | ".join(COMMANDS) + "} [options]"
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command; bad input exits with 2 and one line."""
-    code = _run(list(sys.argv[1:] if argv is None else argv))
+    code = run_command(list(sys.argv[1:] if argv is None else argv))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from hrpo.processes import leave
 
@@ -467,8 +467,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(code)
 
 
-def _run(words: list[str]) -> int:
-    """Run a command and return the exit code."""
+def run_command(words: list[str]) -> int:
+    """Run a command and return the exit code that it ends with."""
     if not words or words[0] in ("-h", "--help"):
         print(USAGE, "", *(f"  {name:14} {summary}" for name, (_, _, summary) in COMMANDS.items()), sep="\n")
         print("\n`hrpo COMMAND --help` lists a command's options.")

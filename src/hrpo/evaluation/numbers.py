@@ -8,6 +8,7 @@ import numpy as np
 
 from hrpo.evaluate import Answer, summarize
 from hrpo.statistics import clustered_bootstrap, holm, mcnemar, paired_bootstrap, pass_at_k
+from hrpo.writing import writing_of
 
 HOWS = ("greedy", "sampled")
 Answers = Mapping[str, Sequence[Answer]]  # by "greedy" and, where there are samples, "sampled"
@@ -24,6 +25,8 @@ def numbers_of(answers: Answers, samples: int) -> dict[str, Any]:
     numbers = {"greedy": summarize(answers["greedy"])}
     if samples:
         numbers["sampled"] = _of_samples(answers["sampled"], samples)
+    for how, part in numbers.items():
+        part["writing"] = writing_of([answer.completion for answer in answers[how]])
     return numbers
 
 

@@ -14,6 +14,11 @@ COMPARED = (
     "Differences of strict accuracy on the same problems; greedy: McNemar's exact test, sampled: paired bootstrap; "
     "p Holm: corrected for all {count} comparisons."
 )
+WRITING = (
+    "Shares of the samples, where there are any, in percent. Scripts: with a letter of it, so that a text may count "
+    "for several; mixed: in scripts that no language is written in alone. Languages: of texts with 40 letters or more, "
+    "the likeliest by py3langid, three at most. Loops: ends in the same characters four times or more."
+)
 
 
 def show(results: dict[str, Any]) -> None:
@@ -30,6 +35,7 @@ def markdown(results: dict[str, Any]) -> str:
     if results["comparisons"]:
         parts += ["\n## Differences\n", COMPARED.format(count=len(results["comparisons"])) + "\n"]
         parts += markdown_table(*_comparisons(results))
+    parts += ["\n## Writing\n", WRITING + "\n", *markdown_table(*_writing(results))]
     parts += ["\n## Settings\n", "Fixed before the first question; all of them: `settings.json`.\n"]
     parts += markdown_table(
         ["", "checkpoint", "step", "mode", "tau", "top_k", "tokens at most", "prompt", "shots"],
@@ -76,6 +82,19 @@ def _results(results: dict[str, Any], *, brief: bool) -> Table:
         row += [f"{last['length']:.1f}", *(_percent(last[key]) for key in ("truncation_rate", "format_rate"))]
         rows.append([*row, f"{last['hidden_ratio']:.3f}"])
     return header, rows
+
+
+def _writing(results: dict[str, Any]) -> Table:
+    rows = []
+    for task, label, model in _models(results):
+        writing = model.get("sampled", model["greedy"])["writing"]
+        named = [
+            ", ".join(f"{name} {_percent(share)}" for name, share in list(writing[kind].items())[:3]) or "-"
+            for kind in ("scripts", "languages")
+        ]
+        shares = [_percent(writing[name]) for name in ("mixed_scripts", "repeated_delimiter", "loops")]
+        rows.append([task, label, *named, *shares])
+    return ["task", "model", "scripts", "languages", "mixed scripts", "several ####", "loops"], rows
 
 
 def _comparisons(results: dict[str, Any]) -> Table:
