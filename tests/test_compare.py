@@ -174,9 +174,12 @@ def test_numbers_by_hand(finished):
     length = comparison["results"]["hybrid"]["length"]
     assert (length["mean"], *length["interval"]) == pytest.approx((11, 11 - 10 * half, 11 + 10 * half))
     assert comparison["seconds"] == {"discrete": 122, "hybrid": 122}
+    change = {"updates": 1, "first": [9] * 3, "last": [8] * 3, "change": -1, "interval": (-1, -1)}
+    assert comparison["training"] == {arm: {"length": change} for arm in ("discrete", "hybrid")}
     text = markdown(comparison)
     assert "| hybrid | 20.0% | 60.0% [35.2%, 84.8%] | 10.0% | 50.0% [25.2%, 74.8%] | 11.0 [8.5, 13.5] | " in text
     assert "| 0.100 [0.100, 0.100] | 2:02 |" in text
+    assert "| hybrid | completion length (tokens) | 9.0 | 8.0 | -1.0 [-1.0, -1.0] |" in text
     assert "| hybrid - discrete | greedy accuracy | +20.0 [-4.8, +44.8] | 0.074 | 0.148 |" in text
 
 

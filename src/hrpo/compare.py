@@ -36,6 +36,8 @@ CURVES = {
     "hidden_ratio": "hidden ratio",
     "kl": "KL to the initial model (k3)",
 }
+TRAINED = {"reward": ".3f", "length": ".1f", "hidden_ratio": ".4f", "kl": ".3f"}  # metric -> how it is written
+WINDOW = 10  # updates at either end of training, at most half of them, whose means tell what has changed
 DIGITS = 5  # that a kept metric has
 
 Run = tuple[str, int]  # arm, seed
@@ -246,6 +248,8 @@ def summarize(finished: Mapping[Run, Result]) -> dict[str, Any]:
         one seed. That of an accuracy is cut to 0..1.
     differences: of each other arm minus the first one, in accuracy, paired by seed: mean, t-interval, p of no
         difference, and p corrected for the number of all these tests (Holm). Empty for one seed.
+    training: arm -> metric -> its mean in the first and in the last updates, by seed; what it changes by, and the
+        t-interval of that over the seeds. Without the arms that were decoded once more.
     seconds: arm -> mean over the seeds, of all updates.
     """
     arms, seeds = list(dict.fromkeys(arm for arm, _ in finished)), list(dict.fromkeys(seed for _, seed in finished))
@@ -275,12 +279,34 @@ def summarize(finished: Mapping[Run, Result]) -> dict[str, Any]:
             {"arm": arm, "measure": measure, **difference._asdict(), "p_holm": p}
             for (arm, measure), difference, p in zip(tests, found, corrected, strict=True)
         ],
+        "training": {
+            arm: changes for arm in arms if (changes := _training([finished[arm, seed]["metrics"] for seed in seeds]))
+        },
         "seconds": {arm: _mean([_seconds(finished[arm, seed]) for seed in seeds]) for arm in arms},
     }
 
 
 def _mean(numbers: Sequence[float]) -> float:
     return sum(numbers) / len(numbers)
+
+
+def _training(runs: Sequence[dict[str, list[float]]]) -> dict[str, Any]:
+    names = [name for name in TRAINED if all(name in metrics for metrics in runs)]
+    return {name: _change([metrics[name] for metrics in runs]) for name in names}
+
+
+def _change(curves: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Return what a metric is at first and at last, of each run, and how that differs."""
+    window = max(min(WINDOW, len(curves[0]) // 2), 1)
+    first, last = [_mean(curve[:window]) for curve in curves], [_mean(curve[-window:]) for curve in curves]
+    change = [after - before for before, after in zip(first, last, strict=True)]
+    return {
+        "updates": window,
+        "first": first,
+        "last": last,
+        "change": _mean(change),
+        "interval": mean_interval(change) if len(change) > 1 else None,
+    }
 
 
 def _seconds(result: Result) -> float:
@@ -325,8 +351,24 @@ def p_value(p: float) -> str:
     return "<.001" if p < 0.001 else f"{p:.3f}"
 
 
+def training_rows(comparison: dict[str, Any]) -> list[list[str]]:
+    """Return the table's rows: arm, metric, its mean in the first and in the last updates, the change."""
+    return [
+        [
+            arm,
+            CURVES[name],
+            f"{_mean(found['first']):{TRAINED[name]}}",
+            f"{_mean(found['last']):{TRAINED[name]}}",
+            _with_interval({**found, "mean": found["change"]}, f"{{:+{TRAINED[name]}}}"),
+        ]
+        for arm, metrics in comparison["training"].items()
+        for name, found in metrics.items()
+    ]
+
+
 HEADER = ["arm", *(how + when for how in TESTED for when in (" before", " after")), "length", "hidden ratio", "time"]
 DIFFERENCES = ["difference", "of", "points", "p", "p (Holm)"]
+TRAINING = ["arm", "while training", "first updates", "last updates", "change"]
 
 
 def show(comparison: dict[str, Any]) -> None:
@@ -349,6 +391,9 @@ def markdown(comparison: dict[str, Any], report: str = "comparison") -> str:
             "Differences in percentage points, paired by seed, which a seed's problems, their order and the answers' "
             f"random numbers belong to; paired t-test, p corrected for {len(comparison['differences'])} tests.\n"
         )
+    parts += [*markdown_table(TRAINING, training_rows(comparison)), ""]
+    window = next(found["updates"] for metrics in comparison["training"].values() for found in metrics.values())
+    parts.append(f"Means of the first and the last {window} updates, of sampled completions, over the seeds.\n")
     parts.append(f"![curves]({report}.png)\n")
     parts.append(f"Mean over the seeds, {SMOOTH} updates at a time, and the band from their lowest to their highest.\n")
     return "\n".join(parts)
