@@ -12,7 +12,7 @@ import yaml
 
 from hrpo import files
 from hrpo.checkpoints import differences
-from hrpo.compare import TESTED, Result, difference_rows, p_value, result_in, summarize
+from hrpo.compare import TESTED, Result, checked, difference_rows, p_value, result_in, summarize
 from hrpo.curves import SMOOTH, plot
 from hrpo.errors import InputError
 from hrpo.files import read_lines
@@ -132,15 +132,16 @@ def arms_of(paths: Sequence[str]) -> list[Arm]:
 def _read(path: Path) -> Result:
     fix = "name a run folder, or a result that hrpo compare kept"
     if path.is_dir():
-        config = path / "config.yaml"
+        config, metrics = path / "config.yaml", path / "metrics.jsonl"
         if not config.is_file():
             raise InputError(f"RUN: {path} is no run folder; {fix}")
+        if not metrics.is_file() or not metrics.stat().st_size:
+            raise InputError(f"RUN: {path} has no update yet; wait for its first one")
         try:
-            if read_lines(path / "metrics.jsonl"):
-                return result_in(path, parse(config.read_text()))
-        except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
-            raise InputError(f"RUN: {path} is damaged ({type(error).__name__}: {error}); {fix}") from error
-        raise InputError(f"RUN: {path} has no update yet; wait for its first one")
+            settings = parse(config.read_text())
+        except (ValueError, yaml.YAMLError) as error:
+            raise InputError(f"RUN: {config} is damaged ({error}); {fix}") from error
+        return result_in(path, settings, "RUN", fix)
     if not path.is_file():
         raise InputError(f"RUN: no file or folder {path}; {fix}")
     result = files.read_json(path, "RUN", fix)
@@ -148,7 +149,7 @@ def _read(path: Path) -> Result:
         raise InputError(f"RUN: {path} is no result of a run; {fix}")
     if "decoded" in result:
         raise InputError(f"RUN: {path} is of a run that was decoded once more, and no run of its own; {fix}")
-    return result
+    return checked(result, path, "RUN", fix)
 
 
 def _differing(settings: Sequence[dict[str, Any]]) -> list[str]:
