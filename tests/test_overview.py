@@ -127,6 +127,26 @@ def test_what_is_no_run(runs, tmp_path, capsys, path, said):
     assert not list(tmp_path.iterdir())
 
 
+def test_arms_with_other_test_problems_are_not_paired(runs, tmp_path):
+    """Whether these are a seed's other ones, or more of them."""
+    kept = json.loads((runs / "hybrid-0.json").read_text())
+    kept["settings"]["task"]["max_terms"] += 1
+    (tmp_path / "other.json").write_text(json.dumps(kept))
+    report([str(runs / "hybrid-0"), str(tmp_path / "other.json")], str(tmp_path / "page"))
+    text = (tmp_path / "page.md").read_text()
+    assert "The arms were asked different test problems: nothing is paired." in text
+    assert "McNemar" not in text
+
+
+@pytest.mark.parametrize("out", ["", ".", "..", ".html"])
+def test_a_page_needs_a_name(runs, capsys, monkeypatch, tmp_path, out):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        main(["report", str(runs / "hybrid-0"), "--out", out])
+    assert re.search(r"--out: '\S*' names no file", capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())
+
+
 def test_damaged_runs(runs, tmp_path, capsys):
     folder = tmp_path / "run"
     for name, text in (
