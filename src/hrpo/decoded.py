@@ -21,7 +21,7 @@ def check_decode(run: TrainConfig, modes: list[LatentMode]) -> None:
 
     """
     for mode in modes:
-        if MODES[mode].gated and not MODES[run.latent.mode].gated:
+        if MODES[mode].gated and not MODES[run.latent_mode].gated:
             raise InputError(f"decode: {mode} needs a trained gate, which {run.run_folder.name} has not")
 
 
