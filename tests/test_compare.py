@@ -133,6 +133,7 @@ def test_trained_models_decoded_in_other_modes(config, tmp_path, monkeypatch):
     [
         ({"other": ["noise"]}, "decode: there is no arm other; the arms are discrete, sft"),
         ({"discrete": ["noise"]}, "decode: noise needs a trained gate, which discrete-0 has not"),
+        ({"sft": ["hybrid"]}, "decode: hybrid needs a trained gate, which sft-0 has not"),
     ],
 )
 def test_decoding_that_cannot_be(config, tmp_path, decode, message):
@@ -317,6 +318,8 @@ ARMS = {
     "out of range": ("{a: {}, b: {latent.r_min: 2}}", "latent.r_min: needs 0 < r_min"),
     "other budget": ("{a: {}, b: {updates: 2}}", "arms.b: updates and eval.problems must be the same"),
     "no settings": ("{a: 3}", "arms"),
+    "a number for a name": ("{0.98: {}}", 'arms: an arm\'s name is text; write "0.98", in quotes'),
+    "seed": ("{a: {seed: 3}}", "arms.a: seed is not an arm's own; give seeds"),
 }
 
 
@@ -338,3 +341,11 @@ def test_arms(tmp_path, capsys):
     assert (settings["rollout"]["temperature"], settings["latent"]["mode"]) == (0.3, "hybrid")
     settings = json.loads((tmp_path / "runs" / "plain-0.json").read_text())["settings"]
     assert (settings["latent"]["mode"], settings["recompute"], settings["rollout"]["prompts"]) == ("discrete", True, 2)
+
+
+@pytest.mark.parametrize("name", ["arms", "decode", "results"])
+def test_a_setting_without_a_value(tmp_path, capsys, name):
+    (tmp_path / "more.yaml").write_text(f"updates: 1\n{name}:")
+    with pytest.raises(SystemExit, match="2"):
+        main(["compare", "--config", "recipes/compare.yaml", "--config", str(tmp_path / "more.yaml")])
+    assert f"{name}: has no value; give one, or leave it out" in capsys.readouterr().err
