@@ -120,8 +120,12 @@ def test_trained_models_decoded_in_other_modes(config, tmp_path, monkeypatch):
     shutil.rmtree(runs / "hybrid-4")
     assert compare(of_modes(config, ["hybrid", "discrete"]), SEEDS, decode=decode) == comparison
     path.unlink()
-    with pytest.raises(InputError, match=r"hybrid-4 has no checkpoint any more; delete .*hybrid-4\.json"):
+    with pytest.raises(InputError, match=r"hybrid-4/checkpoint-3 is not what .*; delete .*hybrid-4 and hybrid-4\.json"):
         compare(of_modes(config, ["hybrid", "discrete"]), SEEDS, decode=decode)
+    (runs / "hybrid-0-as-noise.json").unlink()  # an earlier checkpoint is another model than was evaluated
+    shutil.rmtree(runs / "hybrid-0" / "checkpoint-3")
+    with pytest.raises(InputError, match=r"hybrid-0/checkpoint-3 is not what the run ended with"):
+        compare(of_modes(config, ["hybrid", "discrete"]), [0], decode=decode)
 
 
 @pytest.mark.parametrize(
@@ -129,12 +133,86 @@ def test_trained_models_decoded_in_other_modes(config, tmp_path, monkeypatch):
     [
         ({"other": ["noise"]}, "decode: there is no arm other; the arms are discrete, sft"),
         ({"discrete": ["noise"]}, "decode: noise needs a trained gate, which discrete-0 has not"),
+        ({"sft": ["hybrid"]}, "decode: hybrid needs a trained gate, which sft-0 has not"),
     ],
 )
 def test_decoding_that_cannot_be(config, tmp_path, decode, message):
     with pytest.raises(InputError, match=message):
         compare(of_modes(config, ["discrete", "sft"]), [0], decode=decode)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_decoded_arm_takes_no_name_of_another(config, tmp_path):
+    arms = {"low": config, "low as noise": dataclasses.replace(config, latent=LatentConfig(r_min=0.5))}
+    for name, names in (("{arm}-{seed}", arms), ("low-0", {"low": config})):
+        named = {arm: dataclasses.replace(settings, name=name) for arm, settings in names.items()}
+        report = "comparison" if len(names) > 1 else "low-0-as-noise"
+        with pytest.raises(InputError, match=r"name: .* decoded once more|report: 'low-0-as-noise' must be"):
+            compare(named, [0], report=report, decode={"low": ["noise"]})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_results_on_other_test_problems_are_refused(config, tmp_path):
+    """The settings of a run may change these when it goes on; a comparison pairs them."""
+    arms = of_modes(config, ["discrete"])
+    compare(arms, [0])
+    more = of_modes(dataclasses.replace(config, eval=EvalConfig(problems=6, batch=4)), ["discrete", "sft"])
+    with pytest.raises(InputError, match=r"eval\.problems: \S+discrete-0 has answers to 4; give 4"):
+        compare(more, [0])
+    shutil.rmtree(tmp_path / "runs" / "discrete-0")
+    with pytest.raises(InputError, match=r"eval\.problems: \S+discrete-0\.json has answers to 4; give 4"):
+        compare(more, [0])
+    assert not (tmp_path / "runs" / "sft-0").exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda kept: kept.pop("right"),
+        lambda kept: kept["right"]["after"].update(greedy="101"),
+        lambda kept: kept["evaluation"].pop("after"),
+        lambda kept: kept["evaluation"]["after"]["sampled"].pop("length"),
+        lambda kept: kept["evaluation"]["after"]["greedy"].update(accuracy=None),
+        lambda kept: kept["metrics"].clear(),
+        lambda kept: kept["metrics"]["reward"].pop(),
+        lambda kept: kept["settings"].update(task=[]),
+    ],
+)
+def test_a_damaged_result_is_told_before_anything_is_trained(config, kept_result, damage):
+    folder, text = kept_result
+    kept = json.loads(text)
+    damage(kept)
+    (folder / "discrete-0.json").write_text(json.dumps(kept))
+    config = dataclasses.replace(config, folder=str(folder))
+    with pytest.raises(InputError, match=r"results: \S+discrete-0\.json is damaged \(.+\); delete it"):
+        compare(of_modes(config, ["discrete", "hybrid"]), [0])
+    assert [path.name for path in folder.iterdir()] == ["discrete-0.json"]
+
+
+@pytest.fixture(scope="module")
+def kept_result(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kept")
+    config = TrainConfig(
+        name="{mode}-{seed}",
+        folder=str(folder / "runs"),
+        updates=3,
+        save_every=1,
+        model=ModelConfig(lora_rank=0),
+        rollout=RolloutConfig(prompts=2, group_size=2, max_new_tokens=16),
+        eval=EvalConfig(problems=4, batch=4),
+    )
+    compare(of_modes(config, ["discrete"]), [0])
+    (folder / "results").mkdir()
+    return folder / "results", (folder / "runs" / "discrete-0.json").read_text()
+
+
+def test_a_damaged_run_folder_is_told(config, tmp_path):
+    arms = of_modes(config, ["discrete"])
+    compare(arms, [0])
+    (tmp_path / "runs" / "discrete-0.json").unlink()
+    (tmp_path / "runs" / "discrete-0" / "answers-after-sampled.jsonl").unlink()
+    with pytest.raises(InputError, match=r"name: \S+discrete-0 is damaged \(.+sampled.+\); delete it"):
+        compare(arms, [0])
 
 
 def evaluated(accuracy, length=10.0, ratio=0.1):
@@ -240,6 +318,8 @@ ARMS = {
     "out of range": ("{a: {}, b: {latent.r_min: 2}}", "latent.r_min: needs 0 < r_min"),
     "other budget": ("{a: {}, b: {updates: 2}}", "arms.b: updates and eval.problems must be the same"),
     "no settings": ("{a: 3}", "arms"),
+    "a number for a name": ("{0.98: {}}", 'arms: an arm\'s name is text; write "0.98", in quotes'),
+    "seed": ("{a: {seed: 3}}", "arms.a: seed is not an arm's own; give seeds"),
 }
 
 
@@ -261,3 +341,11 @@ def test_arms(tmp_path, capsys):
     assert (settings["rollout"]["temperature"], settings["latent"]["mode"]) == (0.3, "hybrid")
     settings = json.loads((tmp_path / "runs" / "plain-0.json").read_text())["settings"]
     assert (settings["latent"]["mode"], settings["recompute"], settings["rollout"]["prompts"]) == ("discrete", True, 2)
+
+
+@pytest.mark.parametrize("name", ["arms", "decode", "results"])
+def test_a_setting_without_a_value(tmp_path, capsys, name):
+    (tmp_path / "more.yaml").write_text(f"updates: 1\n{name}:")
+    with pytest.raises(SystemExit, match="2"):
+        main(["compare", "--config", "recipes/compare.yaml", "--config", str(tmp_path / "more.yaml")])
+    assert f"{name}: has no value; give one, or leave it out" in capsys.readouterr().err

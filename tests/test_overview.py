@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import pytest
@@ -124,3 +125,40 @@ def test_what_is_no_run(runs, tmp_path, capsys, path, said):
         main(["report", *words, "--out", str(tmp_path / "page")])
     assert re.search(said, capsys.readouterr().err)
     assert not list(tmp_path.iterdir())
+
+
+def test_arms_with_other_test_problems_are_not_paired(runs, tmp_path):
+    """Whether these are a seed's other ones, or more of them."""
+    kept = json.loads((runs / "hybrid-0.json").read_text())
+    kept["settings"]["task"]["max_terms"] += 1
+    (tmp_path / "other.json").write_text(json.dumps(kept))
+    report([str(runs / "hybrid-0"), str(tmp_path / "other.json")], str(tmp_path / "page"))
+    text = (tmp_path / "page.md").read_text()
+    assert "The arms were asked different test problems: nothing is paired." in text
+    assert "McNemar" not in text
+
+
+@pytest.mark.parametrize("out", ["", ".", "..", ".html"])
+def test_a_page_needs_a_name(runs, capsys, monkeypatch, tmp_path, out):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        main(["report", str(runs / "hybrid-0"), "--out", out])
+    assert re.search(r"--out: '\S*' names no file", capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())
+
+
+def test_damaged_runs(runs, tmp_path, capsys):
+    folder = tmp_path / "run"
+    for name, text in (
+        ("evaluation.json", '{"before": 3}'),
+        ("answers-before-greedy.jsonl", ""),
+        ("metrics.jsonl", "[1]"),
+        ("config.yaml", "7"),
+    ):
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(runs / "hybrid-0", folder)
+        (folder / name).write_text(text)
+        with pytest.raises(SystemExit, match="2"):
+            main(["report", str(folder), str(runs / "discrete-0"), "--out", str(tmp_path / "page")])
+        assert re.search(r"RUN: \S+run is damaged \(.+\); name a run folder", capsys.readouterr().err)
+        assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -110,9 +110,13 @@ def _train(args: Namespace) -> None:
 def _train_config(args: Namespace) -> TrainConfig:
     values = args.as_dict()
     config = TrainConfig(**{field.name: values[field.name] for field in dataclasses.fields(TrainConfig)})
-    for name in _empty(dataclasses.asdict(config)):
-        raise InputError(f"{name}: has no value; give one, or leave it out")
+    _refuse_empty(dataclasses.asdict(config))
     return config
+
+
+def _refuse_empty(settings: dict[str, Any]) -> None:
+    for name in _empty(settings):
+        raise InputError(f"{name}: has no value; give one, or leave it out")
 
 
 def _empty(settings: dict[str, Any], prefix: str = "") -> Iterator[str]:
@@ -153,6 +157,13 @@ def _compare_parser(parser: Parser) -> None:
 
 def _compare(args: Namespace) -> None:
     config = _train_config(args)
+    _refuse_empty({field.name: getattr(args, field.name) for field in dataclasses.fields(CompareConfig)})
+    for arm in (*args.arms, *args.decode):
+        if not isinstance(arm, str):  # 0.98, which YAML takes for a number
+            raise InputError(f'arms: an arm\'s name is text; write "{arm}", in quotes')
+    for arm, changes in args.arms.items():
+        if "seed" in changes:
+            raise InputError(f"arms.{arm}: seed is not an arm's own; give seeds for all of them")
     arms = {name: _changed(config, name, changes) for name, changes in args.arms.items()}
     with listening() as stop:
         _quiet()

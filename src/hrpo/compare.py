@@ -3,22 +3,24 @@
 import dataclasses
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from hrpo import __version__, files
-from hrpo.checkpoints import changed_settings, check_run_folder, checkpoints
+from hrpo.checkpoints import changed_settings, check_run_folder
 from hrpo.config import Contender, LatentMode, TrainConfig
 from hrpo.curves import SMOOTH, plot
-from hrpo.decoded import check_decode
+from hrpo.decoded import check_decode, trained_model
 from hrpo.decoded import decode as decode_run
 from hrpo.errors import InputError
 from hrpo.files import read_lines
 from hrpo.progress import clock, console, markdown_table, print_table
 from hrpo.ranges import check_config
 from hrpo.run import train
+from hrpo.settings import parse
 from hrpo.statistics import holm, mean_interval, paired_t
 from hrpo.stop import Stop
 
@@ -89,16 +91,21 @@ def compare(
     runs = plan_runs(arms, seeds)
     folder = Path(results or next(iter(arms.values())).folder)
     files.check_writable(folder, "results")
-    if not report or Path(report).name != report or report in {_place(folder, run).stem for run in runs.values()}:
-        raise InputError(f"report: {report!r} must be a file's name, without its ending, and no run's")
     kept = {key: _kept(folder, run) for key, run in runs.items()}
     again = _plan_decoding(runs, decode or {}, kept, folder)
+    places = [_place(folder, run) for run in runs.values()]
+    places += [_place(folder, runs[arm, seed], mode) for arm, seed, mode in again]
+    if len(set(places)) < len(places) or {arm for arm, _ in runs} & {f"{arm} as {mode}" for arm, _, mode in again}:
+        raise InputError("name: a run, or an arm, is called as another one is that is decoded once more; rename it")
+    if not report or Path(report).name != report or folder / f"{report}.json" in places:
+        raise InputError(f"report: {report!r} must be a file's name, without its ending, and no run's")
     for place, ((arm, seed), run) in enumerate(runs.items(), 1):
         if kept[arm, seed] is None:
             console.print(f"run {place} of {len(runs)}: {arm}, seed {seed}, in {run.run_folder}")
             if "after" not in _evaluation(run.run_folder):
                 train(run, resume=(run.run_folder / "config.yaml").exists(), stop=stop)
-            kept[arm, seed] = result_in(run.run_folder, dataclasses.asdict(run))
+            fix = "delete it, and it is trained again"
+            kept[arm, seed] = result_in(run.run_folder, dataclasses.asdict(run), "name", fix)
             files.write_text(_place(folder, run), json.dumps(kept[arm, seed]) + "\n")
     finished = {key: result for key, result in kept.items() if result is not None}
     for (arm, seed, mode), result in again.items():
@@ -134,8 +141,20 @@ def plan_runs(arms: Mapping[str, TrainConfig], seeds: Sequence[int]) -> dict[Run
         if not run.eval.problems:
             raise InputError("eval.problems: a comparison needs test problems")
         check_config(run)
-        check_run_folder(run.run_folder, run, resume=(run.run_folder / "config.yaml").exists())
+        there = run.run_folder / "config.yaml"
+        check_run_folder(run.run_folder, run, resume=there.exists())
+        if "after" in _evaluation(run.run_folder):
+            _check_problems(parse(there.read_text()), run, run.run_folder)
     return runs
+
+
+def _check_problems(settings: dict[str, Any], run: TrainConfig, place: Path) -> None:
+    """Refuse what was evaluated on other test problems than those that are compared; a resumed run may change them."""
+    problems = settings["eval"]["problems"]
+    if problems != run.eval.problems:
+        raise InputError(
+            f"eval.problems: {place} has answers to {problems}; give {problems}, or other names (name, results)"
+        )
 
 
 def _run(config: TrainConfig, arm: str, seed: int) -> TrainConfig:
@@ -159,11 +178,8 @@ def _plan_decoding(
             check_decode(run, modes)
             for mode in modes:
                 again[arm, seed, mode] = _kept(folder, run, mode)
-                if again[arm, seed, mode] is None and kept[arm, seed] and not checkpoints(run.run_folder):
-                    raise InputError(
-                        f"decode: {run.run_folder} has no checkpoint any more; delete {_place(folder, run)}, and it is "
-                        "trained again"
-                    )
+                if again[arm, seed, mode] is None and (kept[arm, seed] or "after" in _evaluation(run.run_folder)):
+                    trained_model(run)
     return again
 
 
@@ -176,12 +192,14 @@ def _kept(folder: Path, run: TrainConfig, mode: LatentMode | None = None) -> Res
     path = _place(folder, run, mode)
     if not path.is_file():
         return None
-    result: Result = files.read_json(path, "results", "delete it, and its run is looked at again")
-    if not isinstance(result, dict) or not isinstance(result.get("settings"), dict):
-        raise InputError(f"results: {path} is damaged (it has no settings); delete it, and its run is looked at again")
+    fix = "delete it, and its run is looked at again"
+    result = checked(files.read_json(path, "results", fix), path, "results", fix)
     changed = changed_settings(result["settings"], run)
     if changed:
         raise InputError(f"results: {path} is of other settings ({', '.join(changed)} differ); give another folder")
+    _check_problems(result["settings"], run, path)
+    if "after" not in result["evaluation"]:
+        raise InputError(f"results: {path} is damaged (it was not evaluated after training); {fix}")
     return result
 
 
@@ -191,30 +209,76 @@ def _evaluation(folder: Path) -> dict[str, Any]:
     return evaluation
 
 
-def result_in(folder: Path, settings: dict[str, Any]) -> Result:
+def result_in(folder: Path, settings: Any, field: str, fix: str) -> Result:
     """Return what is kept of a run, from its folder.
 
     settings: all of them; versions: of hrpo, torch and Python.
     evaluation: evaluation.json.
     right: "before" and "after" -> "greedy" and "sampled" -> a 1 or 0 for each test problem, strict; "" if not yet.
-    metrics: name -> a value for each update, five digits.
+    metrics: name -> a value for each update, five digits; none that an update lacks, as a skipped one does.
+
+    Raises:
+        InputError: the folder is damaged; begins with `field` and ends with `fix`.
+
     """
-    rows = read_lines(folder / "metrics.jsonl")
-    right = {
-        when: {
-            how: "".join(str(int(row["strict"])) for row in read_lines(folder / f"answers-{when}-{how}.jsonl"))
-            for how in TESTED
+    with _damage_told(folder, field, fix):
+        rows = read_lines(folder / "metrics.jsonl")
+        names = [name for name in rows[0] if all(name in row for row in rows)]
+        result = {
+            "run": folder.name,
+            "settings": settings,
+            "versions": _versions(),
+            "evaluation": _evaluation(folder),
+            "right": {
+                when: {
+                    how: "".join(str(int(row["strict"])) for row in read_lines(folder / f"answers-{when}-{how}.jsonl"))
+                    for how in TESTED
+                }
+                for when in ("before", "after")
+            },
+            "metrics": {name: [_short(row[name]) for row in rows] for name in names},
         }
-        for when in ("before", "after")
-    }
-    return {
-        "run": folder.name,
-        "settings": settings,
-        "versions": _versions(),
-        "evaluation": _evaluation(folder),
-        "right": right,
-        "metrics": {name: [_short(row[name]) for row in rows] for name in rows[0] if all(name in row for row in rows)},
-    }
+    return checked(result, folder, field, fix)
+
+
+def checked(result: Any, place: Path, field: str, fix: str) -> Result:
+    """Return a result as it is, looked through for what tables and curves read.
+
+    Raises:
+        InputError: something is missing, or of another kind; begins with `field` and ends with `fix`.
+
+    """
+    with _damage_told(place, field, fix):
+        settings, metrics, numbers = result["settings"], result["metrics"], list[Any]()
+        words = [result["run"], settings["task"]["name"]]
+        if not metrics and "decoded" not in result:
+            raise ValueError("it has no update")
+        if "after" in result["evaluation"] and "before" not in result["evaluation"]:
+            raise ValueError("it was not evaluated before training")
+        for when, part in result["evaluation"].items():
+            for how in TESTED:
+                marks, problems = result["right"][when][how], part[how]["problems"]
+                if not isinstance(marks, str) or len(marks) != problems or not set(marks) <= {"0", "1"}:
+                    raise ValueError(f"not every answer {when} training, {how}, is marked as right or wrong")
+                low, high = part[how]["accuracy_interval"]
+                numbers += [low, high, *(part[how][name] for name in ("accuracy", "length", "hidden_ratio"))]
+        for name, values in metrics.items():
+            if len(values) != len(metrics["step"]) or not values:
+                raise ValueError(f"{name} has not a value for each update")
+            numbers += values
+        numbers += [settings["seed"], settings["updates"], settings["eval"]["problems"]]
+        if not all(isinstance(word, str) for word in words) or not all(isinstance(n, int | float) for n in numbers):
+            raise ValueError("a name is no text, or a number none")
+    found: Result = result
+    return found
+
+
+@contextmanager
+def _damage_told(place: Path, field: str, fix: str) -> Iterator[None]:
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{field}: {place} is damaged ({type(error).__name__}: {error}); {fix}") from error
 
 
 def decoded_result(run: TrainConfig, mode: LatentMode, trained: Result) -> Result:

@@ -1,9 +1,10 @@
 """A trained run, decoded once more in another mode than it was trained in: what its latents are good for."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
-from hrpo.checkpoints import model_in
+from hrpo.checkpoints import damage
 from hrpo.config import LatentMode, TrainConfig
 from hrpo.errors import InputError
 from hrpo.evaluate import Answer, evaluate
@@ -20,8 +21,25 @@ def check_decode(run: TrainConfig, modes: list[LatentMode]) -> None:
 
     """
     for mode in modes:
-        if MODES[mode].gated and not MODES[run.latent.mode].gated:
+        if MODES[mode].gated and not MODES[run.latent_mode].gated:
             raise InputError(f"decode: {mode} needs a trained gate, which {run.run_folder.name} has not")
+
+
+def trained_model(run: TrainConfig) -> Path:
+    """Return the checkpoint that a finished run ended with; an earlier one is another model than was evaluated.
+
+    Raises:
+        InputError: it is not there any more, or damaged.
+
+    """
+    checkpoint = run.run_folder / f"checkpoint-{run.updates}"
+    problem = damage(checkpoint) if checkpoint.is_dir() else "there is no such folder"
+    if problem:
+        raise InputError(
+            f"decode: {checkpoint} is not what the run ended with ({problem}); delete {run.run_folder} and "
+            f"{run.run_folder.name}.json, and it is trained again"
+        )
+    return checkpoint
 
 
 def decode(run: TrainConfig, mode: LatentMode) -> tuple[dict[str, Any], dict[str, list[Answer]]]:
@@ -31,10 +49,10 @@ def decode(run: TrainConfig, mode: LatentMode) -> tuple[dict[str, Any], dict[str
         Numbers and answers, by "greedy" and "sampled", as `hrpo.evaluate.evaluate` does.
 
     Raises:
-        InputError: the run's folder has no whole checkpoint.
+        InputError: see `trained_model`.
 
     """
-    model = load_for_inference(model_in(str(run.run_folder)), trust_remote_code=run.model.trust_remote_code)
+    model = load_for_inference(str(trained_model(run)), trust_remote_code=run.model.trust_remote_code)
     model.settings = dataclasses.replace(model.settings, latent_mode=mode)
     task = load_task(run.task, run.seed)
     return evaluate(

@@ -12,7 +12,7 @@ import yaml
 
 from hrpo import files
 from hrpo.checkpoints import differences
-from hrpo.compare import TESTED, Result, difference_rows, p_value, result_in, summarize
+from hrpo.compare import TESTED, Result, checked, difference_rows, p_value, result_in, summarize
 from hrpo.curves import SMOOTH, plot
 from hrpo.errors import InputError
 from hrpo.files import read_lines
@@ -32,6 +32,8 @@ CURVES = {
 }
 SHOWN = 5  # test problems whose answers are shown
 NOT_SETTINGS = ("name", "folder", "seed")
+# What a seed's test problems depend on.
+ASKED = ("task.name", "task.path", "task.test_path", "task.min_terms", "task.max_terms", "eval.problems")
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --faint: #8881; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
@@ -87,11 +89,13 @@ def report(paths: Sequence[str], out: str) -> list[Path]:
     """
     arms = arms_of(paths)
     page = Path(out.removesuffix(".html"))
+    if page.name in ("", ".."):
+        raise InputError(f"--out: {out!r} names no file; give one, such as report.html")
     files.check_writable(page.parent, "--out")
     picture = page.with_name(page.name + ".png")
-    plot({arm.label: list(arm.runs.values()) for arm in arms}, CURVES, picture)
     title = " and ".join(arm.label for arm in arms) if len(arms) < 3 else f"{len(arms)} arms"
     parts = [Section("Curves", _curves_note(arms), picture=picture), *_numbers(arms), *_answers(arms), *_settings(arms)]
+    plot({arm.label: list(arm.runs.values()) for arm in arms}, CURVES, picture)
     written = page.with_name(page.name + ".md"), page.with_name(page.name + ".html")
     files.write_text(written[0], _markdown(title, parts))
     files.write_text(written[1], _html(title, parts))
@@ -132,15 +136,16 @@ def arms_of(paths: Sequence[str]) -> list[Arm]:
 def _read(path: Path) -> Result:
     fix = "name a run folder, or a result that hrpo compare kept"
     if path.is_dir():
-        config = path / "config.yaml"
+        config, metrics = path / "config.yaml", path / "metrics.jsonl"
         if not config.is_file():
             raise InputError(f"RUN: {path} is no run folder; {fix}")
+        if not metrics.is_file() or not metrics.stat().st_size:
+            raise InputError(f"RUN: {path} has no update yet; wait for its first one")
         try:
-            if read_lines(path / "metrics.jsonl"):
-                return result_in(path, parse(config.read_text()))
-        except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
-            raise InputError(f"RUN: {path} is damaged ({type(error).__name__}: {error}); {fix}") from error
-        raise InputError(f"RUN: {path} has no update yet; wait for its first one")
+            settings = parse(config.read_text())
+        except (ValueError, yaml.YAMLError) as error:
+            raise InputError(f"RUN: {config} is damaged ({error}); {fix}") from error
+        return result_in(path, settings, "RUN", fix)
     if not path.is_file():
         raise InputError(f"RUN: no file or folder {path}; {fix}")
     result = files.read_json(path, "RUN", fix)
@@ -148,7 +153,7 @@ def _read(path: Path) -> Result:
         raise InputError(f"RUN: {path} is no result of a run; {fix}")
     if "decoded" in result:
         raise InputError(f"RUN: {path} is of a run that was decoded once more, and no run of its own; {fix}")
-    return result
+    return checked(result, path, "RUN", fix)
 
 
 def _differing(settings: Sequence[dict[str, Any]]) -> list[str]:
@@ -201,6 +206,8 @@ def _numbers(arms: Sequence[Arm]) -> list[Section]:
     parts = [Section("After training", note, header, rows)]
     if len(done) < 2:
         return parts
+    if not _same_problems(done):
+        return [*parts, Section("Differences", "The arms were asked different test problems: nothing is paired.")]
     seeds = [set(arm.finished) for arm in done]
     if all(other == seeds[0] for other in seeds) and len(seeds[0]) > 1:
         tested = summarize({(arm.label, seed): arm.finished[seed] for arm in done for seed in sorted(seeds[0])})
@@ -215,6 +222,11 @@ def _numbers(arms: Sequence[Arm]) -> list[Section]:
     else:
         return [*parts, Section("Differences", "The arms were trained from different seeds: nothing is paired.")]
     return [*parts, Section("Differences", note, ["difference", "of", "points [95 %]", "p", "p (Holm)"], rows)]
+
+
+def _same_problems(arms: Sequence[Arm]) -> bool:
+    settings = [next(iter(arm.runs.values()))["settings"] for arm in arms]
+    return len({tuple(_value(part, name) for name in ASKED) for part in settings}) == 1
 
 
 def _tests_over_problems(arms: Sequence[Arm], seed: int) -> list[list[str]]:
@@ -252,7 +264,7 @@ def _accuracy(arm: Arm, how: str) -> str:
 def _answers(arms: Sequence[Arm]) -> list[Section]:
     """Return the greedy answers to the first test problems of a seed that all have: before, and after each arm."""
     seeds = set.intersection(*(set(arm.folders) & set(arm.finished) for arm in arms))
-    if not seeds:
+    if not seeds or not _same_problems(arms):
         return []
     seed = min(seeds)
     before, *after = (

@@ -82,7 +82,8 @@ def paired_t(a: Sequence[float], b: Sequence[float]) -> Difference:
     if half == 0:
         return Difference(mean, (low, high), float(mean == 0))
     t = abs(mean) / half * t_quantile(n - 1)
-    return Difference(mean, (low, high), 1 - _t_within(math.atan(t / math.sqrt(n - 1)), n - 1))
+    within = _t_within(math.atan(t / math.sqrt(n - 1)), n - 1)  # may be a rounding above 1
+    return Difference(mean, (low, high), max(1 - within, 0.0))
 
 
 def t_quantile(freedom: int, coverage: float = 0.95) -> float:

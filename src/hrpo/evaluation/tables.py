@@ -17,7 +17,7 @@ COMPARED = (
 WRITING = (
     "Shares of the samples, where there are any, in percent. Scripts: with a letter of it, so that a text may count "
     "for several; mixed: in scripts that no language is written in alone. Languages: of texts with 40 letters or more, "
-    "the likeliest by py3langid, three at most. Loops: ends in the same characters four times or more."
+    "the likeliest by py3langid, three at most. Loops: ends in the same characters four times or more, 20 at least."
 )
 
 
