@@ -215,7 +215,9 @@ def test_pieces_of_sentencepiece():
         ("これは漢字とカタカナ", ["Han", "Hiragana", "Katakana"], False),  # Japanese
         ("漢字 한글", ["Han", "Hangul"], False),  # Korean
         ("한글 カタカナ", ["Hangul", "Katakana"], True),
-        ("角 α", ["Greek", "Han"], True),
+        ("角 άλφα", ["Greek", "Han"], True),
+        ("so x = π/2 and 角 α", ["Han", "Latin"], True),
+        ("so x = 2πr and θ", ["Latin"], False),
         ("१२३ × ∞ 😀 «»", [], False),  # no letters
         ("ᏣᎳᎩ", ["other"], False),
     ],

@@ -102,8 +102,8 @@ def put_in_place(mode: Mode, latents: Tensor, draws: Tensor, noise: Tensor) -> T
     """Return what stands in for the latents of a step where these are `replaced`.
 
     Args:
-        mode: "swapped" gives each completion those of the row before it, whichever is decoded there; "noise" a random
-            direction, drawn anew at each step, of the latent's own length.
+        mode: "swapped" gives each completion those of the row before it, whichever is decoded there, and its own where
+            it is the last one; "noise" a random direction, drawn anew at each step, of the latent's own length.
         latents: (n, D).
         draws: (n,) in 0..1.
         noise: (rows, D) from `noise_table`.

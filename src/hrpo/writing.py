@@ -16,13 +16,17 @@ TOGETHER = ({"Han", "Hiragana", "Katakana"}, {"Han", "Hangul"}, {"Han", "Bopomof
 
 
 def scripts_of(text: str) -> list[str]:
-    """Return the scripts of a text's letters, in alphabetical order; "other" for one that is not in `SCRIPTS`."""
+    """Return the scripts of a text's letters, in alphabetical order; "other" for one that is not in `SCRIPTS`.
+
+    A Greek letter by itself is a formula's.
+    """
     if text.isascii():  # quickly, for most
         return ["Latin"] if any(map(str.isalpha, text)) else []
     import regex
 
-    named = "|".join(rf"(?P<{name}>\p{{Script={name}}})" for name in SCRIPTS.split())
-    letters = regex.finditer(rf"(?=\p{{L}})(?:{named}|(?P<other>\P{{Script=Common}}))", text)
+    named = "|".join(rf"(?P<{name}>\p{{Script={name}}}{'{2}' * (name == 'Greek')})" for name in SCRIPTS.split())
+    other = r"(?P<other>[^\p{Script=Common}\p{Script=Greek}])"
+    letters = regex.finditer(rf"(?=\p{{L}})(?:{named}|{other})", text)
     return sorted({match.lastgroup for match in letters})
 
 
