@@ -458,8 +458,8 @@ def markdown(comparison: dict[str, Any], report: str = "comparison") -> str:
     parts += [*markdown_table(TRAINING, training_rows(comparison)), ""]
     window = next(found["updates"] for metrics in comparison["training"].values() for found in metrics.values())
     parts.append(
-        f"Means of the first and the last {window} updates, of sampled completions, over the seeds; the hidden ratio of "
-        "an update in which nothing was mixed is 0.\n"
+        f"Means of the first and the last {window} updates, of sampled completions, over the seeds; the hidden ratio "
+        "of an update in which nothing was mixed is 0.\n"
     )
     parts.append(f"![curves]({report}.png)\n")
     parts.append(f"Mean over the seeds, {SMOOTH} updates at a time, and the band from their lowest to their highest.\n")
