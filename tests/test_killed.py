@@ -39,8 +39,14 @@ def draft(run: Path) -> bool:
     return any(run.glob("checkpoint-*.tmp"))
 
 
-def kill(process, run: Path, seconds: float, *, in_write: bool) -> tuple[bool, bool]:
-    """Kill after so many seconds, or so many after a checkpoint began to be written.
+def updates_of(run: Path) -> int:
+    """How many updates are logged."""
+    path = run / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+
+def kill(process, run: Path, seconds: float, *, in_write: bool, at_most: int) -> tuple[bool, bool]:
+    """Kill after so many seconds, or so many after a checkpoint began to be written; after so many updates at once.
 
     Returns:
         Whether the run had not ended by itself, and whether the write of a checkpoint was cut short.
@@ -50,7 +56,9 @@ def kill(process, run: Path, seconds: float, *, in_write: bool) -> tuple[bool, b
     while in_write and not draft(run) and process.is_alive():
         assert time.monotonic() < end
         time.sleep(0.0005)
-    process.join(seconds)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.is_alive() and updates_of(run) < at_most:
+        time.sleep(0.0005)
     process.kill()
     process.join()
     return process.exitcode == -signal.SIGKILL, draft(run)
@@ -86,7 +94,9 @@ def test_killed_and_resumed(tmp_path, updates, kills, seed):
     for number in range(kills):
         in_write = number % 3 != 2
         process = start(run.parent, *options)
-        killed.append(kill(process, run, rng.uniform(0, 0.03 if in_write else 0.8 * seconds), in_write=in_write))
+        wait = rng.uniform(0, 0.03 if in_write else 0.8 * seconds)
+        share = updates * (number + 1) // (kills + 1)  # of the updates, so that some are left for all other kills
+        killed.append(kill(process, run, wait, in_write=in_write, at_most=share))
         options = [*options[:1], *(["--resume"] if (run / "config.yaml").exists() else [])]
     assert finished(start(run.parent, *options)) == 0
     alive, cut = map(sum, zip(*killed, strict=True))
