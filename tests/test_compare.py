@@ -9,7 +9,8 @@ import pytest
 
 from hrpo import compare as module
 from hrpo.cli import main
-from hrpo.compare import compare, markdown, of_modes, plot_curves, summarize
+from hrpo.compare import compare, of_modes
+from hrpo.comparison import markdown, plot_curves, summarize
 from hrpo.config import EvalConfig, LatentConfig, ModelConfig, RolloutConfig, TrainConfig
 from hrpo.errors import InputError
 from hrpo.overview import report

@@ -167,7 +167,8 @@ def _compare(args: Namespace) -> None:
     arms = {name: _changed(config, name, changes) for name, changes in args.arms.items()}
     with listening() as stop:
         _quiet()
-        from hrpo.compare import compare, of_modes, show
+        from hrpo.compare import compare, of_modes
+        from hrpo.comparison import show
 
         arms = arms or of_modes(config, args.modes)
         comparison = compare(arms, args.seeds, args.results, args.report, decode=args.decode, stop=stop)

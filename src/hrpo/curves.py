@@ -19,7 +19,7 @@ def plot(arms: Mapping[str, Sequence[dict[str, Any]]], titles: Mapping[str, str]
     """Draw one panel for each metric that any run has.
 
     Args:
-        arms: what `hrpo.compare.result_in` keeps of an arm's runs, by the arm's label.
+        arms: what `hrpo.kept.result_in` keeps of an arm's runs, by the arm's label.
         titles: metric -> what stands over its panel; "accuracy" is that of the evaluations.
         path: of the picture.
 

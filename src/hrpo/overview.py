@@ -12,10 +12,11 @@ import yaml
 
 from hrpo import files
 from hrpo.checkpoints import differences
-from hrpo.compare import TESTED, Result, checked, difference_rows, p_value, result_in, summarize
+from hrpo.comparison import difference_rows, p_value, summarize
 from hrpo.curves import SMOOTH, plot
 from hrpo.errors import InputError
 from hrpo.files import read_lines
+from hrpo.kept import HOWS, Result, checked, result_in
 from hrpo.progress import clock, markdown_table
 from hrpo.settings import parse
 from hrpo.statistics import holm, mcnemar, mean_interval, paired_bootstrap
@@ -180,14 +181,14 @@ def _curves_note(arms: Sequence[Arm]) -> str:
 def _numbers(arms: Sequence[Arm]) -> list[Section]:
     """Return the table of final numbers, and that of tests where something can be tested."""
     done = [arm for arm in arms if arm.finished]
-    header = ["", *(f"{how} {when}" for how in TESTED for when in ("before", "after")), "length", "hidden", "updates"]
+    header = ["", *(f"{how} {when}" for how in HOWS for when in ("before", "after")), "length", "hidden", "updates"]
     rows = []
     for arm in arms:
         if not arm.finished:
             rows.append([arm.label, *["-"] * 6, str(max(r["metrics"]["step"][-1] for r in arm.runs.values()))])
             continue
         row = [arm.label]
-        for how in TESTED:
+        for how in HOWS:
             row += [f"{_mean(arm, 'before', how, 'accuracy'):.1%}", _accuracy(arm, how)]
         row += [
             f"{_mean(arm, 'after', 'sampled', name):{form}}"
