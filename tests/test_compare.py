@@ -19,17 +19,21 @@ from hrpo.statistics import t_quantile
 MODES, SEEDS = ["hybrid", "hidden", "sft"], [0, 4]
 
 
-@pytest.fixture
-def config(tmp_path):
+def small(folder):
     return TrainConfig(
         name="{mode}-{seed}",
-        folder=str(tmp_path / "runs"),
+        folder=str(folder / "runs"),
         updates=3,
         save_every=1,
         model=ModelConfig(lora_rank=0),
         rollout=RolloutConfig(prompts=2, group_size=2, max_new_tokens=16),
         eval=EvalConfig(problems=4, batch=4),
     )
+
+
+@pytest.fixture
+def config(tmp_path):
+    return small(tmp_path)
 
 
 def files(folder):
@@ -193,16 +197,7 @@ def test_a_damaged_result_is_told_before_anything_is_trained(config, kept_result
 @pytest.fixture(scope="module")
 def kept_result(tmp_path_factory):
     folder = tmp_path_factory.mktemp("kept")
-    config = TrainConfig(
-        name="{mode}-{seed}",
-        folder=str(folder / "runs"),
-        updates=3,
-        save_every=1,
-        model=ModelConfig(lora_rank=0),
-        rollout=RolloutConfig(prompts=2, group_size=2, max_new_tokens=16),
-        eval=EvalConfig(problems=4, batch=4),
-    )
-    compare(of_modes(config, ["discrete"]), [0])
+    compare(of_modes(small(folder), ["discrete"]), [0])
     (folder / "results").mkdir()
     return folder / "results", (folder / "runs" / "discrete-0.json").read_text()
 
@@ -260,6 +255,13 @@ def test_numbers_by_hand(finished):
     assert "| 0.100 [0.100, 0.100] | 2:02 |" in text
     assert "| hybrid | completion length (tokens) | 9.0 | 8.0 | -1.0 [-1.0, -1.0] |" in text
     assert "| hybrid - discrete | greedy accuracy | +20.0 [-4.8, +44.8] | 0.074 | 0.148 |" in text
+
+
+def test_runs_without_such_metrics_have_no_table_of_them(finished):
+    """As where every one of them skipped an update."""
+    bare = {key: {**result, "metrics": {"step": [1, 2]}} for key, result in finished.items()}
+    assert "while training" not in markdown(summarize(bare))
+    assert "while training" in markdown(summarize(finished))
 
 
 def test_one_seed_has_no_intervals(finished):

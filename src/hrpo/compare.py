@@ -12,7 +12,7 @@ from hrpo.comparison import Run, markdown, plot_curves, summarize
 from hrpo.config import Contender, LatentMode, TrainConfig
 from hrpo.decoded import check_decode, trained_model
 from hrpo.errors import InputError
-from hrpo.kept import Result, checked, decoded_result, evaluation_in, result_in
+from hrpo.kept import Result, checked, decoded_results, evaluation_in, result_in
 from hrpo.progress import console
 from hrpo.ranges import check_config
 from hrpo.run import train
@@ -68,8 +68,9 @@ def compare(
     kept = {key: _kept(folder, run) for key, run in runs.items()}
     again = _plan_decoding(runs, decode or {}, kept, folder)
     places = [_place(folder, run) for run in runs.values()]
-    places += [_place(folder, runs[arm, seed], mode) for arm, seed, mode in again]
-    if len(set(places)) < len(places) or {arm for arm, _ in runs} & {f"{arm} as {mode}" for arm, _, mode in again}:
+    places += [_place(folder, runs[key], mode) for key, modes in again.items() for mode in modes]
+    decoded = {f"{arm} as {mode}" for (arm, _), modes in again.items() for mode in modes}
+    if len(set(places)) < len(places) or decoded & {arm for arm, _ in runs}:
         raise InputError("name: a run, or an arm, is called as another one is that is decoded once more; rename it")
     if not report or Path(report).name != report or folder / f"{report}.json" in places:
         raise InputError(f"report: {report!r} must be a file's name, without its ending, and no run's")
@@ -82,11 +83,13 @@ def compare(
             kept[arm, seed] = result_in(run.run_folder, dataclasses.asdict(run), "name", fix)
             files.write_text(_place(folder, run), json.dumps(kept[arm, seed]) + "\n")
     finished = {key: result for key, result in kept.items() if result is not None}
-    for (arm, seed, mode), result in again.items():
-        if result is None:
-            result = decoded_result(runs[arm, seed], mode, finished[arm, seed])
-            files.write_text(_place(folder, runs[arm, seed], mode), json.dumps(result) + "\n")
-        finished[f"{arm} as {mode}", seed] = result
+    for key, modes in again.items():
+        missing = [mode for mode, found in modes.items() if found is None]
+        for mode, result in decoded_results(runs[key], missing, finished[key]) if missing else ():
+            files.write_text(_place(folder, runs[key], mode), json.dumps(result) + "\n")
+            modes[mode] = result
+        arm, seed = key
+        finished |= {(f"{arm} as {mode}", seed): found for mode, found in modes.items() if found is not None}
     comparison = summarize(finished)
     files.write_text(folder / f"{report}.json", json.dumps(comparison, indent=1) + "\n")
     plot_curves(finished, folder / f"{report}.png")
@@ -141,19 +144,20 @@ def _plan_decoding(
     decode: Mapping[str, list[LatentMode]],
     kept: Mapping[Run, Result | None],
     folder: Path,
-) -> dict[tuple[str, int, LatentMode], Result | None]:
-    """Return what is to be decoded once more, mode by mode, and the results that are kept already."""
+) -> dict[Run, dict[LatentMode, Result | None]]:
+    """Return the runs that are decoded once more: the modes, and the results that are kept already."""
     arms = list(dict.fromkeys(arm for arm, _ in runs))
-    again = dict[tuple[str, int, LatentMode], Result | None]()
-    for arm, modes in decode.items():
+    for arm in decode:
         if arm not in arms:
             raise InputError(f"decode: there is no arm {arm}; the arms are {', '.join(arms)}")
-        for (_, seed), run in ((key, run) for key, run in runs.items() if key[0] == arm):
-            check_decode(run, modes)
-            for mode in modes:
-                again[arm, seed, mode] = _kept(folder, run, mode)
-                if again[arm, seed, mode] is None and (kept[arm, seed] or "after" in evaluation_in(run.run_folder)):
-                    trained_model(run)
+    again = dict[Run, dict[LatentMode, Result | None]]()
+    for key in (key for arm in decode for key in runs if key[0] == arm):
+        run, modes = runs[key], decode[key[0]]
+        check_decode(run, modes)
+        again[key] = {mode: _kept(folder, run, mode) for mode in modes}
+        trained = kept[key] is not None or "after" in evaluation_in(run.run_folder)
+        if trained and None in again[key].values():
+            trained_model(run)  # is there
     return again
 
 

@@ -179,12 +179,13 @@ def markdown(comparison: dict[str, Any], report: str = "comparison") -> str:
             "Differences in percentage points, paired by seed, which a seed's problems, their order and the answers' "
             f"random numbers belong to; paired t-test, p corrected for {len(comparison['differences'])} tests.\n"
         )
-    parts += [*markdown_table(TRAINING, training_rows(comparison)), ""]
-    window = next(found["updates"] for metrics in comparison["training"].values() for found in metrics.values())
-    parts.append(
-        f"Means of the first and the last {window} updates, of sampled completions, over the seeds; the hidden ratio "
-        "of an update in which nothing was mixed is 0.\n"
-    )
+    if comparison["training"]:
+        parts += [*markdown_table(TRAINING, training_rows(comparison)), ""]
+        window = next(found["updates"] for metrics in comparison["training"].values() for found in metrics.values())
+        parts.append(
+            f"Means of the first and the last {window} updates, of sampled completions, over the seeds; the hidden "
+            "ratio of an update in which nothing was mixed is 0.\n"
+        )
     parts.append(f"![curves]({report}.png)\n")
     parts.append(f"Mean over the seeds, {SMOOTH} updates at a time, and the band from their lowest to their highest.\n")
     return "\n".join(parts)

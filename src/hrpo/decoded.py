@@ -1,6 +1,7 @@
 """A trained run, decoded once more in another mode than it was trained in: what its latents are good for."""
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hrpo.latent import MODES
 from hrpo.tasks import load_task
 
 
-def check_decode(run: TrainConfig, modes: list[LatentMode]) -> None:
+def check_decode(run: TrainConfig, modes: Sequence[LatentMode]) -> None:
     """Refuse modes that a run cannot be decoded in.
 
     Raises:
@@ -42,24 +43,22 @@ def trained_model(run: TrainConfig) -> Path:
     return checkpoint
 
 
-def decode(run: TrainConfig, mode: LatentMode) -> tuple[dict[str, Any], dict[str, list[Answer]]]:
-    """Answer a finished run's test problems in another mode, with the random numbers of its own evaluation.
+def decode(
+    run: TrainConfig, modes: Sequence[LatentMode]
+) -> Iterator[tuple[LatentMode, dict[str, Any], dict[str, list[Answer]]]]:
+    """Answer a finished run's test problems in other modes, with the random numbers of its own evaluation.
 
-    Returns:
-        Numbers and answers, by "greedy" and "sampled", as `hrpo.evaluate.evaluate` does.
+    Yields:
+        A mode, with numbers and answers by "greedy" and "sampled", as `hrpo.evaluate.evaluate` returns them.
 
     Raises:
         InputError: see `trained_model`.
 
     """
     model = load_for_inference(str(trained_model(run)), trust_remote_code=run.model.trust_remote_code)
-    model.settings = dataclasses.replace(model.settings, latent_mode=mode)
     task = load_task(run.task, run.seed)
-    return evaluate(
-        model,
-        task,
-        task.test[: run.eval.problems],
-        seed=run.seed,
-        batch=run.eval.batch,
-        label=f"{run.run_folder.name} as {mode}:",
-    )
+    for mode in modes:
+        model.settings = dataclasses.replace(model.settings, latent_mode=mode)
+        label = f"{run.run_folder.name} as {mode}:"
+        problems = task.test[: run.eval.problems]
+        yield mode, *evaluate(model, task, problems, seed=run.seed, batch=run.eval.batch, label=label)

@@ -1,7 +1,7 @@
 """What is kept of a finished run, small enough for a repository: settings, numbers, what was right, metrics."""
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -98,19 +98,24 @@ def _damage_told(place: Path, field: str, fix: str) -> Iterator[None]:
         raise InputError(f"{field}: {place} is damaged ({type(error).__name__}: {error}); {fix}") from error
 
 
-def decoded_result(run: TrainConfig, mode: LatentMode, trained: Result) -> Result:
-    """Return what is kept of a run decoded once more: `decoded`, the mode, and as "after" what came out in it."""
-    numbers, answers = decode(run, mode)
-    right = {how: "".join(str(int(answer.strict)) for answer in part) for how, part in answers.items()}
-    return {
-        "run": trained["run"],
-        "decoded": mode,
-        "settings": trained["settings"],
-        "versions": _versions(),
-        "evaluation": {**trained["evaluation"], "after": numbers},
-        "right": {**trained["right"], "after": right},
-        "metrics": {},
-    }
+def decoded_results(
+    run: TrainConfig, modes: Sequence[LatentMode], trained: Result
+) -> Iterator[tuple[LatentMode, Result]]:
+    """Yield what is kept of a run decoded once more: `decoded`, the mode, and as "after" what came out in it."""
+    for mode, numbers, answers in decode(run, modes):
+        right = {how: "".join(str(int(answer.strict)) for answer in part) for how, part in answers.items()}
+        yield (
+            mode,
+            {
+                "run": trained["run"],
+                "decoded": mode,
+                "settings": trained["settings"],
+                "versions": _versions(),
+                "evaluation": {**trained["evaluation"], "after": numbers},
+                "right": {**trained["right"], "after": right},
+                "metrics": {},
+            },
+        )
 
 
 def _versions() -> dict[str, str]:

@@ -158,7 +158,7 @@ def leave(code: int) -> NoReturn:
     """End this one of several processes, with what it has printed, but without Python's farewell.
 
     A thread of gloo frees the tensors of the last message whenever it comes to it. Where Python is ending by then, it
-    is refused Python's lock and aborts: a finished run would look like a failed one, once in some twenty (PyTorch's
+    is refused Python's lock and aborts: a finished run would look like a failed one, once in some fifteen (PyTorch's
     issue 190489).
     """
     sys.stdout.flush()

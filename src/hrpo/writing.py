@@ -13,6 +13,8 @@ SCRIPTS = (
 )
 # Scripts that are written together (Unicode Technical Standard 39, section 5.1).
 TOGETHER = ({"Han", "Hiragana", "Katakana"}, {"Han", "Hangul"}, {"Han", "Bopomofo"})
+ROUNDS, LONGEST, LEAST = 4, 100, 20  # rounds of a loop, the longest of them, and all of them at least (characters)
+LETTERS = 40  # from which on a language is told
 
 
 def scripts_of(text: str) -> list[str]:
@@ -35,9 +37,6 @@ def is_mixed(scripts: list[str]) -> bool:
     return len(scripts) > 1 and not any(set(scripts) <= group for group in TOGETHER)
 
 
-ROUNDS, LONGEST, LEAST = 4, 100, 20  # rounds of a loop, the longest of them, and all of them at least (characters)
-
-
 def loops(text: str) -> bool:
     """Whether a text ends in the same characters again and again; the last round may be cut off."""
     for period in range(1, min(LONGEST, len(text) // 2) + 1):
@@ -47,9 +46,6 @@ def loops(text: str) -> bool:
         if same + period >= max(ROUNDS * period, LEAST):
             return True
     return False
-
-
-LETTERS = 40  # from which on a language is told
 
 
 def knows_languages() -> bool:
