@@ -235,7 +235,8 @@ def test_paired_t():
     assert p == pytest.approx(1 - math.sqrt(12 / 14))  # t = 2 sqrt(3), P = t / sqrt(2 + t^2)
     assert paired_t([0.4, 0.5, 0.6], [0.5, 0.7, 0.9])[::2] == pytest.approx((-0.2, p))
     assert paired_t([1.0, 2.0], [1.0, 2.0]) == (0, (0, 0), 1)
-    assert paired_t([2.0, 3.0], [1.0, 2.0]) == (1, (1, 1), 0)
+    assert paired_t([2.0, 3.0], [1.0, 2.0]) == (1, (1, 1), 0.5)  # two seeds that agree are no certainty
+    assert paired_t([2.0, 3.0, 4.0], [1.0, 2.0, 3.0]) == (1, (1, 1), 0.25)
     assert paired_t([50.2, 50.3, 50.0, 50.1, 50.1, 50.0, 50.3], [0.0] * 7).p >= 0  # whatever is rounded
     for n in (2, 3, 8):  # at the edge of its interval p is .05
         values = [float(i) for i in range(n)]

@@ -69,7 +69,8 @@ def mean_interval(values: Sequence[float]) -> Interval:
 def paired_t(a: Sequence[float], b: Sequence[float]) -> Difference:
     """Compare two methods on the same seeds: Student's paired t-test, two-sided, with `mean_interval` of a - b.
 
-    Where all differences are equal the interval is a point, and p is 1 (they are 0) or 0.
+    Where all differences are equal there is no spread to compare them with: the interval is a point, and p is the
+    exact one of flipping their signs, 2^(1 - n); 1 where they are 0.
 
     Raises:
         ValueError: fewer than two pairs, or different numbers of values.
@@ -80,7 +81,7 @@ def paired_t(a: Sequence[float], b: Sequence[float]) -> Difference:
     n, mean = len(differences), math.fsum(differences) / len(differences)
     half = (high - low) / 2
     if half == 0:
-        return Difference(mean, (low, high), float(mean == 0))
+        return Difference(mean, (low, high), 1.0 if mean == 0 else 2.0 ** (1 - n))
     t = abs(mean) / half * t_quantile(n - 1)
     within = _t_within(math.atan(t / math.sqrt(n - 1)), n - 1)  # may be a rounding above 1
     return Difference(mean, (low, high), max(1 - within, 0.0))
