@@ -365,6 +365,46 @@ def test_reasoning_gym_answers_that_a_scorer_cannot_read():
     assert task.assess(["#### 1/0", f"#### {example.gold}"], [example] * 2)[1] == [0, 1]
 
 
+@pytest.mark.parametrize("name", ["countdown", "simple_integration", "spiral_matrix"])
+def test_reasoning_gym_runs_no_answer(name, tmp_path):
+    """These scorers evaluate an answer: by sympy, which knows Python's builtins, and by `eval` itself."""
+    pytest.importorskip("reasoning_gym")
+    task = load_task(TaskConfig(f"reasoning_gym/{name}"), test_only=True)
+    example = task.test[1]
+    touch = f"__import__('os').system('touch {tmp_path}/run')"
+    writes = f"open('{tmp_path}/run', 'w')"
+    inner = f"""(lambda: S("{touch}"))()"""
+    hostile = [
+        touch,
+        f"[{touch}]",
+        writes,
+        f"[{writes}]",
+        inner,
+        f"[{inner}]",
+        "[exit()]",
+        "[().__class__]",
+        "[input()]",
+    ]
+    hostile += ["(" * 20_000, "[" * 20_000 + "]" * 20_000, "\0"]
+    right = f"#### {example.gold}"
+    values = task.assess([right, *(f"#### {text}" for text in hostile), right], [example] * (len(hostile) + 2))[1]
+    assert (values[0], values[-1]) == (1, 1)
+    assert max(values[1:-1]) < 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_reasoning_gym_ends_what_takes_long():
+    pytest.importorskip("reasoning_gym")
+    task = load_task(TaskConfig("reasoning_gym/countdown"), test_only=True)
+    example = task.test[0]
+    assert task.judge(f"#### {example.gold}", example).strict
+    for bomb in ("9**9**9**9", "factorial(factorial(100000))", "9" * 2_000_000):
+        before = time.perf_counter()
+        assert task.judge(f"#### {bomb}", example) == (False, False)
+        assert time.perf_counter() - before < 3  # two seconds of the clock, and a busy machine
+        assert task.judge(f"#### {example.gold}", example).strict
+
+
 def test_reasoning_gym_problems_never_coincide():
     """Two dozen different coins and dates: train and test would share most problems."""
     pytest.importorskip("reasoning_gym")

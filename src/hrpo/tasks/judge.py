@@ -16,13 +16,12 @@ import os
 import re
 import signal
 import string
-import subprocess
 import sys
-import threading
 from collections import deque
 from fractions import Fraction
 from typing import NamedTuple
 
+from hrpo.tasks.aside import Aside
 from hrpo.tasks.math_string import tidy, up_to_brace
 
 DELIMITER = "####"  # ends thinking; the answer follows
@@ -170,7 +169,8 @@ def _math_end(answer: str) -> str:
 def _same_math(answer: str, gold: str) -> bool:
     answer, gold = _math_end(answer), _math_end(gold)
     same_string = plain_tex(answer) != "" and plain_tex(answer) == plain_tex(gold)
-    return same_string or _math_verify.equal(_readings(gold)[-1], _readings(answer))
+    question = json.dumps([_readings(gold)[-1], _readings(answer)])
+    return same_string or _math_verify.ask(question) == "true\n"
 
 
 def plain_tex(text: str) -> str:
@@ -200,56 +200,11 @@ def _readings(text: str) -> list[str]:
     return [text, boxed] if len(text) <= _PHRASE_CHARS else [text]
 
 
-class _MathVerify:
-    """math-verify in a process of its own.
-
-    Its own time limit is a SIGALRM: whole seconds, main thread only, and powerless while one big power is taken
-    in C. Here the kernel ends the process when it has used its processor time, whatever it is doing and however
-    busy the machine is; the answer is then wrong, and the next question starts a new process.
-    """
-
-    def __init__(self) -> None:
-        self.forget()
-        os.register_at_fork(after_in_child=self.forget)  # two processes must not share one pipe
-
-    def forget(self) -> None:
-        self.lock = threading.Lock()
-        self.process: subprocess.Popen[str] | None = None
-
-    def equal(self, gold: str, answers: list[str]) -> bool:
-        """Say whether math-verify finds any of the answers equal to the gold one."""
-        with self.lock:
-            # put back only after a whole exchange: an interrupted one leaves a reply that nobody asked for
-            process, self.process = self.process, None
-            if process is None or process.poll() is not None:
-                process = _start_server()
-            reply = _ask(process, json.dumps([gold, answers]))
-            if reply:
-                self.process = process
-            else:
-                process.communicate()  # out of time: collect it
-        return reply == "true\n"
-
-
-def _start_server() -> subprocess.Popen[str]:
-    # -P and the path: it finds what we find, and no module that happens to lie in the working directory
-    command = [sys.executable, "-P", "-c", "from hrpo.tasks.judge import _serve; _serve()"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    process = subprocess.Popen(command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    if not _ask(process, ""):
-        raise RuntimeError("math-verify could not be started; its error is on stderr")
-    return process
-
-
-def _ask(process: subprocess.Popen[str], question: str) -> str:
-    assert process.stdin is not None
-    assert process.stdout is not None
-    print(question, file=process.stdin, flush=True)
-    return process.stdout.readline()
-
-
 def _serve() -> None:
-    """Answer the questions on standard input until it closes. The first, an empty one, asks whether we are up."""
+    """Let math-verify answer the questions on standard input until it closes; see aside.py.
+
+    Its own time limit is a SIGALRM: whole seconds, main thread only, and powerless while one big power is taken in C.
+    """
     import logging
     import resource
 
@@ -271,7 +226,7 @@ def _serve() -> None:
         print(json.dumps(same), file=replies, flush=True)
 
 
-_math_verify = _MathVerify()
+_math_verify = Aside("from hrpo.tasks.judge import _serve; _serve()")
 
 
 def _same_tidied(answer: str, gold: str) -> bool:

@@ -1,19 +1,26 @@
 """Any data set of reasoning-gym (arXiv:2505.24760) as a task: reasoning_gym/NAME.
 
-A completion's answer, the text after the delimiter, is scored by the data set's own `score_answer`.
+A completion's answer, the text after the delimiter, is scored by the data set's own `score_answer`: in another process
+(scorer.py), since several of these evaluate it.
 """
 
+import base64
+import functools
+import json
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
 from hrpo.config import TaskConfig
 from hrpo.errors import InputError
+from hrpo.tasks.aside import Aside
 from hrpo.tasks.judge import DELIMITER
 from hrpo.tasks.task import SYSTEM_PROMPT, Example, Task, make_preamble
 
 PREFIX = "reasoning_gym/"
 TRAIN, TEST = 10_000, 500
+ANSWER_CHARS = 1_000_000  # of its end
 TRIES = 20  # problems drawn for one that is not a test problem
 
 
@@ -56,15 +63,15 @@ def load(config: TaskConfig, seed: int, *, test_only: bool = False) -> Task:
 
     """
     name = config.name.removeprefix(PREFIX)
-    tests = _make(name, seed=0, size=TEST)
+    tests = make(name, seed=0, size=TEST)
     test = [_example(tests[index]) for index in range(TEST)]
     first = 1_000_000 * (1 + seed % 4000)  # some data sets take seeds below 2^32 only
     seen = frozenset(example.question for example in test)
-    train = [] if test_only else Problems(_make(name, seed=first, size=2 * TRAIN), seen)  # as many again to draw anew
+    train = [] if test_only else Problems(make(name, seed=first, size=2 * TRAIN), seen)  # as many again to draw anew
 
     def metric(completions: list[str], *, entry: list[Any], **columns: Any) -> list[float]:
         answers = (text.rpartition(DELIMITER)[2].strip() for text in completions)
-        return [_score(tests, answer, row) for answer, row in zip(answers, entry, strict=True)]
+        return [_score(name, answer, row) for answer, row in zip(answers, entry, strict=True)]
 
     def reward(completions: list[str], *, entry: list[Any], **columns: Any) -> list[float]:
         scores = metric(completions, entry=entry)
@@ -100,7 +107,8 @@ class Problems(Sequence[Example]):
         raise InputError(f"task.name: this data set has too few problems: {TRIES} in a row are test problems")
 
 
-def _make(name: str, seed: int, size: int) -> Any:
+def make(name: str, seed: int, size: int) -> Any:
+    """Return a data set of reasoning-gym."""
     import reasoning_gym
 
     try:
@@ -109,11 +117,15 @@ def _make(name: str, seed: int, size: int) -> Any:
         raise InputError(f"task.name: reasoning-gym cannot make {name}: {error}") from error
 
 
-def _score(dataset: Any, answer: str, entry: dict[str, Any]) -> float:
-    try:
-        return float(dataset.score_answer(answer, entry))
-    except Exception:  # several scorers raise whatever comes up at an answer that they cannot read
-        return 0.0
+def _score(name: str, answer: str, entry: dict[str, Any]) -> float:
+    """Return what a data set's scorer gives an answer; 0 where it cannot read it, or takes too long over it."""
+    question = base64.b64encode(pickle.dumps((answer[-ANSWER_CHARS:], entry))).decode()
+    return float(json.loads(_scorer(name).ask(question) or "0"))
+
+
+@functools.cache
+def _scorer(name: str) -> Aside:
+    return Aside(f"from hrpo.tasks.scorer import serve; serve({name!r})")
 
 
 def _example(entry: dict[str, Any]) -> Example:
