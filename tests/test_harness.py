@@ -136,6 +136,11 @@ def test_a_gate_that_was_never_trained():
         HybridLM("tiny", latent_mode="hybrid")
 
 
+def test_a_mode_that_there_is_not():
+    with pytest.raises(InputError, match=r"latent_mode: must be one of hybrid, .*, got 'hybird'"):
+        HybridLM("tiny", latent_mode="hybird")
+
+
 def test_command_line(folder, tmp_path, monkeypatch):
     words = ["run", "--model", "hrpo", "--model_args", "checkpoint=tiny,latent_mode=interpolation", "--batch_size", "4"]
     words += ["--tasks", "sums_chosen", "--include_path", str(folder), "--output_path", str(tmp_path), "--limit", "3"]

@@ -3,6 +3,7 @@
 `python -m hrpo.harness` is its command line that knows `--model hrpo --model_args checkpoint=DIR,latent_mode=MODE`.
 """
 
+import sys
 from collections import Counter
 from typing import Any
 
@@ -37,7 +38,7 @@ class HybridLM(HFLM):  # type: ignore[misc]  # the harness has no types
         options: the harness's own: max_length, add_bos_token and so on.
 
     Raises:
-        InputError: no such model, or none with a trained gate where one is needed.
+        InputError: no such model or mode, or no trained gate where one is needed.
 
     """
 
@@ -49,6 +50,8 @@ class HybridLM(HFLM):  # type: ignore[misc]  # the harness has no types
         batch_size: int = 1,
         **options: Any,
     ) -> None:
+        if latent_mode is not None and latent_mode not in MODES:
+            raise InputError(f"latent_mode: must be one of {', '.join(MODES)}, got {latent_mode!r}")
         model = load_for_inference(checkpoint) if isinstance(checkpoint, str) else checkpoint
         super().__init__(
             pretrained=model.bare_lm,
@@ -154,4 +157,8 @@ class HybridLM(HFLM):  # type: ignore[misc]  # the harness has no types
 
 
 if __name__ == "__main__":
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except InputError as error:
+        print(f"hrpo: error: {error}", file=sys.stderr)
+        sys.exit(2)
