@@ -455,6 +455,7 @@ def test_what_is_refused(capsys, indexes, tmp_path, corpus):
         (["add", "--task", "nq", "--index", index, *add], "no index in"),
         (["add", "--task", "nq", "--index", indexes / "bm25", *add, "-k", 0], "-k: must be at least 1"),
         (["add", "--task", "nq", "--index", indexes / "bm25", *add, "--path", "none"], "--path: no file none"),
+        (["add", "--task", "nq", "--index", indexes / "bm25", *add, "--out", questions], "is the file of questions"),
         (["add", "--task", "nq", "--index", indexes / "bm25", *add, "--path", tmp_path], "--path: give the test file"),
         (["add", "--task", "bamboogle", "--index", index, *add, "--split", "train"], "bamboogle is for tests only"),
         (["add", "--task", "nq", "--index", index, *add, "--path", tmp_path / "rows.jsonl"], "line 1: no row of nq"),

@@ -43,6 +43,8 @@ def add_passages(
     if k < 1:
         raise InputError(f"-k: must be at least 1, got {k}")
     examples = _questions(task, split, path)
+    if path and Path(out).resolve() == Path(path).resolve():
+        raise InputError(f"--out: {out} is the file of questions, which would be lost; name a new file")
     searched = Index(index)
     found: dict[str, list[list[float]]] = {ANSWER: [], PARAGRAPH: [], TITLE: []}
     left = iter(examples)
