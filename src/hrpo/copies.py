@@ -1,4 +1,4 @@
-"""A copy of the language model for decoding: adapters folded in, weights packed; the model itself stays as it is."""
+"""Copies of language model and gate for decoding: adapters folded in, weights packed; they stay as they are."""
 
 import copy
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from hrpo.gate import HybridGate
 from hrpo.linear import LinearParts, PackedLinear, PackedProduct, product_dtype
 from hrpo.model import HybridCausalLM
 from hrpo.techniques import Techniques
@@ -40,12 +41,24 @@ def decoding_copy(model: HybridCausalLM, techniques: Techniques) -> Any:
         stand_ins |= {id(layer): _folded(layer) for layer in layers.values()}
         return copy.deepcopy(bare, stand_ins)
     together = [names for names in model.read_together if layers.keys() >= set(names)]
-    alone = layers.keys() - {name for names in together for name in names}
-    for names in [*together, *([name] for name in alone)]:
+    grouped = {name for names in together for name in names}
+    for names in [*together, *([name] for name in layers if name not in grouped)]:
         product = PackedProduct([_parts(layers[name], dtype, fold=fold) for name in names])
         for index, name in enumerate(names):
             stand_ins[id(layers[name])] = PackedLinear(product, index, layers[name].in_features)
     return copy.deepcopy(bare, stand_ins)
+
+
+def decoding_gate(model: HybridCausalLM, techniques: Techniques) -> HybridGate:
+    """Return a copy of the gate that computes the same, faster and without gradient; itself where nothing is faster."""
+    gate = model.gate
+    linears = (gate.reset_gate, gate.input_gate)
+    if not techniques.packed_weights or product_dtype(gate.Lambda.dtype, model.device) is None:
+        return gate
+    product = PackedProduct([LinearParts(layer.weight, layer.bias) for layer in linears])
+    stand_ins: dict[int, Any] = {id(parameter): parameter for parameter in gate.parameters()}
+    stand_ins |= {id(layer): PackedLinear(product, at, layer.in_features) for at, layer in enumerate(linears)}
+    return copy.deepcopy(gate, stand_ins)
 
 
 def linear_layers(lm: Any) -> Iterator[tuple[str, Any]]:
@@ -56,7 +69,8 @@ def linear_layers(lm: Any) -> Iterator[tuple[str, Any]]:
             continue
         if isinstance(layer, LoraLayer):
             inside += (name + ".",)
-            if isinstance(layer, LoraLinear) and type(layer.base_layer) is nn.Linear and not layer.lora_variant:
+            plain = isinstance(layer, LoraLinear) and not layer.lora_variant and not any(layer.lora_bias.values())
+            if plain and type(layer.base_layer) is nn.Linear:
                 yield name, layer
         elif type(layer) is nn.Linear:
             yield name, layer

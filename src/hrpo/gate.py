@@ -52,7 +52,8 @@ def mix_candidates(ids: Tensor, weights: Tensor, embedding_table: Tensor, chunk:
     out = flat.new_empty(flat_ids.shape[0], embedding_table.shape[1])
     for at in range(0, flat_ids.shape[0], chunk):
         rows = slice(at, at + chunk)
-        out[rows] = torch.bmm(flat[rows].unsqueeze(1), embedding_table[flat_ids[rows]].to(flat.dtype)).squeeze(1)
+        found = embedding_table.index_select(0, flat_ids[rows].flatten()).to(flat.dtype)
+        out[rows] = torch.bmm(flat[rows].unsqueeze(1), found.view(*flat_ids[rows].shape, -1)).squeeze(1)
     return out.view(*ids.shape[:-1], -1)
 
 

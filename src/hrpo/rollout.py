@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hrpo.config import LatentMode
+from hrpo.copies import decoding_gate
 from hrpo.decoder import left_pad, make_decoder
 from hrpo.delimiter import delimiter_automaton
 from hrpo.errors import InputError
@@ -289,6 +290,7 @@ def generate(
     decoder = make_decoder(
         model, techniques, prompts=at_a_time, longest_prompt=max(map(len, prompt_ids)), max_new_tokens=T
     )
+    gate = decoding_gate(model, techniques)
     compact = techniques.compact and decoder.compacts
 
     completion_ids = torch.full((N, T), pad, device=device)
@@ -386,7 +388,7 @@ def generate(
                 latents = put_in_place(mode, latents, uniforms[rows, t], noise)
             if dense is not None:
                 dense[rows, t] = latents
-            out, a = feed(mode, model.gate, inputs, latents, token_share(mode, chosen_from))
+            out, a = feed(mode, gate, inputs, latents, token_share(mode, chosen_from))
             inputs = torch.where(mixed.unsqueeze(1), out.to(inputs.dtype), inputs)
             hybrid_mask[rows, t] = mixed
             gate_mean[rows, t] = torch.where(mixed, a.mean(dim=1), 1)
