@@ -96,7 +96,8 @@ class PackedProduct:
         first = layers[0].weight
         self.dtype, self.sizes = first.dtype, [len(layer.weight) for layer in layers]
         self.inner_dtype = product_dtype(first.dtype, first.device)
-        self.weight = self.pack(torch.cat([layer.weight for layer in layers]))
+        # Of one layer no copy: for a head it would be as large as all else that is left.
+        self.weight = self.pack(first if len(layers) == 1 else torch.cat([layer.weight for layer in layers]))
         self.bias, self.factors = None, None
         if any(layer.bias is not None for layer in layers):
             biases = [first.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias for layer in layers]
