@@ -2,7 +2,7 @@
 
 import dataclasses
 from argparse import SUPPRESS
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from docstring_parser import parse
 
@@ -69,6 +69,8 @@ def kind(hint: Any) -> str:
     """Return a type in words, or its choices."""
     if get_origin(hint) is Literal:
         return ", ".join(f"`{choice}`" for choice in get_args(hint))
+    if get_origin(hint) is Union:
+        return ", ".join(map(kind, get_args(hint)))
     if get_origin(hint) is dict:
         return "names with numbers"
     return TYPES[hint]

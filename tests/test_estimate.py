@@ -29,7 +29,7 @@ def test_parts_by_hand():
     assert parts["adapters and gate"] == 4 * (adapters + GATE)
     assert parts["AdamW"] == 8 * (adapters + GATE)
     assert "reference" not in parts
-    full = dataclasses.replace(CONFIG, model=ModelConfig(lora_rank=0))
+    full = dataclasses.replace(CONFIG, model=ModelConfig(lora_rank=0), token_budget=100)  # the rollout takes more
     parts = estimate_memory(full, LLAMA, cpu=True)
     assert parts["reference"] == parts["weights"] == 4 * WEIGHTS
     assert parts["AdamW"] == 8 * (WEIGHTS + GATE)
@@ -48,8 +48,9 @@ def test_what_saves_memory_saves_it():
 
 
 def test_processes_share_groups_and_shards_share_parameters():
-    alone = estimate_memory(CONFIG, LLAMA, cpu=True)
-    shared = estimate_memory(CONFIG, LLAMA, cpu=True, processes=4)
+    rolls = dataclasses.replace(CONFIG, token_budget=100)  # the rollout takes more than the update
+    alone = estimate_memory(rolls, LLAMA, cpu=True)
+    shared = estimate_memory(rolls, LLAMA, cpu=True, processes=4)
     assert shared["keys and values"] * 4 == alone["keys and values"]
     assert shared["weights"] == alone["weights"]
     full = dataclasses.replace(CONFIG, model=ModelConfig(lora_rank=0), sharding="full")
@@ -59,7 +60,20 @@ def test_processes_share_groups_and_shards_share_parameters():
         assert sharded[name] == alone[name] // 4
     root = 2 * 64_000 + 64 + GATE  # what belongs to no block
     running = root * (4 + 4) + 2 * (WEIGHTS + GATE - root) // 3 * 4
-    assert sharded["gathered weights"] == 4 * (WEIGHTS + GATE) + running
+    assert sharded["gathered weights"] == running
+    rolls = dataclasses.replace(full, token_budget=100)
+    assert estimate_memory(rolls, LLAMA, cpu=True, processes=4)["gathered weights"] == 4 * (WEIGHTS + GATE)
+
+
+def test_blocks_are_recomputed_on_a_cpu_where_it_tells():
+    def activations(recompute, cpu, **changes):
+        config = dataclasses.replace(CONFIG, recompute=recompute, token_budget=10**6, **changes)
+        return estimate_memory(config, LLAMA, cpu=cpu)["activations"]
+
+    many = {"rollout": RolloutConfig(40, 8, 100, max_prompt_tokens=50)}
+    assert activations("auto", True) == activations(False, True)  # a few MB
+    assert activations("auto", False, **many) == activations(False, False, **many)
+    assert activations(True, True, **many) < activations("auto", True, **many) < activations(False, True, **many)
 
 
 @pytest.mark.slow

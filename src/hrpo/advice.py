@@ -82,7 +82,7 @@ def memory_advice(peak: int, available: int, config: TrainConfig) -> list[str]:
     if peak <= 0.9 * available:
         return []
     ways = ["lower token_budget"]
-    if not config.recompute:
+    if config.recompute is not True:
         ways.append("set recompute to true")
     if config.model.lora_rank == 0:
         ways.append("train adapters (model.lora_rank 32)")

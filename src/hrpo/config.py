@@ -244,7 +244,9 @@ class TrainConfig:
         seed: of data order, sampling and initial gate.
         token_budget: tokens of a micro-batch, a group's prompt counted once; lower it when memory runs out. 0 takes
             a group, or 1,024 to 4,096, on a CPU, where more is no faster, and 16,384 elsewhere.
-        recompute: keep less of the forward pass and compute it anew in the backward pass; slower, less memory.
+        recompute: keep only the inputs of the model's blocks and compute the rest anew in the backward pass: less
+            memory, more time. auto does it on a CPU, for as many blocks as it takes for the others to keep no more than
+            half of what the weights take, or 256 MB.
         sharding: with several processes, "full" leaves each its share of the parameters, of their gradients and of the
             optimizer's state (torch's fully_shard); "none" gives each all of them.
         save_every: updates between checkpoints; the last is always kept.
@@ -268,7 +270,7 @@ class TrainConfig:
     updates: int = 100
     seed: int = 0
     token_budget: int = 0
-    recompute: bool = False
+    recompute: bool | Literal["auto"] = "auto"
     sharding: Sharding = "none"
     save_every: int = 50
     tracker: Tracker = "none"

@@ -1,5 +1,6 @@
 """Memory that a training run will need, from the shapes of its model alone: no weights, nothing is run."""
 
+import math
 import re
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import nn
 from hrpo.config import TrainConfig
 from hrpo.head import HEAD_CHUNK
 from hrpo.latent import mode_of
+from hrpo.recompute import share_to_recompute
 
 LIBRARIES = 450_000_000  # Python, torch and transformers in a process on a CPU, measured
 
@@ -16,9 +18,8 @@ LIBRARIES = 450_000_000  # Python, torch and transformers in a process on a CPU,
 def estimate_memory(config: TrainConfig, lm_config: Any, *, cpu: bool, processes: int = 1) -> dict[str, int]:
     """Return bytes by what they are for in each process; their sum is its estimated peak.
 
-    Activations are counted for decoder blocks as Llama has them. On an accelerator what a rollout needs is free again
-    when the update needs its own, so that the larger of the two counts; on a CPU the C library gives little of it back,
-    and both do. Measured peaks beside it: docs/performance.md.
+    Activations are counted for decoder blocks as Llama has them. What a rollout needs is free again when the update
+    needs its own, so that the larger of the two counts. Measured peaks beside it: docs/performance.md.
 
     Args:
         config: of the run; prompts are taken to have `rollout.max_prompt_tokens` (512 where it is 0) and completions
@@ -62,9 +63,13 @@ def estimate_memory(config: TrainConfig, lm_config: Any, *, cpu: bool, processes
     budget = config.token_budget or (min(max(group, 1024), 4096) if cpu else 16384)
     tokens = min(budget, own * group)
     tokens = tokens // group * group if tokens > group else tokens  # groups are not cut where they need not be
-    # Bytes that a block keeps for its backward pass, per token; adapters, in float32, keep their inputs once more.
-    block = (8 * D + 2 * kv + 4 * inner + 7 * rank) * act + (4 * (6 * D + inner) if half and rank else 0)
-    kept = L * D * act + block if config.recompute else L * block
+    # Bytes that a block keeps for its backward pass, per token; norms work in float32.
+    block = (8 * D + 2 * kv + 4 * inner + 7 * rank) * act + (8 * D if half and rank else 0)
+    passed = act * sum(layer.in_features + layer.out_features for layer in linears)
+    share = float(config.recompute) if config.recompute != "auto" else 0.0
+    if config.recompute == "auto" and cpu:
+        share = share_to_recompute(tokens * passed, total * stored)
+    kept = math.ceil(share * L) * D * act + math.floor((1 - share) * L) * block + (block if share else 0)
     # Gathered while the update runs: what belongs to no block, with its gradients where it is trained, and two blocks.
     running = root * (stored + (0 if rank else 4)) + 2 * (total + gate - root) // L * stored
     decoding = {
@@ -87,8 +92,6 @@ def estimate_memory(config: TrainConfig, lm_config: Any, *, cpu: bool, processes
         "AdamW": trained * 8 // shards,
     }
     if cpu:
-        gathered = decoding["gathered weights"] + update["gathered weights"]
-        parts |= {"libraries": LIBRARIES} | decoding | update | {"gathered weights": gathered}
-    else:
-        parts |= decoding if sum(decoding.values()) > sum(update.values()) else update
+        parts["libraries"] = LIBRARIES
+    parts |= decoding if sum(decoding.values()) > sum(update.values()) else update
     return {name: size for name, size in parts.items() if size}

@@ -1,6 +1,7 @@
 """Blocks that keep only their input, and compute what is inside anew in the backward pass: less memory, more time."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -9,7 +10,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from hrpo.copies import linear_layers
+
 Context = Callable[[], AbstractContextManager[Any]]
+LEAST_KEPT = 256_000_000  # bytes of activations that are kept in any case
 
 
 class _Recomputed(nn.Module):
@@ -35,19 +39,45 @@ class _Recomputed(nn.Module):
 
 
 @contextlib.contextmanager
-def recomputed_blocks(lm: Any, context: Context) -> Iterator[None]:
-    """Within it, a transformers model runs its blocks so; a model without marked blocks runs as it is.
+def recomputed_blocks(lm: Any, share: float, context: Context) -> Iterator[None]:
+    """Within it, a transformers model runs its first blocks so; a model without marked blocks runs as it is.
 
     Args:
         lm: the model.
+        share: of its blocks, rounded up.
         context: what has to hold while a block is computed anew, outside of this context.
 
     """
-    blocks = [(name, block) for name, block in lm.named_modules() if isinstance(block, GradientCheckpointingLayer)]
-    for name, block in blocks:
+    blocks = _blocks(lm)
+    chosen = blocks[: math.ceil(share * len(blocks))]
+    for name, block in chosen:
         lm.set_submodule(name, _Recomputed(block, context))
     try:
         yield
     finally:
-        for name, block in blocks:
+        for name, block in chosen:
             lm.set_submodule(name, block)
+
+
+def share_to_recompute(kept: int, weights: int) -> float:
+    """Return the share of blocks to compute anew, so that the others keep no more than half of what the weights take.
+
+    256 MB are kept in any case.
+
+    Args:
+        kept: bytes that all blocks would keep, see `kept_bytes`.
+        weights: bytes of the model.
+
+    """
+    return 1 - max(LEAST_KEPT, weights / 2) / max(LEAST_KEPT, weights / 2, kept)
+
+
+def kept_bytes(lm: Any, tokens: int) -> int:
+    """Return what the blocks keep of so many tokens: what linear layers read and write. SmolLM2 keeps a sixth more."""
+    layers = [layer for _, block in _blocks(lm) for _, layer in linear_layers(block)]
+    passed: int = sum((layer.in_features + layer.out_features) * layer.weight.element_size() for layer in layers)
+    return tokens * passed
+
+
+def _blocks(lm: Any) -> list[tuple[str, nn.Module]]:
+    return [(name, block) for name, block in lm.named_modules() if isinstance(block, GradientCheckpointingLayer)]

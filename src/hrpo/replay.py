@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hrpo.adapters import fused_adapters
 from hrpo.attention import laid_out, packed_attention, run_packed
 from hrpo.config import Policy
 from hrpo.gate import mix_candidates
@@ -28,7 +29,7 @@ def replay(
     *,
     policy: Policy = "model",
     with_reference: bool = True,
-    recompute: bool = False,
+    recompute: float = 0.0,
     techniques: Techniques = FAST,
 ) -> tuple[Tensor, Tensor | None]:
     """Feed a rollout again and return the log-probability of each of its tokens.
@@ -44,7 +45,8 @@ def replay(
         policy: which distribution the log-probabilities are of: "model", the unscaled logits (as released);
             "tempered", divided by the sampler's temperature (as TRL); "sampler", its top_k candidates only.
         with_reference: compute the reference too.
-        recompute: keep only the inputs of the model's blocks and compute the rest anew in the backward pass.
+        recompute: share of the model's blocks (True: all) that keep only their inputs, and are computed anew in the
+            backward pass.
         techniques: what makes it fast; for tests and benchmarks.
 
     Returns:
@@ -119,7 +121,7 @@ class _Packed:
     """Each group's prompt once and its completions in one row without padding; the head in chunks."""
 
     def __init__(
-        self, model: HybridCausalLM, rollout: Rollout, policy: Policy, techniques: Techniques, recompute: bool
+        self, model: HybridCausalLM, rollout: Rollout, policy: Policy, techniques: Techniques, recompute: float
     ) -> None:
         self.model, self.rollout, self.policy = model, rollout, policy
         self.techniques, self.recompute = techniques, recompute
@@ -141,21 +143,26 @@ class _Packed:
     @contextlib.contextmanager
     def again(self, lm: Any) -> Iterator[None]:
         """What holds in the forward pass, for blocks that are computed anew after it."""
-        with packed_attention(lm), laid_out(self.layout), _products(self.techniques):
+        with packed_attention(lm), laid_out(self.layout), _products(self.techniques), self.adapters(lm):
             yield
+
+    def adapters(self, lm: Any) -> contextlib.AbstractContextManager[None]:
+        """Return the context in which adapters are fused; under autocast layers choose the dtype by themselves."""
+        fuse = self.techniques.fused_adapters and self.model.autocast is None
+        return fused_adapters(lm) if fuse else contextlib.nullcontext()
 
     def blocks(self, lm: Any, *, reference: bool) -> contextlib.AbstractContextManager[None]:
         """Return the context in which blocks keep only their inputs; nothing where there is no backward pass."""
         if reference or not self.recompute:
             return contextlib.nullcontext()
-        return recomputed_blocks(lm, functools.partial(self.again, lm))
+        return recomputed_blocks(lm, self.recompute, functools.partial(self.again, lm))
 
     def logprobs(self, *, reference: bool) -> Tensor:
         """(N, T)."""
         model, rollout, layout = self.model, self.rollout, self.layout
         inputs = self.inputs(reference=reference)
         with model.weights(reference=reference) as lm:
-            with model.precision(), packed_attention(lm), self.blocks(lm, reference=reference):
+            with model.precision(), packed_attention(lm), self.adapters(lm), self.blocks(lm, reference=reference):
                 hidden = run_packed(lm, inputs, layout.positions, layout).index_select(0, layout.predicts_from)
             head = lm.get_output_embeddings()
         mask = rollout.completion_mask.bool()

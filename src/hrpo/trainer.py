@@ -52,6 +52,7 @@ from hrpo.processes import together
 from hrpo.progress import console
 from hrpo.prompts import decode, encode
 from hrpo.ranges import check_config
+from hrpo.recompute import kept_bytes, share_to_recompute
 from hrpo.replay import replay
 from hrpo.rewards import score
 from hrpo.rollout import Rollout, generate, sample_key
@@ -319,12 +320,22 @@ class Trainer:
     ) -> tuple[Tensor, Tensor | None]:
         """Feed a rollout again, see `replay`."""
         run = functools.partial(replay, self.model) if self.sharded is None else self.sharded.replay
-        return run(rollout, policy=policy, with_reference=with_reference, recompute=self.config.recompute)
+        return run(rollout, policy=policy, with_reference=with_reference, recompute=self.recompute(rollout))
+
+    def recompute(self, rollout: Rollout) -> float:
+        """Return the share of the model's blocks that are computed anew in the backward pass."""
+        if self.config.recompute != "auto":
+            return float(self.config.recompute)
+        if self.model.device.type != "cpu":
+            return 0.0
+        lm, tokens = self.model.bare_lm, int(rollout.prompt_mask.sum() + rollout.completion_mask.sum())
+        return share_to_recompute(kept_bytes(lm, tokens), sum(p.numel() * p.element_size() for p in lm.parameters()))
 
     def backward(self, loss: Tensor) -> None:
         """Add the loss's gradients to those that are there."""
         # fully_shard leaves the mean over the processes of what they add
         torch.autograd.backward(loss if self.sharded is None else loss * processes.count())
+        give_back(self.model.device)
 
     def sum_gradients(self) -> None:
         """Let every process have the gradients of the whole batch; `fully_shard` has added them up already."""
