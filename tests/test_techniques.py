@@ -129,6 +129,36 @@ def test_long_prompts_are_not_repeated(arch, recompute, monkeypatch):
         same(others[name], gradient, 1e-9)
 
 
+@pytest.mark.parametrize("arch", ARCHS)
+def test_attention_in_products_is_the_same(arch, monkeypatch):
+    """In float64, though it is meant for bfloat16."""
+    model = adapted(arch)
+    rollout = generate(model, PROMPTS, group_size=G, seed=3, **SAMPLER)
+    calls = []
+
+    def run(in_products):
+        monkeypatch.setattr(packing.PackedGroups, "_in_products", lambda *_: calls.append(1) or in_products)
+        model.zero_grad()
+        logprobs, _ = replay(model, rollout, with_reference=False)
+        (logprobs**2).sum().backward()
+        return logprobs, {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+
+    (expected, gradients), (actual, others) = run(False), run(True)
+    assert bool(calls) == (arch not in WINDOW)  # those take the plain path
+    same(actual, expected, 1e-10)
+    for name, gradient in gradients.items():
+        same(others[name], gradient, 1e-9)
+
+
+def test_attention_in_products_serves_bfloat16_on_cpus():
+    layout = packing.PackedGroups(torch.ones(1, 5), torch.ones(2, 3), 2)
+    multiplies = product_dtype(torch.bfloat16, CPU) == torch.bfloat16
+    assert layout._in_products(torch.zeros(1, dtype=torch.bfloat16)) == multiplies
+    assert not layout._in_products(torch.zeros(1))
+    long = packing.PackedGroups(torch.ones(1, packing.LONG_PROMPT), torch.ones(2, 3), 2)
+    assert not long._in_products(torch.zeros(1, dtype=torch.bfloat16))
+
+
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
 @pytest.mark.parametrize("arch", ARCHS)
 def test_recomputed_blocks_give_the_same_gradients(arch, lora):

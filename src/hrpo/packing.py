@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hrpo.shared_prompt import SharedPromptAttention
+from hrpo.linear import product_dtype
+from hrpo.shared_prompt import SharedPromptAttention, attend_causally, attend_in_products
 
 LONG_PROMPT = 512  # tokens from which it pays not to repeat a prompt's keys and values for each completion
 
@@ -55,7 +56,10 @@ class PackedGroups:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Prompts attend to themselves; completions to their group's prompt and to themselves."""
         q, k, v = (_take(x, self.prompt_places).transpose(1, 2) for x in (query, key, value))  # (B, heads, P, d)
-        parts = [F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)]
+        if self._in_products(q):
+            parts = [attend_causally(q, k, v, scale)]
+        else:
+            parts = [F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)]
         if self.mask.shape[2]:
             own = [_take(x, self.completion_places).transpose(1, 2) for x in (query, key, value)]  # (N, heads, own, d)
             parts.append(self._attend_to_both(k, v, own, scale))
@@ -66,15 +70,21 @@ class PackedGroups:
         """(B, H_kv, P, d) of the prompts, (N, heads, own, d) of the completions -> (N, H, own, d_v)."""
         query, key, value = own
         G, P, d = self.group_size, k.shape[2], k.shape[3]
-        if P >= LONG_PROMPT and query.device.type == "cpu" and v.shape[3] == d:
+        long = P >= LONG_PROMPT and query.device.type == "cpu" and v.shape[3] == d
+        if long or self._in_products(query):
             bias = torch.where(self.in_prompt, 0.0, -torch.inf).to(query.dtype)[:, None, None]  # (B, 1, 1, P)
             arguments = (query, k, v, key, value, bias, scale, G)
-            out: Tensor = SharedPromptAttention.apply(*arguments)  # type: ignore[no-untyped-call]
+            out: Tensor = SharedPromptAttention.apply(*arguments) if long else attend_in_products(*arguments)  # type: ignore[no-untyped-call]
             return out
         keys, values = (
             torch.cat([shared.repeat_interleave(G, dim=0), x], dim=2) for shared, x in ((k, key), (v, value))
         )
         return F.scaled_dot_product_attention(query, keys, values, attn_mask=self.mask, scale=scale, enable_gqa=True)
+
+    def _in_products(self, query: Tensor) -> bool:
+        """Whether all scores are computed: faster on a CPU that multiplies bfloat16, and they are few."""
+        short = self.prompt_places.shape[1] < LONG_PROMPT
+        return short and product_dtype(query.dtype, query.device) == torch.bfloat16
 
 
 def _take(x: Tensor, places: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
-"""Attention to a long prompt that completions share and to their own tokens, without a copy of it for each, on CPUs.
+"""Attention to a prompt that completions share and to their own tokens, without a copy of it for each, on CPUs.
 
-A softmax over two sets of keys is the sum of the softmaxes over each, weighted by their shares of the normaliser. And
+Short prompts in bfloat16 have all scores computed (`attend_in_products`); long ones have not (`SharedPromptAttention`):
+a softmax over two sets of keys is the sum of the softmaxes over each, weighted by their shares of the normaliser. And
 the gradients of flash attention (arXiv:2205.14135) need the output and the normaliser alone: given those of both sets
 together, each set's backward pass gives its part of the gradients.
 """
@@ -58,6 +59,44 @@ class SharedPromptAttention(torch.autograd.Function):
         )
         to_query_too, *to_own = _attend_backward(grad, query, key, value, out, log, 0.0, True, scale=scale)
         return _apart(to_query, G) + to_query_too, *to_prompt, *to_own, None, None, None
+
+
+def attend_in_products(
+    query: Tensor,
+    prompt_key: Tensor,
+    prompt_value: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor,
+    scale: float,
+    G: int,
+) -> Tensor:
+    """Do what `SharedPromptAttention` does, with all scores at hand.
+
+    In bfloat16, forward and backward take a third of the time of the fused attention, whose backward pass is slower
+    there than in float32. The scores of a long prompt would take too much memory.
+    """
+    N, heads, S, d = key.shape  # heads: H_kv
+    P = bias.shape[3]
+    q = (query * scale).reshape(N, heads, -1, d)  # (N, H_kv, per * S, d)
+    on_prompt = _together(q, G) @ prompt_key.transpose(2, 3) + bias  # (B, H_kv, G * per * S, P)
+    on_own = (q @ key.transpose(2, 3)).view(N, heads, -1, S, S) + _causal(S, query)  # (N, H_kv, per, S, S)
+    shares = torch.softmax(torch.cat([on_prompt, _together(on_own.flatten(2, 3), G)], dim=3), dim=3)
+    out = _apart(shares[..., :P] @ prompt_value, G) + _apart(shares[..., P:], G) @ value  # (N, H_kv, per * S, d_v)
+    return out.reshape(N, query.shape[1], S, -1)
+
+
+def attend_causally(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Let prompts attend to themselves, with all scores at hand: (B, H, P, d), (B, H_kv, P, d) -> (B, H, P, d_v)."""
+    B, heads, P, d = key.shape
+    q = (query * scale).reshape(B, heads, -1, d)  # (B, H_kv, per * P, d)
+    scores = (q @ key.transpose(2, 3)).view(B, heads, -1, P, P) + _causal(P, query)
+    return (torch.softmax(scores, dim=4).flatten(2, 3) @ value).view(B, query.shape[1], P, -1)
+
+
+def _causal(S: int, like: Tensor) -> Tensor:
+    """0 where a position may look, minus infinity where it may not: (S, S)."""
+    return torch.full((S, S), -torch.inf, dtype=like.dtype, device=like.device).triu(1)
 
 
 def _together(x: Tensor, G: int) -> Tensor:
