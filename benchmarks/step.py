@@ -2,17 +2,27 @@
 
     python -m benchmarks.step [--json FILE] [--prompts FILE] [--device cuda]
 
-4 prompts x 8 completions of up to 64 tokens, LoRA. Each peak is that of a process of its own, after one step. The third
-row recomputes the model's blocks in the backward pass (`recompute: true`), as TRL does by default.
+4 prompts x 8 completions of up to 64 tokens, LoRA. Each peak is that of a process of its own, after one step. On a CPU
+some of the model's blocks are recomputed in the backward pass by default, and all of them by TRL; the second row keeps
+everything (`recompute: false`). The last row is the limit: the step's products with the model's weights, nothing else.
 """
 
 import argparse
 import dataclasses
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
+from peft.tuners.lora import LoraLayer
+from torch.nn import functional as F
+
+from hrpo import HybridCausalLM
 from hrpo.catalog import resolve
+from hrpo.copies import linear_layers
+from hrpo.head import HEAD_CHUNK
+from hrpo.linear import OneDNN
 
 from . import ours
 from .harness import (
@@ -24,15 +34,19 @@ from .harness import (
     parse,
     peak_gigabytes,
     problems,
+    prompt_ids,
     report_peak,
     share,
     show,
     spread,
 )
 from .peers import TrlTrainer
+from .rollout import products as decode_products
 
 PROMPTS, GROUP, TOKENS = 4, 8, 64
 SECONDS_FOR_PEAKS = 100
+KEEPING, PRODUCTS = "hrpo, recompute: false", "its matrix products alone"
+RECOMPUTE = {"hrpo": "auto", KEEPING: False}
 ROLLOUT = {"prompts": PROMPTS, "group_size": GROUP, "max_new_tokens": TOKENS}
 
 
@@ -50,21 +64,24 @@ def main() -> None:
         arguments = ["--prompts", str(options.prompts), "--dtype", dtype, "--model", options.model]
         arguments += ["--threads", str(options.threads)]
         peaks[dtype] = {
-            name: peak_gigabytes(options.device, "benchmarks.step", *arguments, "--child", name) for name in seconds
+            name: peak_gigabytes(options.device, "benchmarks.step", *arguments, "--child", name)
+            for name in seconds
+            if name != PRODUCTS
         }
         details[dtype] = {"seconds": seconds, "lengths": lengths, "peak_gigabytes": peaks[dtype]}
         show(
             f"training step, {PROMPTS} x {GROUP}, up to {TOKENS} tokens, {dtype}",
             ["", "seconds", "range (runs)", "peak GB"],
             [
-                (name, f"{middle[dtype][name]:.2f}", spread(s), f"{peaks[dtype][name]:.2f}")
+                (name, f"{middle[dtype][name]:.2f}", spread(s), f"{peaks[dtype].get(name, math.nan):.2f}")
                 for name, s in seconds.items()
             ],
         )
         print(f"mean tokens of our completions in each step: {lengths_note(lengths)}")
     ratios: dict[str, float] = {}
+    for dtype, part in middle.items():
+        ratios["step_over_matmuls" if dtype == "fp32" else f"step_over_matmuls_{dtype}"] = part["hrpo"] / part[PRODUCTS]
     if "fp32" in middle:
-        ratios["peak_memory_over_trl_recompute"] = peaks["fp32"]["hrpo, recompute"] / peaks["fp32"]["TRL"]
         ratios["step_vs_trl"] = middle["fp32"]["TRL"] / middle["fp32"]["hrpo"]
         ratios["peak_memory_over_trl"] = peaks["fp32"]["hrpo"] / peaks["fp32"]["TRL"]
     if "bf16" in middle:
@@ -75,14 +92,15 @@ def main() -> None:
 
 def measure(options: argparse.Namespace, dtype: str, until: float) -> tuple[dict[str, list[float]], list[int]]:
     """Return the seconds of each step, measured by then, and the lengths of our completions."""
-    seconds: dict[str, list[float]] = {"hrpo": [], "hrpo, recompute": [], "TRL": []}
+    seconds: dict[str, list[float]] = {"hrpo": [], KEEPING: [], "TRL": [], PRODUCTS: []}
     lengths: list[int] = []
     with tempfile.TemporaryDirectory() as folder:
         trainer = our_trainer(options, dtype, Path(folder))
+        prompts = [len(prompt) for prompt in prompt_ids(trainer.model.tokenizer, options.prompts, PROMPTS)]
 
         def our_turn(turn: int) -> None:
-            for name in ("hrpo", "hrpo, recompute"):
-                trainer.config = dataclasses.replace(trainer.config, recompute="recompute" in name)
+            for name in ("hrpo", KEEPING):
+                trainer.config = dataclasses.replace(trainer.config, recompute=RECOMPUTE[name])
                 start = clock()
                 metrics = trainer.train_step()
                 took = clock() - start
@@ -90,9 +108,44 @@ def measure(options: argparse.Namespace, dtype: str, until: float) -> tuple[dict
                 if turn:
                     seconds[name].append(took)
                     lengths.append(round(metrics["length"]))
+            if turn:
+                seconds[PRODUCTS].append(products_alone(trainer.model, prompts, round(metrics["length"])))
+                note(PRODUCTS, turn, seconds[PRODUCTS][-1])
 
         seconds["TRL"] = their_trainer(options, dtype).seconds(options.runs, our_turn, until)
     return seconds, lengths
+
+
+@torch.no_grad()
+def products_alone(model: HybridCausalLM, prompts: list[int], length: int) -> float:
+    """Return the seconds of a step's products with the model's weights, adapters and all else left out.
+
+    A token at a time while sampling, after the prompts; then each group through policy and reference, and back to the
+    inputs; through the head forward for both and back for the policy.
+    """
+    layers = [layer.base_layer.weight for _, layer in linear_layers(model.bare_lm) if isinstance(layer, LoraLayer)]
+    head = model.bare_lm.get_output_embeddings().weight
+
+    def through(rows: int, *, back: bool) -> None:
+        inputs = {size: head.new_ones(rows, size) for weight in layers for size in weight.shape}
+        for weight in layers:
+            F.linear(inputs[weight.shape[1]], weight)
+            if back:
+                F.linear(inputs[weight.shape[0]], weight.t())
+
+    seconds = (length - 1) * decode_products(model, PROMPTS * GROUP)
+    start = clock()
+    with OneDNN():
+        through(sum(prompts), back=False)
+        for prompt in prompts:
+            fed = prompt + GROUP * (length - 1)
+            through(fed, back=False)
+            through(fed, back=True)
+        for _ in range(PROMPTS * GROUP * length // HEAD_CHUNK):
+            hidden = head.new_ones(HEAD_CHUNK, head.shape[1])
+            F.linear(F.linear(hidden, head), head.t())
+            F.linear(hidden, head)
+    return seconds + clock() - start
 
 
 def our_trainer(options: argparse.Namespace, dtype: str, folder: Path) -> Any:
@@ -116,7 +169,7 @@ def one_step(options: argparse.Namespace) -> None:
         return report_peak()
     with tempfile.TemporaryDirectory() as folder:
         trainer = our_trainer(options, dtype, Path(folder))
-        trainer.config = dataclasses.replace(trainer.config, recompute="recompute" in options.child)
+        trainer.config = dataclasses.replace(trainer.config, recompute=RECOMPUTE[options.child])
         trainer.train_step()
     return report_peak()
 

@@ -12,7 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hrpo.copies import linear_layers
 
-Context = Callable[[], AbstractContextManager[Any]]
+Context = Callable[[nn.Module], AbstractContextManager[Any]]
 LEAST_KEPT = 256_000_000  # bytes of activations that are kept in any case
 
 
@@ -27,7 +27,7 @@ class _Recomputed(nn.Module):
         return own[name] if name in own else getattr(own["block"], name)
 
     def forward(self, *args: Any, **options: Any) -> Any:
-        contexts = (contextlib.nullcontext(), self.context())
+        contexts = (contextlib.nullcontext(), self.context(self.block))
         return checkpoint(
             self.block,
             *args,
@@ -45,7 +45,7 @@ def recomputed_blocks(lm: Any, share: float, context: Context) -> Iterator[None]
     Args:
         lm: the model.
         share: of its blocks, rounded up.
-        context: what has to hold while a block is computed anew, outside of this context.
+        context: what has to hold while a block is computed anew, outside of this context; called with the block.
 
     """
     blocks = _blocks(lm)

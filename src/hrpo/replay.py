@@ -1,15 +1,14 @@
 """Log-probabilities of a `Rollout` under the policy and under the reference (HRPO, arXiv:2505.18454)."""
 
 import contextlib
-import functools
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hrpo.adapters import fused_adapters
-from hrpo.attention import laid_out, packed_attention, run_packed
+from hrpo.attention import laid_out, packed_attention, packed_block, run_packed
 from hrpo.config import Policy
 from hrpo.gate import mix_candidates
 from hrpo.head import HEAD_CHUNK, head_logprobs
@@ -141,12 +140,12 @@ class _Packed:
         return tokens.index_put((mixed,), out.to(tokens.dtype))
 
     @contextlib.contextmanager
-    def again(self, lm: Any) -> Iterator[None]:
-        """What holds in the forward pass, for blocks that are computed anew after it."""
-        with packed_attention(lm), laid_out(self.layout), _products(self.techniques), self.adapters(lm):
+    def again(self, block: nn.Module) -> Iterator[None]:
+        """What holds in the forward pass, for a block that is computed anew after it."""
+        with packed_block(block), laid_out(self.layout), _products(self.techniques), self.adapters(block):
             yield
 
-    def adapters(self, lm: Any) -> contextlib.AbstractContextManager[None]:
+    def adapters(self, lm: nn.Module) -> contextlib.AbstractContextManager[None]:
         """Return the context in which adapters are fused; under autocast layers choose the dtype by themselves."""
         fuse = self.techniques.fused_adapters and self.model.autocast is None
         return fused_adapters(lm) if fuse else contextlib.nullcontext()
@@ -155,7 +154,7 @@ class _Packed:
         """Return the context in which blocks keep only their inputs; nothing where there is no backward pass."""
         if reference or not self.recompute:
             return contextlib.nullcontext()
-        return recomputed_blocks(lm, self.recompute, functools.partial(self.again, lm))
+        return recomputed_blocks(lm, self.recompute, self.again)
 
     def logprobs(self, *, reference: bool) -> Tensor:
         """(N, T)."""
