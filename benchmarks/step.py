@@ -126,8 +126,10 @@ def products_alone(model: HybridCausalLM, prompts: list[int], length: int) -> fl
     layers = [layer.base_layer.weight for _, layer in linear_layers(model.bare_lm) if isinstance(layer, LoraLayer)]
     head = model.bare_lm.get_output_embeddings().weight
 
+    sizes = {size for weight in layers for size in weight.shape}
+
     def through(rows: int, *, back: bool) -> None:
-        inputs = {size: head.new_ones(rows, size) for weight in layers for size in weight.shape}
+        inputs = {size: head.new_ones(rows, size) for size in sizes}
         for weight in layers:
             F.linear(inputs[weight.shape[1]], weight)
             if back:

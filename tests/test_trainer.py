@@ -8,7 +8,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from hrpo import HybridCausalLM, generate, run
+from hrpo import HybridCausalLM, generate, recompute, run
 from hrpo.checkpoints import newest_checkpoint
 from hrpo.config import (
     CheckConfig,
@@ -186,6 +186,24 @@ def test_latents_alone_train_without_the_gate(config, mode):
     assert not torch.equal(trainer.model.embedding.weight, weights)
     trainer.save()
     assert HybridCausalLM.from_pretrained(newest_checkpoint(trainer.folder)).settings.latent_mode == mode
+
+
+def test_recomputing_some_blocks_changes_nothing(config, monkeypatch):
+    """To the bit: what is computed anew is the same."""
+
+    def step(setting):
+        name = f"{setting}-{recompute.LEAST_KEPT}"
+        trainer = Trainer(dataclasses.replace(config, name=name, recompute=setting))
+        metrics = trainer.train_step()
+        rollout = trainer.roll_out(trainer.batch(0), key=0)
+        return metrics["grad_norm"], trainer.recompute(rollout)
+
+    assert step("auto")[1] == 0  # so little is kept in any case
+    monkeypatch.setattr(recompute, "LEAST_KEPT", 0)
+    auto, share = step("auto")
+    assert 0 < share < 1
+    assert step(False) == (auto, 0)
+    assert step(True) == (auto, 1)
 
 
 def test_another_latent_is_mixed_in(config):

@@ -2,7 +2,8 @@
 
 PEFT runs them one by one, in float32 beside a bfloat16 layer, and adds the results: several passes over (S, O) tensors,
 whose casts are kept for the backward pass. Here the adapter's float32 weights are rounded for the products, as in a
-rollout (`copies.py`) and under autocast; their gradients are float32 again.
+rollout (`copies.py`) and under autocast; their gradients are float32 again. Where a rollout in bfloat16 keeps them in
+float32, on devices that pack no weights, PEFT does what it does.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ class _AdaptedLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float) -> Tensor:
         low = _product(x, A.to(x.dtype))  # (..., r)
         out = _product(x, weight, bias)
-        _rows(out).addmm_(_rows(low), (B * scale).to(x.dtype).t())
+        out.view(-1, out.shape[-1]).addmm_(_rows(low), (B * scale).to(x.dtype).t())
         ctx.save_for_backward(x, low, weight, A, B)
         ctx.scale = scale
         return out
@@ -35,13 +36,13 @@ class _AdaptedLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, low, weight, A, B = ctx.saved_tensors
         rows = _rows(grad)
-        for_low = rows @ (B * ctx.scale).to(grad.dtype)  # (n, r)
-        for_B = (rows.t() @ _rows(low)).to(B.dtype) * ctx.scale
-        for_A = (for_low.t() @ _rows(x)).to(A.dtype)
+        for_low = _product(rows, (B * ctx.scale).to(grad.dtype).t())  # (n, r)
+        for_B = _product(_rows(low).t(), rows.t()).t().to(B.dtype) * ctx.scale
+        for_A = _product(for_low.t(), _rows(x).t()).to(A.dtype)
         for_x = None
         if ctx.needs_input_grad[0]:
             for_x = _product(grad, weight.t())
-            _rows(for_x).addmm_(for_low, A.to(grad.dtype))
+            for_x.view(-1, for_x.shape[-1]).addmm_(for_low, A.to(grad.dtype))
         return for_x, None, None, for_A, for_B, None
 
 
@@ -59,7 +60,7 @@ def _rows(x: Tensor) -> Tensor:
 
 def _forward(layer: Any, x: Tensor) -> Tensor:
     base = layer.base_layer
-    if layer.disable_adapters or layer.merged:
+    if layer.disable_adapters:
         out: Tensor = base(x)
         return out
     (name,) = layer.active_adapters
@@ -69,13 +70,15 @@ def _forward(layer: Any, x: Tensor) -> Tensor:
 
 
 def _simple(layer: Any) -> bool:
-    """Whether it is one plain adapter beside a frozen layer."""
-    if len(layer.active_adapters) != 1 or layer.active_adapters[0] not in layer.lora_A:
+    """Whether it is one plain adapter beside a frozen layer, and nobody else has put a forward of theirs there."""
+    if layer.merged or len(layer.active_adapters) != 1 or layer.active_adapters[0] not in layer.lora_A:
         return False
-    name = layer.active_adapters[0]
-    dropout = layer.lora_dropout[name]
-    frozen = not any(p.requires_grad for p in layer.base_layer.parameters())
-    return frozen and layer.lora_B[name].bias is None and (not layer.training or isinstance(dropout, torch.nn.Identity))
+    name, base = layer.active_adapters[0], layer.base_layer
+    if base.weight.dtype == torch.bfloat16 and product_dtype(torch.bfloat16, base.weight.device) != torch.bfloat16:
+        return False
+    dropped = layer.training and not isinstance(layer.lora_dropout[name], torch.nn.Identity)
+    frozen = not any(p.requires_grad for p in base.parameters())
+    return frozen and not dropped and "forward" not in vars(layer)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from typing import Any, Protocol
 
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedConfig
 
 NAME = "hrpo_packed"
 # What models may hand to their attention without changing what it computes here; anything else is not for us.
@@ -96,14 +96,15 @@ def packed_attention(lm: Any) -> Iterator[None]:
 @contextlib.contextmanager
 def packed_block(block: nn.Module) -> Iterator[None]:
     """Within it, a block of a model that can attend through a `Layout` does; fifty times faster than for the model."""
-    configs: dict[int, Any] = {id(part.config): part.config for part in block.modules() if hasattr(part, "config")}
-    before = [config._attn_implementation for config in configs.values()]
-    for config in configs.values():
-        config._attn_implementation = NAME
+    found = (getattr(part, "config", None) for part in block.modules())
+    configs = {id(config): config for config in found if isinstance(config, PreTrainedConfig)}.values()
+    before = [config._attn_implementation for config in configs]
     try:
+        for config in configs:
+            config._attn_implementation = NAME
         yield
     finally:
-        for config, implementation in zip(configs.values(), before, strict=True):
+        for config, implementation in zip(configs, before, strict=True):
             config._attn_implementation = implementation
 
 

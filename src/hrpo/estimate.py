@@ -18,7 +18,7 @@ LIBRARIES = 450_000_000  # Python, torch and transformers in a process on a CPU,
 def estimate_memory(config: TrainConfig, lm_config: Any, *, cpu: bool, processes: int = 1) -> dict[str, int]:
     """Return bytes by what they are for in each process; their sum is its estimated peak.
 
-    Activations are counted for decoder blocks as Llama has them. What a rollout needs is free again when the update
+    Activations are counted for decoder blocks as Llama has them. What decoding needs is free again when the update
     needs its own, so that the larger of the two counts. Measured peaks beside it: docs/performance.md.
 
     Args:
@@ -63,21 +63,23 @@ def estimate_memory(config: TrainConfig, lm_config: Any, *, cpu: bool, processes
     budget = config.token_budget or (min(max(group, 1024), 4096) if cpu else 16384)
     tokens = min(budget, own * group)
     tokens = tokens // group * group if tokens > group else tokens  # groups are not cut where they need not be
-    # Bytes that a block keeps for its backward pass, per token; norms work in float32.
+    # Bytes that a block keeps for its backward pass, per token; norms work in float32, and so do adapters of quantized
+    # layers, which keep their inputs once more.
     block = (8 * D + 2 * kv + 4 * inner + 7 * rank) * act + (8 * D if half and rank else 0)
+    block += 4 * (4 * D + inner) if config.model.quantization != "none" else 0
     passed = act * sum(layer.in_features + layer.out_features for layer in linears)
     share = float(config.recompute) if config.recompute != "auto" else 0.0
     if config.recompute == "auto" and cpu:
         share = share_to_recompute(tokens * passed, total * stored)
-    kept = math.ceil(share * L) * D * act + math.floor((1 - share) * L) * block + (block if share else 0)
+    again = math.ceil(share * L)  # blocks
+    kept = again * D * act + (L - again) * block + (block if again else 0)
     # Gathered while the update runs: what belongs to no block, with its gradients where it is trained, and two blocks.
     running = root * (stored + (0 if rank else 4)) + 2 * (total + gate - root) // L * stored
     decoding = {
         "decoding copy": (in_linears + D * V) * act if cpu else 0 if half or not rank else in_linears * stored,
         "gathered weights": total * stored + (adapters + gate) * 4 if shards > 1 else 0,
         "keys and values": 2 * L * kv * act * (own * G * T + own * P),
-        "candidates and logits": B * G * T * (rollout.top_k or 20) * 8 + own * G * 3 * V * 4,
-        "latents": B * G * T * D * 4 if stored_whole else 0,
+        "logits": own * G * 3 * V * 4,
     }
     update = {
         "activations": tokens * kept,
@@ -90,6 +92,8 @@ def estimate_memory(config: TrainConfig, lm_config: Any, *, cpu: bool, processes
         "adapters and gate": (adapters + gate) * 4 // shards,
         "reference": total * stored // shards if not rank and config.loss.beta else 0,
         "AdamW": trained * 8 // shards,
+        "candidates": B * G * T * (rollout.top_k or 20) * 8,
+        "latents": B * G * T * D * 4 if stored_whole else 0,
     }
     if cpu:
         parts["libraries"] = LIBRARIES

@@ -82,9 +82,8 @@ class PackedGroups:
         return F.scaled_dot_product_attention(query, keys, values, attn_mask=self.mask, scale=scale, enable_gqa=True)
 
     def _in_products(self, query: Tensor) -> bool:
-        """Whether all scores are computed: faster on a CPU that multiplies bfloat16, and they are few."""
-        short = self.prompt_places.shape[1] < LONG_PROMPT
-        return short and product_dtype(query.dtype, query.device) == torch.bfloat16
+        """Whether all scores are computed: faster on a CPU that multiplies bfloat16, where they are few."""
+        return self.longest < LONG_PROMPT and product_dtype(query.dtype, query.device) == torch.bfloat16
 
 
 def _take(x: Tensor, places: Tensor) -> Tensor:

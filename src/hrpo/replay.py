@@ -147,7 +147,8 @@ class _Packed:
 
     def adapters(self, lm: nn.Module) -> contextlib.AbstractContextManager[None]:
         """Return the context in which adapters are fused; under autocast layers choose the dtype by themselves."""
-        fuse = self.techniques.fused_adapters and self.model.autocast is None
+        fast = self.techniques
+        fuse = fast.fused_adapters and fast.packed_weights and self.model.autocast is None
         return fused_adapters(lm) if fuse else contextlib.nullcontext()
 
     def blocks(self, lm: Any, *, reference: bool) -> contextlib.AbstractContextManager[None]:

@@ -14,7 +14,8 @@ class Techniques:
         packed_weights: on CPUs, matrix products through oneDNN, with weights packed ahead for decoding.
         folded_adapter: decode with the adapter added to the weights of a copy (never in bfloat16, which would round
             small updates away).
-        fused_adapters: train an adapter beside its frozen layer in one operation (needs packed_groups).
+        fused_adapters: train an adapter beside its frozen layer in one operation (needs packed_groups and
+            packed_weights).
         chunked_head: head and log-softmax for a few completion positions at a time (needs packed_groups).
         static_shapes: decode with steps that are all alike, over the full length and without dropping rows (so
             compact does nothing), and on CUDA capture one as a graph to repeat (needs packed_groups). Off until it is

@@ -328,8 +328,9 @@ class Trainer:
             return float(self.config.recompute)
         if self.model.device.type != "cpu":
             return 0.0
-        lm, tokens = self.model.bare_lm, int(rollout.prompt_mask.sum() + rollout.completion_mask.sum())
-        return share_to_recompute(kept_bytes(lm, tokens), sum(p.numel() * p.element_size() for p in lm.parameters()))
+        model, tokens = self.model, int(rollout.prompt_mask.sum() + rollout.completion_mask.sum())
+        kept = kept_bytes(model.bare_lm, tokens, model.autocast or model.lm_dtype)
+        return share_to_recompute(kept, sum(p.numel() * p.element_size() for p in model.bare_lm.parameters()))
 
     def backward(self, loss: Tensor) -> None:
         """Add the loss's gradients to those that are there."""
