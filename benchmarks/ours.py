@@ -1,16 +1,23 @@
-"""Our side of a training step: the trainer of `hrpo train`, with the paper's LoRA, on problems of a file."""
+"""Our side: the trainer of `hrpo train`, with the paper's LoRA, on problems of a file; a decode step's products."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from hrpo import HybridCausalLM
 from hrpo.config import EvalConfig, ModelConfig, RolloutConfig, TaskConfig, TrainConfig
+from hrpo.copies import decoding_copy
+from hrpo.decoder import capture
+from hrpo.linear import PackedLinear
+from hrpo.techniques import FAST
 from hrpo.trainer import Trainer
 
-from .harness import DTYPES
+from .harness import DTYPES, clock
 
 
 def trainer(folder: Path, model: str, dtype: str, problems: Sequence[str], **rollout: Any) -> Trainer:
@@ -30,3 +37,24 @@ def trainer(folder: Path, model: str, dtype: str, problems: Sequence[str], **rol
             eval=EvalConfig(problems=0),
         )
     )
+
+
+@torch.no_grad()
+def decode_products(model: HybridCausalLM, rows: int, repeats: int = 20) -> float:
+    """Return the seconds of a decode step's matrix products alone: the same layers and weights, in order."""
+    layers = [layer for layer in decoding_copy(model, FAST).modules() if isinstance(layer, (PackedLinear, nn.Linear))]
+    inputs = {layer.in_features: torch.randn(rows, layer.in_features).to(model.embedding.weight) for layer in layers}
+
+    def run() -> Tensor:
+        for layer in layers:
+            out = layer(inputs[layer.in_features])
+        return out
+
+    if model.device.type == "cuda":
+        run, _ = capture(run)  # the time of the products, not that of asking for each
+    times = []
+    for _ in range(repeats):
+        start = clock()
+        run()
+        times.append(clock() - start)
+    return median(times)

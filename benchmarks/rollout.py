@@ -13,16 +13,11 @@ import functools
 from statistics import median
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from hrpo import HybridCausalLM, generate
-from hrpo.copies import decoding_copy
-from hrpo.decoder import capture
-from hrpo.linear import PackedLinear
+from hrpo import generate
 from hrpo.techniques import FAST
 
 from .harness import bare_model, clock, compare, finish, lengths_note, medians, parse, prompt_ids, share, show, spread
+from .ours import decode_products
 from .peers import release_loop, transformers_generate
 
 PROMPTS, GROUP, TOKENS = 4, 8, 128
@@ -73,7 +68,7 @@ def measure(options: argparse.Namespace, dtype: str, until: float) -> tuple[dict
         "hrpo, hybrid, no early stop": functools.partial(ours, "hrpo, hybrid, no early stop", "hybrid", **full),
         "hrpo, discrete, no early stop": functools.partial(ours, "hrpo, discrete, no early stop", "discrete", **full),
         "one token of each": functools.partial(ours, "one token of each", "hybrid", max_new_tokens=1),
-        "matrix products of a decode step": functools.partial(products, model, PROMPTS * GROUP),
+        "matrix products of a decode step": functools.partial(decode_products, model, PROMPTS * GROUP),
     }
     if options.device == "cuda":
         static = dataclasses.replace(FAST, static_shapes=True)
@@ -115,27 +110,6 @@ def measure(options: argparse.Namespace, dtype: str, until: float) -> tuple[dict
         rows,
     )
     return ratios, {"seconds": seconds, "decode_step": steps["hrpo, hybrid"], "lengths": lengths}
-
-
-@torch.no_grad()
-def products(model: HybridCausalLM, rows: int, repeats: int = 20) -> float:
-    """Return the seconds of a decode step's matrix products alone: the same layers and weights, in order."""
-    layers = [layer for layer in decoding_copy(model, FAST).modules() if isinstance(layer, (PackedLinear, nn.Linear))]
-    inputs = {layer.in_features: torch.randn(rows, layer.in_features).to(model.embedding.weight) for layer in layers}
-
-    def run() -> Tensor:
-        for layer in layers:
-            out = layer(inputs[layer.in_features])
-        return out
-
-    if model.device.type == "cuda":
-        run, _ = capture(run)  # the time of the products, not that of asking for each
-    times = []
-    for _ in range(repeats):
-        start = clock()
-        run()
-        times.append(clock() - start)
-    return median(times)
 
 
 if __name__ == "__main__":

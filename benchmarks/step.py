@@ -40,8 +40,7 @@ from .harness import (
     show,
     spread,
 )
-from .peers import TrlTrainer
-from .rollout import products as decode_products
+from .ours import decode_products
 
 PROMPTS, GROUP, TOKENS = 4, 8, 64
 SECONDS_FOR_PEAKS = 100
@@ -155,8 +154,10 @@ def our_trainer(options: argparse.Namespace, dtype: str, folder: Path) -> Any:
     return ours.trainer(folder, options.model, dtype, problems(options.prompts)[:PROMPTS], **ROLLOUT)
 
 
-def their_trainer(options: argparse.Namespace, dtype: str) -> TrlTrainer:
+def their_trainer(options: argparse.Namespace, dtype: str) -> Any:
     """TRL's, on the same problems; it generates by itself."""
+    from .peers import TrlTrainer  # not at the top: our process would hold it, too
+
     texts = problems(options.prompts)[:PROMPTS]
     return TrlTrainer(
         resolve(options.model), dtype, texts, group_size=GROUP, max_new_tokens=TOKENS, device=options.device

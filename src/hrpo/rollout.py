@@ -16,6 +16,7 @@ from hrpo.delimiter import delimiter_automaton
 from hrpo.errors import InputError
 from hrpo.gate import mix_candidates
 from hrpo.latent import MODES, Mode, feed, mode_of, noise_table, put_in_place, token_share, weigh
+from hrpo.memory import give_back
 from hrpo.model import HybridCausalLM
 from hrpo.techniques import FAST, Techniques
 from hrpo.usable import check_usable
@@ -291,6 +292,7 @@ def generate(
         model, techniques, prompts=at_a_time, longest_prompt=max(map(len, prompt_ids)), max_new_tokens=T
     )
     gate = decoding_gate(model, techniques)
+    give_back(device)  # what making the copies has left
     compact = techniques.compact and decoder.compacts
 
     completion_ids = torch.full((N, T), pad, device=device)
@@ -392,6 +394,7 @@ def generate(
             inputs = torch.where(mixed.unsqueeze(1), out.to(inputs.dtype), inputs)
             hybrid_mask[rows, t] = mixed
             gate_mean[rows, t] = torch.where(mixed, a.mean(dim=1), 1)
+        del logits  # their memory serves the next ones
         logits = decoder.step(inputs).to(real)
         if mode.latent == "hidden":
             hidden = decoder.hidden.to(real)

@@ -133,6 +133,7 @@ class Trainer:
         self.lock = Lock.of(self.folder) if processes.first() else None
         if processes.first():
             self._begin()
+        give_back(self.model.device)  # what loading has left
 
     def _begin(self) -> None:
         """Write the settings, and cut the logs: what was logged after the checkpoint happens again."""
