@@ -63,10 +63,11 @@ def estimate_memory(config: TrainConfig, lm_config: Any, *, cpu: bool, processes
     budget = config.token_budget or (min(max(group, 1024), 4096) if cpu else 16384)
     tokens = min(budget, own * group)
     tokens = tokens // group * group if tokens > group else tokens  # groups are not cut where they need not be
-    # Bytes that a block keeps for its backward pass, per token; norms work in float32, and so do adapters of quantized
-    # layers, which keep their inputs once more.
-    block = (8 * D + 2 * kv + 4 * inner + 7 * rank) * act + (8 * D if half and rank else 0)
-    block += 4 * (4 * D + inner) if config.model.quantization != "none" else 0
+    # Bytes that a block keeps for its backward pass, per token. In bfloat16 norms work in float32, and so do adapters
+    # that are not fused with their layers: they keep their inputs once more.
+    block = (8 * D + 2 * kv + 4 * inner + 7 * rank) * act
+    if half and rank:
+        block += 8 * D if cpu and config.model.quantization == "none" else 4 * (6 * D + inner)
     passed = act * sum(layer.in_features + layer.out_features for layer in linears)
     share = float(config.recompute) if config.recompute != "auto" else 0.0
     if config.recompute == "auto" and cpu:
