@@ -4,13 +4,13 @@ A completion's answer, the text after the delimiter, is scored by the data set's
 (scorer.py), since several of these evaluate it.
 """
 
-import base64
 import functools
 import json
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, overload
+
+import numpy as np
 
 from hrpo.config import TaskConfig
 from hrpo.errors import InputError
@@ -119,8 +119,21 @@ def make(name: str, seed: int, size: int) -> Any:
 
 def _score(name: str, answer: str, entry: dict[str, Any]) -> float:
     """Return what a data set's scorer gives an answer; 0 where it cannot read it, or takes too long over it."""
-    question = base64.b64encode(pickle.dumps((answer[-ANSWER_CHARS:], entry))).decode()
+    question = json.dumps([answer[-ANSWER_CHARS:], as_literal(entry)])
     return float(json.loads(_scorer(name).ask(question) or "0"))
+
+
+def as_literal(entry: Any) -> str:
+    """Return a problem as Python's literal_eval reads it back; JSON would lose tuples and keys that are numbers."""
+    return repr(_plain(entry))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_plain(key): _plain(part) for key, part in value.items()}
+    if type(value) in (list, tuple, set):
+        return type(value)(map(_plain, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 @functools.cache
