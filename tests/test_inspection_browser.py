@@ -159,6 +159,8 @@ def test_a_script_that_got_in_would_not_run(page):
 
 
 def test_where_thinking_ends(page, written):
+    # boxes are filled as they come near the view, on a busy machine not all at once
+    wait(page, "return [...document.querySelectorAll('.tokens')].every((box) => box.childNodes.length)")
     place = "(box) => box.querySelector('.mark')?.previousSibling.i ?? -1"
     found = page.execute_script(f"return [...document.querySelectorAll('.tokens')].map({place})")
     texts = [text for pair in zip(*WRITTEN.values(), strict=True) for text in pair]
