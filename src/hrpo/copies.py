@@ -1,4 +1,4 @@
-"""Copies of language model and gate for decoding: adapters folded in, weights packed; they stay as they are."""
+"""Copies of language model and gate for decoding: adapters folded in, weights packed; both stay as they are themselves."""
 
 import copy
 from collections.abc import Iterator

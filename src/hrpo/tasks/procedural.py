@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
-import numpy as np
-
 from hrpo.config import TaskConfig
 from hrpo.errors import InputError
 from hrpo.tasks.aside import Aside
@@ -133,7 +131,7 @@ def _plain(value: Any) -> Any:
         return {_plain(key): _plain(part) for key, part in value.items()}
     if type(value) in (list, tuple, set):
         return type(value)(map(_plain, value))
-    return value.item() if isinstance(value, np.generic) else value
+    return value.item() if hasattr(value, "item") else value  # numpy's scalars; the scorer imports numpy later
 
 
 @functools.cache
