@@ -281,6 +281,7 @@ CASES = [
     ("train --updates 1e3", "updates", "a whole number"),
     ("train --optimizer.lr fast", "optimizer.lr", "a number"),
     ("train --latent.mode off", "latent.mode", "one of 'hybrid', 'discrete'"),
+    ("train --recompute maybe", "recompute", "Expected true or false, or one of 'auto'; got maybe"),
     ("train --model.trust_remote_code maybe", "model.trust_remote_code", "true or false"),
     ("eval", "checkpoint", "required"),
     ("generate --checkpoint tiny", "prompts", "required"),

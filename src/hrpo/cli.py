@@ -41,6 +41,11 @@ PLAIN_WORDS = [
     (r"a <class 'bool'>", "true or false"),
     (r"a <class 'str'>", "text (quote it)"),
     (r"a <class 'dict'>", "names with their values, {NAME: VALUE}"),
+    (
+        r"Does not validate against any of the Union subtypes .*? Errors: - (.*) - Expected (.*) Given value type: .*?"
+        r" Given value: (.*)",
+        r"\1, or \2; got \3",
+    ),
 ]
 # Of the machine, not of the program: they end with a line too.
 DISK_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.EIO}

@@ -1,4 +1,4 @@
-"""Copies of language model and gate for decoding: adapters folded in, weights packed; the originals stay as they are."""
+"""Copies of model and gate for decoding: adapters folded in, weights packed; the originals stay as they are."""
 
 import copy
 from collections.abc import Iterator
