@@ -9,9 +9,11 @@ from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from hrpo.compiled import compiled_for
 from hrpo.gate import HybridGate
 from hrpo.linear import LinearParts, PackedLinear, PackedProduct, product_dtype
 from hrpo.model import HybridCausalLM
+from hrpo.norms import compiled_norms
 from hrpo.techniques import Techniques
 
 
@@ -36,6 +38,8 @@ def decoding_copy(model: HybridCausalLM, techniques: Techniques) -> Any:
     stand_ins |= {
         id(layer): layer for layer in bare.modules() if isinstance(layer, nn.Linear) and type(layer) is not nn.Linear
     }
+    if library := compiled_for(techniques, model.device):
+        stand_ins |= {id(norm): compiled for norm, compiled in compiled_norms(bare, library)}
     layers = {name: layer for name, layer in linear_layers(bare) if pack or (fold and isinstance(layer, LoraLinear))}
     if not pack:
         stand_ins |= {id(layer): _folded(layer) for layer in layers.values()}

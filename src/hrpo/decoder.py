@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hrpo.attention import run_packed, use_packed_attention
+from hrpo.compiled import Compiled, compiled_for
 from hrpo.copies import decoding_copy
+from hrpo.decode_attention import Seats, attend_compiled, zeros
 from hrpo.model import HybridCausalLM
 from hrpo.packable import packs_up_to
 from hrpo.techniques import Techniques
@@ -68,13 +70,16 @@ def make_decoder(
     lm = decoding_copy(model, techniques)
     use_packed_attention(lm)
     kind = StaticDecoder if techniques.static_shapes else SharedDecoder
-    return kind(
+    decoder = kind(
         lm,
         model,
         prompts=prompts,
         longest_prompt=longest_prompt,
         max_new_tokens=max_new_tokens,
     )
+    if not techniques.static_shapes:
+        decoder.library = compiled_for(techniques, model.device)
+    return decoder
 
 
 class PlainDecoder:
@@ -141,6 +146,7 @@ class SharedDecoder:
     """
 
     compacts = refills = True
+    library: Compiled | None = None  # does a step's attention, if it is there
 
     def __init__(
         self, lm: Any, model: HybridCausalLM, *, prompts: int, longest_prompt: int, max_new_tokens: int
@@ -232,6 +238,7 @@ class SharedDecoder:
         members: list[list[int]] = [[] for _ in self.lengths]  # rows of each slot
         for row, slot in enumerate(self.slots):
             members[slot].append(row)
+        self.seats = Seats(members, self.lengths)
         self.R = max(map(len, members))
         self.in_order = self.slots == [row // self.R for row in range(len(members) * self.R)]
         # An empty seat repeats the slot's first row; nobody reads what it gives.
@@ -258,17 +265,21 @@ class SharedDecoder:
     def make_room(self, rows: int, capacity: int) -> None:
         """Give `own` room for so many rows and positions; what stands there stays."""
         for layer, (keys, values) in self.own.items():
-            more_keys = keys.new_zeros(rows, *keys.shape[1:3], capacity)
-            more_values = values.new_zeros(rows, values.shape[1], capacity, values.shape[3])
-            more_keys[: self.rows, ..., : self.capacity] = keys
-            more_values[: self.rows, :, : self.capacity] = values
-            self.own[layer] = (more_keys, more_values)
+            self.own[layer] = (
+                _enlarged(keys, rows, *keys.shape[1:3], capacity),
+                _enlarged(values, rows, values.shape[1], capacity, values.shape[3]),
+            )
         self.rows, self.capacity = rows, capacity
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """See `Layout`."""
         if self.prefilling is not None:
             return self.attend_prompts(self.prefilling, layer, query, key, value, scale)
+        if self.library is not None:
+            shared, own = self.shared[layer], self.own[layer]
+            out = attend_compiled(self.library, query, key, value, shared, own, self.seats, self.age, scale)
+            if out is not None:
+                return out
         n, heads = key.shape[:2]
         b, P = len(self.lengths), self.P
         prompt_keys, prompt_values = self.shared[layer]
@@ -313,11 +324,11 @@ class SharedDecoder:
         heads, d, d_v = k.shape[1], k.shape[3], v.shape[3]
         if layer not in self.shared:
             slots, P = self.prompts, self.longest_prompt
-            self.shared[layer] = (k.new_zeros(slots, heads, d, P), v.new_zeros(slots, heads, P, d_v))
-            self.own[layer] = (k.new_zeros(0, heads, d, 0), v.new_zeros(0, heads, 0, d_v))
+            self.shared[layer] = (zeros(k, slots, heads, d, P), zeros(v, slots, heads, P, d_v))
+            self.own[layer] = (zeros(k, 0, heads, d, 0), zeros(v, 0, heads, 0, d_v))
         taken, count = len(self.lengths), len(q)
         if taken + count > len(self.shared[layer][0]):  # rows of many prompts are left, one or two of each
-            keys, values = (torch.cat([x, torch.zeros_like(x)]) for x in self.shared[layer])
+            keys, values = (_enlarged(x, 2 * len(x), *x.shape[1:]) for x in self.shared[layer])
             self.shared[layer] = (keys, values)
         keys, values = (x[taken : taken + count] for x in self.shared[layer])
         keys[..., : k.shape[2]], values[:, :, : v.shape[2]] = k.transpose(2, 3), v
@@ -426,6 +437,13 @@ def _by_tokens(prompts: Sequence[Sequence[int]], budget: int) -> list[list[Seque
         parts[-1].append(prompt)
         room -= len(prompt)
     return parts
+
+
+def _enlarged(x: Tensor, *shape: int) -> Tensor:
+    """Return zeros that have x in their first corner."""
+    room = zeros(x, *shape)
+    room[tuple(slice(size) for size in x.shape)] = x
+    return room
 
 
 def _scores(q: Tensor, keys: Tensor, bias: Tensor | None) -> Tensor:

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hrpo.candidates import top_candidates
+from hrpo.compiled import compiled_for
 from hrpo.config import LatentMode
 from hrpo.copies import decoding_gate
 from hrpo.decoder import left_pad, make_decoder
@@ -292,6 +294,7 @@ def generate(
         model, techniques, prompts=at_a_time, longest_prompt=max(map(len, prompt_ids)), max_new_tokens=T
     )
     gate = decoding_gate(model, techniques)
+    library = compiled_for(techniques, device)
     give_back(device)  # what making the copies has left
     compact = techniques.compact and decoder.compacts
 
@@ -309,9 +312,8 @@ def generate(
     # The batch: row n computes completion rows[n], whose next token is its t[n]-th.
     rows = torch.empty(0, dtype=torch.long, device=device)
     t, live, state = rows.clone(), rows.bool(), automaton.start(0)
-    logits = torch.empty(0, V, dtype=real, device=device)
+    logits = torch.empty(0, V, dtype=real, device=device)  # the model's, in its dtype once there are any
     hidden = torch.empty(0, D, dtype=real, device=device)  # what the head read to give the logits
-    scratch = torch.empty(at_a_time * G, V, dtype=real, device=device)  # V columns are slow to allocate at each step
     ages: list[int] = []  # t, known without asking the device
     taken = steps = 0
     # Looking at what has finished waits for an accelerator: there, look rarely.
@@ -320,23 +322,23 @@ def generate(
         free = at_a_time - -(-len(ages) // G)  # prompts whose rows have room
         if taken < B and free and (not ages or (compact and decoder.refills)):
             count = min(free, B - taken)
-            first = decoder.admit(prompt_ids[taken : taken + count], G).to(real)  # (count, V)
+            first = decoder.admit(prompt_ids[taken : taken + count], G)  # (count, V)
             fresh = torch.arange(taken * G, (taken + count) * G, device=device)
             taken += count
             rows, t = torch.cat([rows, fresh]), torch.cat([t, torch.zeros_like(fresh)])
             live, state = torch.cat([live, fresh >= 0]), torch.cat([state, automaton.start(fresh.numel())])
-            logits = torch.cat([logits, first.repeat_interleave(G, dim=0)])
+            logits = torch.cat([logits.to(first.dtype), first.repeat_interleave(G, dim=0)])
             if mode.latent == "hidden":
                 hidden = torch.cat([hidden, decoder.hidden.to(real).repeat_interleave(G, dim=0)])
             ages += [0] * fresh.numel()
         if not ages:
             break
 
-        candidate_logits, candidates = torch.topk(logits, K or shown)  # (n, K)
+        candidate_logits, candidates, total = top_candidates(logits, K or shown, real, library)  # (n, K) twice, (n,)
         if K:
             probs = chosen_from = torch.softmax(candidate_logits / temperature, dim=1)
         else:
-            chosen_from = torch.softmax(logits / temperature, dim=1)  # (n, V)
+            chosen_from = torch.softmax(logits.to(real) / temperature, dim=1)  # (n, V)
             probs = chosen_from.gather(1, candidates)
         if forced_ids is not None:
             token = torch.where(live, forced_ids[rows, t], pad)
@@ -347,8 +349,7 @@ def generate(
             token = candidates.gather(1, pick).squeeze(1) if K else pick.squeeze(1)
             if mode.likeliest:
                 token = torch.where(automaton.thinking(state), candidates[:, 0], token)
-        logprobs = torch.log_softmax(logits, dim=1, out=scratch[: len(ages)])  # (n, V)
-        logprob = logprobs.gather(1, token.unsqueeze(1)).squeeze(1)
+        logprob = logits.gather(1, token.unsqueeze(1)).squeeze(1).to(real) - total
 
         state = automaton.advance(state, token)
         completion_ids[rows, t] = torch.where(live, token, pad)
@@ -395,7 +396,7 @@ def generate(
             hybrid_mask[rows, t] = mixed
             gate_mean[rows, t] = torch.where(mixed, a.mean(dim=1), 1)
         del logits  # their memory serves the next ones
-        logits = decoder.step(inputs).to(real)
+        logits = decoder.step(inputs)
         if mode.latent == "hidden":
             hidden = decoder.hidden.to(real)
         t = t + 1

@@ -1,0 +1,95 @@
+"""Compiled code for decoding on CPUs: the C++ files beside this one, made into a library at first use.
+
+It is for what a step does besides its matrix products: many small operations that cost PyTorch more to call than to
+compute, or several passes over the same numbers. Needs a C++ compiler on Linux; without one, PyTorch does the same.
+"""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hrpo.catalog import cache_folder
+from hrpo.techniques import Techniques
+
+SOURCES = sorted(Path(__file__).parent.glob("*.cpp"))
+HEADERS = sorted(Path(__file__).parent.glob("*.h"))
+FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-shared"]
+# What PyTorch found this CPU to have; a cache may be shared by machines that differ.
+MACHINES = {"AVX512": ["-march=x86-64-v4"], "AVX2": ["-march=x86-64-v3"]}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_pointer, _size = ctypes.c_void_p, ctypes.c_int64
+ARGUMENTS: dict[str, list[Any]] = {  # the last of each: threads
+    "attend": [_pointer, ctypes.c_int],
+    "rms_norm": [*3 * [_pointer], *2 * [_size], ctypes.c_float, ctypes.c_bool, ctypes.c_int],
+    "candidates": [_pointer, *3 * [_size], *3 * [_pointer], ctypes.c_int],
+}
+log = logging.getLogger("hrpo")
+
+
+class Compiled:
+    """The library's functions.
+
+    Args:
+        library: a shared library made of the C++ files.
+
+    """
+
+    def __init__(self, library: Path) -> None:
+        loaded = ctypes.CDLL(str(library))
+        self.functions: dict[tuple[str, torch.dtype], Callable[..., None]] = {}
+        for name, arguments in ARGUMENTS.items():
+            for suffix, dtype in DTYPES.items():
+                function = loaded[f"{name}_{suffix}"]
+                function.argtypes, function.restype = arguments, None
+                self.functions[name, dtype] = function
+
+    def find(self, name: str, tensor: torch.Tensor) -> Callable[..., None] | None:
+        """Return the function for tensors like this one; None where there is none."""
+        return self.functions.get((name, tensor.dtype)) if tensor.device.type == "cpu" else None
+
+
+def compiled_for(techniques: Techniques, device: torch.device) -> Compiled | None:
+    """Return the compiled code where it is to be used, and can be."""
+    return compiled() if techniques.compiled and device.type == "cpu" else None
+
+
+@functools.cache
+def compiled() -> Compiled | None:
+    """Return the compiled code, made if it has not been yet; None, and a word once, where it cannot be."""
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        return Compiled(_library(cache_folder() / "compiled"))
+    except (OSError, subprocess.CalledProcessError) as error:
+        said = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else str(error)
+        reason = said.split("\n")[0]
+        log.warning("decoding runs uncompiled, slower: %s; install g++, or name another compiler in CXX", reason)
+        return None
+
+
+def _library(folder: Path) -> Path:
+    """Return the library for this machine, made unless it is there."""
+    compiler = shlex.split(os.environ.get("CXX") or "g++")
+    machine = MACHINES.get(torch.backends.cpu.get_cpu_capability(), [])
+    command = [*compiler, *FLAGS, *machine, *map(str, SOURCES)]
+    content = b"".join(path.read_bytes() for path in (*SOURCES, *HEADERS))
+    version = hashlib.sha256(" ".join(command).encode() + content).hexdigest()[:16]
+    library = folder / f"decoding-{version}.so"
+    if not library.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as drafts:  # several processes may do it at once
+            draft = Path(drafts) / library.name
+            subprocess.run([*command, "-o", str(draft)], check=True, capture_output=True, text=True)
+            draft.replace(library)
+    return library

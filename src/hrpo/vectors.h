@@ -1,0 +1,57 @@
+// Vectors of 16 numbers, which compilers make of what the machine has, and bfloat16.
+
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+constexpr int64_t LANES = 16;
+typedef float Floats __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int32_t Ints __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint32_t Bits __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint16_t Halves __attribute__((vector_size(32), aligned(2), may_alias));
+
+struct BFloat16 {
+    uint16_t bits;
+};
+
+inline Floats load(const float* x) { return *(const Floats*)x; }
+inline Floats load(const BFloat16* x) { return (Floats)(__builtin_convertvector(*(const Halves*)x, Bits) << 16); }
+inline void store(float* x, Floats value) { *(Floats*)x = value; }
+
+inline float widen(float x) { return x; }
+inline float widen(BFloat16 x) {
+    uint32_t bits = uint32_t(x.bits) << 16;
+    float wide;
+    memcpy(&wide, &bits, sizeof wide);
+    return wide;
+}
+
+inline void narrow(float x, float* out) { *out = x; }
+inline void narrow(float x, BFloat16* out) {  // to the nearest, to the even one of two
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    out->bits = x != x ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+inline int64_t whole(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
+
+// e^x for x <= 0, to 2 units in the last place: e^x = 2^n e^r with |r| <= log(2) / 2, the latter as a polynomial
+// (coefficients of Cephes' expf, by S. Moshier). Not a number stays so.
+inline Floats exponential(Floats x) {
+    const Floats least = Floats{} - 87.0f;
+    x = x < least ? least : x;
+    const Floats shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: its last bits are n
+    const Floats n = shifted - 12582912.0f;
+    const Floats r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    Floats p = 1.9875691500e-4f * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    return (p * r * r + r + 1.0f) * (Floats)(((Ints)shifted + 127) << 23);
+}
+
+}  // namespace
