@@ -1,5 +1,6 @@
 """Our side: the trainer of `hrpo train`, with the paper's LoRA, on problems of a file; a decode step's products."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,7 +43,8 @@ def trainer(folder: Path, model: str, dtype: str, problems: Sequence[str], **rol
 @torch.no_grad()
 def decode_products(model: HybridCausalLM, rows: int, repeats: int = 20) -> float:
     """Return the seconds of a decode step's matrix products alone: the same layers and weights, in order."""
-    layers = [layer for layer in decoding_copy(model, FAST).modules() if isinstance(layer, (PackedLinear, nn.Linear))]
+    apart = dataclasses.replace(FAST, compiled=False)  # compiled blocks do their products without layers
+    layers = [layer for layer in decoding_copy(model, apart).modules() if isinstance(layer, (PackedLinear, nn.Linear))]
     inputs = {layer.in_features: torch.randn(rows, layer.in_features).to(model.embedding.weight) for layer in layers}
 
     def run() -> Tensor:

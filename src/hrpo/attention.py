@@ -118,6 +118,11 @@ def laid_out(layout: Layout) -> Iterator[None]:
         _layout.reset(token)
 
 
+def layout_in_use() -> Layout:
+    """Return the layout that attention goes by."""
+    return _layout.get()
+
+
 def run_packed(lm: Any, inputs: Tensor, positions: Tensor, layout: Layout) -> Tensor:
     """Run a model's blocks on packed inputs: (S, D), (S,) -> hidden states (S, D), what its head reads."""
     with laid_out(layout):

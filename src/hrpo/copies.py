@@ -9,6 +9,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from hrpo.blocks import compiled_blocks
 from hrpo.compiled import compiled_for
 from hrpo.gate import HybridGate
 from hrpo.linear import LinearParts, PackedLinear, PackedProduct, product_dtype
@@ -38,7 +39,8 @@ def decoding_copy(model: HybridCausalLM, techniques: Techniques) -> Any:
     stand_ins |= {
         id(layer): layer for layer in bare.modules() if isinstance(layer, nn.Linear) and type(layer) is not nn.Linear
     }
-    if library := compiled_for(techniques, model.device):
+    library = compiled_for(techniques, model.device)
+    if library:
         stand_ins |= {id(norm): compiled for norm, compiled in compiled_norms(bare, library)}
     layers = {name: layer for name, layer in linear_layers(bare) if pack or (fold and isinstance(layer, LoraLinear))}
     if not pack:
@@ -50,7 +52,13 @@ def decoding_copy(model: HybridCausalLM, techniques: Techniques) -> Any:
         product = PackedProduct([_parts(layers[name], dtype, fold=fold) for name in names])
         for index, name in enumerate(names):
             stand_ins[id(layers[name])] = PackedLinear(product, index, layers[name].in_features)
-    return copy.deepcopy(bare, stand_ins)
+    lm = copy.deepcopy(bare, stand_ins)
+    if library:
+        twins = compiled_blocks(lm, library, model.compiled_blocks)
+        model.compiled_blocks = list(twins) or None
+        for name, twin in twins.items():
+            lm.set_submodule(name, twin)
+    return lm
 
 
 def decoding_gate(model: HybridCausalLM, techniques: Techniques) -> HybridGate:

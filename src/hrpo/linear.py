@@ -131,7 +131,8 @@ class PackedProduct:
         if self.factors is not None:
             A, B = self.factors
             out += _linear(_linear(x, A, None, "none", [], ""), B, None, "none", [], "")
-        return list(torch.split(out.to(self.dtype), self.sizes, dim=-1))
+        out = out.to(self.dtype)
+        return list(torch.split(out, self.sizes, dim=-1)) if len(self.sizes) > 1 else [out]
 
 
 class PackedLinear(nn.Module):

@@ -21,16 +21,16 @@ class CompiledNorm(nn.Module):
     Args:
         norm: the model's own; serves tensors of other types than its weight's.
         function: the compiled one.
-        weight: (D,), what is multiplied with.
         eps: is added to the mean of squares.
+        offset: is added to the weight.
         twice: whether the result is rounded to the model's type before it is multiplied, too.
 
     """
 
-    def __init__(self, norm: Any, function: Any, weight: Tensor, eps: float, *, twice: bool) -> None:
+    def __init__(self, norm: Any, function: Any, eps: float, offset: int, twice: bool) -> None:
         super().__init__()
-        self.norm, self.function, self.dtype = norm, function, norm.weight.dtype
-        self.scales, self.eps, self.twice = weight.detach().float().contiguous(), eps, twice
+        self.norm, self.function, self.weight, self.dtype = norm, function, norm.weight, norm.weight.dtype
+        self.scales, self.eps, self.twice = norm.weight.detach().float() + offset, eps, twice
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
@@ -47,6 +47,7 @@ class CompiledNorm(nn.Module):
 
 def compiled_norms(lm: Any, library: Compiled) -> Iterator[tuple[nn.Module, nn.Module]]:
     """Yield a model's RMS norms, each with one that computes the same; tried, instead of kept as a list of names."""
+    kinds: dict[type, tuple[int, bool] | None] = {}  # of each class: what is added to the weight, and `twice`
     for norm in lm.modules():
         eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
         if [name for name, _ in norm.named_parameters()] != ["weight"] or not isinstance(eps, float):
@@ -54,13 +55,20 @@ def compiled_norms(lm: Any, library: Compiled) -> Iterator[tuple[nn.Module, nn.M
         function = library.find("rms_norm", norm.weight)
         if not function or norm.weight.dim() != 1:
             continue
-        x = torch.linspace(-3, 2, 2 * norm.weight.numel()).view(2, -1).to(norm.weight.dtype)
-        with torch.no_grad():
-            expected = norm(x)
-            found = []
-            for offset, twice in ((0, True), (0, False), (1, False), (1, True)):
-                one = CompiledNorm(norm, function, norm.weight.float() + offset, eps, twice=twice)
-                found.append((((one(x) - expected).abs() / (1 + expected.abs())).max().item(), one))
-        difference, best = min(found, key=lambda pair: pair[0])
-        if difference <= TOLERANCE[norm.weight.dtype]:
-            yield norm, best
+        if type(norm) not in kinds:
+            kinds[type(norm)] = _kind(norm, function, eps)
+        if kind := kinds[type(norm)]:
+            yield norm, CompiledNorm(norm, function, eps, *kind)
+
+
+@torch.no_grad()
+def _kind(norm: Any, function: Any, eps: float) -> tuple[int, bool] | None:
+    """Return what fits a norm best; None where nothing does."""
+    x = torch.linspace(-3, 2, 2 * norm.weight.numel()).view(2, -1).to(norm.weight.dtype)
+    expected = norm(x)
+    differences = {
+        kind: ((CompiledNorm(norm, function, eps, *kind)(x) - expected).abs() / (1 + expected.abs())).max().item()
+        for kind in ((0, True), (0, False), (1, False), (1, True))
+    }
+    best = min(differences, key=differences.__getitem__)
+    return best if differences[best] <= TOLERANCE[norm.weight.dtype] else None

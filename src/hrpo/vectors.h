@@ -36,6 +36,22 @@ inline void narrow(float x, BFloat16* out) {  // to the nearest, to the even one
     out->bits = x != x ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
 
+// Rounded to what T holds.
+template <class T>
+Floats rounded(Floats x);
+template <>
+inline Floats rounded<float>(Floats x) {
+    return x;
+}
+template <>
+inline Floats rounded<BFloat16>(Floats x) {
+    const Bits bits = (Bits)x;
+    return x == x ? (Floats)((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000) : x;
+}
+inline void store(BFloat16* x, Floats value) {
+    *(Halves*)x = __builtin_convertvector((Bits)rounded<BFloat16>(value) >> 16, Halves);
+}
+
 inline int64_t whole(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 
 // e^x for x <= 0, to 2 units in the last place: e^x = 2^n e^r with |r| <= log(2) / 2, the latter as a polynomial

@@ -1,0 +1,145 @@
+"""Blocks of Llama's layout for decoding on CPUs: the same with a fourth of the operations (`blocks.cpp`).
+
+Norm, attention with rotary embeddings, norm, SwiGLU, each half added to what came in: so are the blocks of Llama,
+Mistral, Qwen, SmolLM and others (Qwen3's have norms of queries and keys, too). A block that looks like one is tried
+beside its compiled twin, and keeps its own way where they differ.
+"""
+
+import contextlib
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hrpo.attention import laid_out, layout_in_use, packed_block
+from hrpo.compiled import Compiled
+from hrpo.linear import PackedLinear, PackedProduct
+from hrpo.norms import CompiledNorm
+
+# Largest difference from the model's own block, over 1: they sum in another order. In bfloat16, a few of its steps.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2**-5}
+
+
+class NotLikeLlamaError(Exception):
+    """A block is laid out in another way."""
+
+
+class CompiledBlock(nn.Module):
+    """A block for decoding only, which keeps no gradient.
+
+    Args:
+        block: the model's own, its linear layers and norms already those of a decoding copy.
+        library: compiled code.
+
+    Raises:
+        NotLikeLlamaError: it lacks a part, or has it in another form.
+
+    """
+
+    def __init__(self, block: Any, library: Compiled) -> None:
+        super().__init__()
+        try:
+            attention, mlp = block.self_attn, block.mlp
+            self.first_norm, self.second_norm = block.input_layernorm, block.post_attention_layernorm
+            self.inward = _together(attention.q_proj, attention.k_proj, attention.v_proj)
+            self.outward, self.down = _together(attention.o_proj), _together(mlp.down_proj)
+            self.gate_and_up = _together(mlp.gate_proj, mlp.up_proj)
+            self.layer, self.d, self.scale = attention.layer_idx, attention.head_dim, attention.scaling
+        except AttributeError as error:
+            raise NotLikeLlamaError(str(error)) from error
+        self.q_norm, self.k_norm = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
+        norms = (self.first_norm, self.second_norm, *(norm for norm in (self.q_norm, self.k_norm) if norm is not None))
+        rotate, swiglu = (library.find(name, self.first_norm.weight) for name in ("rotate", "swiglu"))
+        if not rotate or not swiglu or not all(isinstance(norm, CompiledNorm) for norm in norms):
+            raise NotLikeLlamaError("its norms are of another kind")
+        self.rotate, self.swiglu = rotate, swiglu
+
+    def forward(self, hidden: Tensor, *_: Any, position_embeddings: tuple[Tensor, Tensor], **__: Any) -> Tensor:
+        """(1, S, D), cosines and sines (1, S, d) -> (1, S, D)."""
+        x = hidden[0]
+        query, key, value = (part.view(len(x), -1, self.d) for part in self.inward.compute(self.first_norm(x)))
+        query, key = (
+            query if self.q_norm is None else self.q_norm(query),
+            key if self.k_norm is None else self.k_norm(key),
+        )
+        cosine, sine = (part[0].contiguous() for part in position_embeddings)
+        query, key = self.rotated(query, cosine, sine), self.rotated(key, cosine, sine)
+        out = layout_in_use().attend(self.layer, query, key, value, self.scale)
+        x = self.outward.compute(out.flatten(1))[0].add_(x)
+        gate, up = self.gate_and_up.compute(self.second_norm(x))
+        return self.down.compute(self.activated(gate, up))[0].add_(x).unsqueeze(0)
+
+    def rotated(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        """(S, H, d), (S, d), (S, d) -> (S, H, d)."""
+        S, H, d = x.shape
+        if x.stride()[1:] != (d, 1):
+            x = x.contiguous()
+        out = x.new_empty(S, H, d)
+        places = (cosine.data_ptr(), sine.data_ptr(), out.data_ptr())
+        self.rotate(x.data_ptr(), x.stride(0), *places, S, H, d, torch.get_num_threads())
+        return out
+
+    def activated(self, gate: Tensor, up: Tensor) -> Tensor:
+        """(S, I), (S, I), rows as far apart -> (S, I)."""
+        out = gate.new_empty(gate.shape)
+        S, width = gate.shape
+        self.swiglu(gate.data_ptr(), up.data_ptr(), gate.stride(0), out.data_ptr(), S, width, torch.get_num_threads())
+        return out
+
+
+def compiled_blocks(lm: Any, library: Compiled, known: Collection[str] | None) -> dict[str, CompiledBlock]:
+    """Return, by name, what may stand in for blocks of a decoding copy.
+
+    Args:
+        lm: the copy.
+        library: compiled code.
+        known: names of the blocks for which it may, where that has been tried.
+
+    """
+    twins = {}
+    rotary = getattr(lm.base_model, "rotary_emb", None)
+    for name, block in lm.named_modules():
+        if name.rpartition(".")[2].isdigit() and (known is None or name in known):
+            with contextlib.suppress(NotLikeLlamaError):
+                twin = CompiledBlock(block, library)
+                if known is not None or _alike(block, twin, rotary):
+                    twins[name] = twin
+    return twins
+
+
+def _together(*layers: Any) -> PackedProduct:
+    """Return the product that does all of these layers' work, and no more."""
+    product = layers[0].product if isinstance(layers[0], PackedLinear) else None
+    indices = [layer.index for layer in layers if isinstance(layer, PackedLinear) and layer.product is product]
+    if product is None or indices != list(range(len(product.sizes))) or len(indices) != len(layers):
+        raise NotLikeLlamaError("its linear layers read other tensors")
+    return product
+
+
+class _Mix:
+    """Attention of a trial: no attention, but all that goes in shows in what comes out."""
+
+    longest = 1
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """See `Layout`."""
+        mixed = (key * key + value).repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+        return query * (scale + layer / 64) + mixed
+
+
+@torch.no_grad()
+def _alike(block: Any, twin: CompiledBlock, rotary: Any) -> bool:
+    """Whether a block and its twin give the same for a few tokens."""
+    dtype, D = twin.first_norm.dtype, len(twin.first_norm.scales)
+    x = torch.sin(torch.arange(3.0 * D) * 1.7).view(1, 3, D).to(dtype)
+    try:
+        embeddings = rotary(x, torch.tensor([[0, 7, 40]]))
+        if not all(part.shape == (1, 3, twin.d) and part.dtype == dtype for part in embeddings):
+            return False
+        with packed_block(block), laid_out(_Mix()):
+            expected = block(x, attention_mask=None, position_embeddings=embeddings)
+            found = twin(x, position_embeddings=embeddings)
+        return bool(((found - expected).abs() <= TOLERANCE[dtype] * (1 + expected.abs())).all())
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):  # of somebody's block
+        return False
