@@ -1,0 +1,265 @@
+"""Compiled code for decoding computes what PyTorch computes, for each instruction set, and is no requirement."""
+
+import logging
+import shlex
+
+import pytest
+import torch
+from models import CONFIGS, PROMPTS, SAMPLER, random_model
+from torch import nn
+from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from hrpo import blocks, compiled, generate
+from hrpo.blocks import CompiledBlock
+from hrpo.candidates import top_candidates
+from hrpo.compiled import MACHINES, Compiled
+from hrpo.copies import decoding_copy
+from hrpo.decode_attention import Seats, attend_compiled, zeros
+from hrpo.norms import CompiledNorm, compiled_norms
+from hrpo.packable import packs_up_to
+from hrpo.techniques import FAST
+
+DTYPES = [torch.float32, torch.bfloat16]
+HERE = torch.backends.cpu.get_cpu_capability()
+SETS = ["AVX512", "AVX2", "DEFAULT"]
+LIKE_LLAMA = {"llama", "qwen2", "qwen3", "mistral"}
+
+
+@pytest.fixture(scope="module", params=SETS)
+def library(request, tmp_path_factory):
+    """The library for an instruction set that this machine has."""
+    if request.param in SETS[: SETS.index(HERE)] if HERE in SETS else request.param != "DEFAULT":
+        pytest.skip(f"this machine has no {request.param}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: request.param)
+        return Compiled(compiled._library(tmp_path_factory.mktemp("compiled")))
+
+
+def attention(query, key, value, shared, own, groups, lengths, ages, scale):
+    """What `attend_compiled` should give, in float64: row by row, its keys and values end to end."""
+    out = torch.empty(*query.shape[:2], value.shape[2], dtype=torch.float64)
+    per = query.shape[1] // key.shape[1]
+    slot_of = {row: slot for slot, rows in enumerate(groups) for row in rows}
+    for row, slot in slot_of.items():
+        P, t = lengths[slot], ages[row]
+        keys = torch.cat([shared[0][slot, ..., :P], own[0][row, ..., :t], key[row].unsqueeze(2)], dim=2).double()
+        values = torch.cat([shared[1][slot, :, :P], own[1][row, :, :t], value[row].unsqueeze(1)], dim=1).double()
+        keys, values = keys.repeat_interleave(per, 0), values.repeat_interleave(per, 0)
+        scores = query[row].double().unsqueeze(1) @ keys * scale  # (H, 1, t)
+        out[row] = (torch.softmax(scores, dim=2) @ values).squeeze(1)
+    return out
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("heads", "per", "d", "d_v", "room"),
+    [(3, 3, 64, 64, 40), (1, 8, 6, 10, 33), (4, 1, 80, 80, 17), (2, 7, 32, 128, 70)],
+    ids=str,
+)
+def test_attention(library, dtype, heads, per, d, d_v, room):
+    """Groups of several sizes, more rows than a thread takes at once, out of order, of different ages."""
+    torch.manual_seed(0)
+    groups, lengths = [[4, 0, 2], [*range(5, 16)], [1, 3]], [37, 1, 16]
+    ages = [0, 3, 7, room - 1, 15, 16, *range(10)]
+
+    def filled(*shape):
+        return zeros(torch.empty(0, dtype=dtype), *shape).normal_()
+
+    shared = filled(4, heads, d, 37), filled(4, heads, 37, d_v)
+    own = filled(20, heads, d, room), filled(20, heads, room, d_v)
+    query, key, value = filled(16, heads * per, d), filled(16, heads, d), filled(16, heads, d_v)
+    expected = attention(query, key, value, shared, own, groups, lengths, ages, 0.2)
+    before = [x.clone() for x in own]
+    seats = Seats(groups, lengths)
+    out = attend_compiled(library, query, key, value, shared, own, seats, torch.tensor(ages), 0.2)
+    rounding = 2e-6 if dtype == torch.float32 else 2**-8
+    torch.testing.assert_close(out.double(), expected, atol=rounding, rtol=rounding)
+    for row, age in enumerate(ages):  # written where they belong, and nowhere else
+        before[0][row, ..., age], before[1][row, :, age] = key[row], value[row]
+    for kept, found in zip(before, own, strict=True):
+        assert torch.equal(kept, found)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_what_is_not_a_number_stays_so(library, dtype):
+    zero = zeros(torch.empty(0, dtype=dtype), 1, 1, 16, 16)
+    query = torch.full((1, 2, 16), torch.nan, dtype=dtype)
+    key = torch.ones(1, 1, 16, dtype=dtype)
+    seats, age = Seats([[0]], [3]), torch.tensor([0])
+    out = attend_compiled(library, query, key, key, (zero, zero), (zero.clone(), zero.clone()), seats, age, 1.0)
+    assert out.isnan().all()
+    logits = torch.randn(2, 100).to(dtype)
+    logits[1, 70] = torch.nan
+    _, _, totals = top_candidates(logits, 5, torch.float32, library)
+    assert totals[0].isfinite()
+    assert totals[1].isnan()
+    _, _, totals = top_candidates(torch.full((1, 100), torch.nan, dtype=dtype), 5, torch.float32, library)
+    assert totals.isnan().all()
+    norm = LlamaRMSNorm(24).to(dtype)
+    (_, ours), *_ = compiled_norms(norm, library)
+    assert ours(torch.full((1, 24), torch.nan, dtype=dtype)).isnan().all()
+
+
+def test_types_that_are_not_served(library):
+    x, own = torch.ones(1, 1, 16, dtype=torch.float64), zeros(torch.ones(0, dtype=torch.float64), 1, 1, 16, 16)
+    seats, age = Seats([[0]], [3]), torch.tensor([0])
+    assert attend_compiled(library, x, x, x, (own, own), (own, own), seats, age, 1.0) is None
+    assert not own.any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("V", "K"), [(49152, 50), (1000, 50), (41, 41), (130, 1), (70, 64)])
+def test_candidates(library, dtype, V, K):
+    torch.manual_seed(0)
+    logits = (torch.randn(5, V) * 6).to(dtype)
+    values, ids, totals = top_candidates(logits, K, torch.float32, library)
+    order = torch.sort(logits.float(), dim=1, descending=True, stable=True)  # of equals the smaller number first
+    assert torch.equal(values, order.values[:, :K])
+    assert torch.equal(ids, order.indices[:, :K])
+    torch.testing.assert_close(totals.double(), torch.logsumexp(logits.double(), dim=1), atol=4e-6, rtol=0)
+
+
+def test_candidates_without_compiled_code():
+    logits = torch.randn(5, 300)
+    for one, other in zip(
+        top_candidates(logits, 7, torch.float32, None),
+        top_candidates(logits.double(), 7, torch.float64, None),
+        strict=True,
+    ):
+        torch.testing.assert_close(one.double(), other.double())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", [LlamaRMSNorm, Gemma3RMSNorm])
+def test_norms(library, kind, dtype):
+    torch.manual_seed(0)
+    norm = kind(72, eps=1e-5).to(dtype)
+    with torch.no_grad():
+        norm.weight.normal_(mean=1)
+    ((found, ours),) = compiled_norms(nn.ModuleList([norm]), library)
+    assert found is norm
+    x = torch.randn(3, 5, 2, 72).to(dtype).transpose(1, 2)
+    with torch.no_grad():
+        expected = norm(x)
+    out = ours(x)
+    if dtype == torch.float32:
+        torch.testing.assert_close(out, expected, atol=2e-6, rtol=2e-6)
+    else:  # rounded where transformers rounds: the sums' order shows in next to none
+        assert (out == expected).float().mean() > 0.99
+        torch.testing.assert_close(out, expected, atol=0, rtol=2**-6)
+    assert torch.equal(ours(x.double()), norm(x.double()))  # the model's own for other types
+
+
+def test_norms_that_are_something_else(library):
+    class Odd(LlamaRMSNorm):
+        def forward(self, x):
+            return super().forward(x) * 1.01
+
+    assert not list(compiled_norms(nn.ModuleList([nn.LayerNorm(24), nn.Linear(3, 4), Odd(24)]), library))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("arch", CONFIGS)
+def test_blocks_that_look_like_llama(arch, dtype):
+    model = random_model(arch, dtype)
+    packs_up_to(model)
+    copy = decoding_copy(model, FAST)
+    found = [block for block in copy.modules() if isinstance(block, CompiledBlock)]
+    assert len(found) == (3 if arch in LIKE_LLAMA else 0)
+    assert not any(isinstance(module, (CompiledBlock, CompiledNorm)) for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda block: setattr(block.mlp, "act_fn", nn.GELU()),
+        lambda block: block.register_forward_hook(lambda _, inputs, out: out + 0.01 * inputs[0]),
+        lambda block: (
+            setattr(block.self_attn, "scaling", 2.0) or setattr(block.self_attn, "forward", other_scale(block))
+        ),
+    ],
+    ids=["activation", "residual", "scale"],
+)
+def test_a_block_that_differs_keeps_its_own_way(change):
+    model = random_model("llama", torch.float32)
+    change(model.bare_lm.model.layers[1])
+    packs_up_to(model)
+    copy = decoding_copy(model, FAST)
+    kinds = [type(layer) is CompiledBlock for layer in copy.model.layers]
+    assert kinds == [True, False, True]
+
+
+def other_scale(block):
+    """The attention of a block at a scale that is not the one it tells of."""
+    forward = type(block.self_attn).forward
+
+    def changed(*arguments, **keywords):
+        attention = block.self_attn
+        told, attention.scaling = attention.scaling, 0.1
+        try:
+            return forward(attention, *arguments, **keywords)
+        finally:
+            attention.scaling = told
+
+    return changed
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_compiled_block_is_the_block(dtype):
+    """In bfloat16 it rounds where transformers rounds."""
+    model = random_model("qwen3", dtype)
+    packs_up_to(model)
+    copy = decoding_copy(model, FAST)
+    blocks_of = [block for block in copy.modules() if isinstance(block, CompiledBlock)]
+    plain = model.bare_lm.model
+    x = torch.randn(1, 40, 24).to(dtype)
+    embeddings = plain.rotary_emb(x, torch.arange(40).unsqueeze(0))
+    for own, twin in zip(plain.layers, blocks_of, strict=True):
+        with torch.no_grad(), blocks.packed_block(own), blocks.laid_out(blocks._Mix()):
+            expected, found = own(x, position_embeddings=embeddings), twin(x, position_embeddings=embeddings)
+        if dtype == torch.float32:
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        else:
+            torch.testing.assert_close(found, expected, atol=2**-5, rtol=2**-5)
+
+
+@pytest.mark.parametrize(
+    ("compiler", "said"),
+    [("no-such-compiler", "no-such-compiler"), ("sh -c 'echo broken >&2; exit 1'", "broken")],
+    ids=["none", "fails"],
+)
+def test_without_a_compiler(monkeypatch, tmp_path, caplog, compiler, said):
+    monkeypatch.setenv("CXX", compiler)
+    monkeypatch.setenv("HRPO_CACHE", str(tmp_path))
+    monkeypatch.setattr(compiled, "compiled", compiled.functools.cache(compiled.compiled.__wrapped__))
+    model = random_model("llama", torch.float32)
+    with caplog.at_level(logging.WARNING, "hrpo"):
+        rollout = generate(model, PROMPTS, group_size=2, **SAMPLER)
+        generate(model, PROMPTS, group_size=2, **SAMPLER)
+    assert len(rollout) == 2 * len(PROMPTS)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("decoding runs uncompiled, slower: ")
+    assert said in line
+    assert line.endswith("; install g++, or name another compiler in CXX")
+    assert not list((tmp_path / "compiled").iterdir())  # nothing half-made is left
+
+
+def test_a_cache_that_cannot_be_written(monkeypatch, tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("HRPO_CACHE", str(tmp_path / "file"))
+    with caplog.at_level(logging.WARNING, "hrpo"):
+        assert compiled.compiled.__wrapped__() is None
+    assert "Not a directory" in caplog.text
+
+
+def test_it_is_made_once(monkeypatch, tmp_path):
+    compiler = tmp_path / "compiler"
+    compiler.write_text(f'#!/bin/sh\necho made >> {shlex.quote(str(tmp_path / "log"))}\nexec g++ "$@"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    made = [compiled._library(tmp_path / "cache") for _ in range(2)]
+    assert made[0] == made[1]
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [made[0].name]
+    assert (tmp_path / "log").read_text() == "made\n"
+    assert set(MACHINES) < set(SETS)
