@@ -1,6 +1,5 @@
 """Our side: the trainer of `hrpo train`, with the paper's LoRA, on problems of a file; a decode step's products."""
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,9 +7,10 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hrpo import HybridCausalLM
+from hrpo.blocks import CompiledBlock
 from hrpo.config import EvalConfig, ModelConfig, RolloutConfig, TaskConfig, TrainConfig
 from hrpo.copies import decoding_copy
 from hrpo.decoder import capture
@@ -43,13 +43,20 @@ def trainer(folder: Path, model: str, dtype: str, problems: Sequence[str], **rol
 @torch.no_grad()
 def decode_products(model: HybridCausalLM, rows: int, repeats: int = 20) -> float:
     """Return the seconds of a decode step's matrix products alone: the same layers and weights, in order."""
-    apart = dataclasses.replace(FAST, compiled=False)  # compiled blocks do their products without layers
-    layers = [layer for layer in decoding_copy(model, apart).modules() if isinstance(layer, (PackedLinear, nn.Linear))]
-    inputs = {layer.in_features: torch.randn(rows, layer.in_features).to(model.embedding.weight) for layer in layers}
+    products: dict[int, Any] = {}  # by what they are: layers that read the same tensor have one
+    for module in decoding_copy(model, FAST).modules():
+        if isinstance(module, CompiledBlock):
+            found = [module.inward, module.outward, module.gate_and_up, module.down]
+            products |= {id(product): (product.compute, product.in_features) for product in found}
+        elif isinstance(module, PackedLinear):
+            products[id(module.product)] = (module.product.compute, module.in_features)
+        elif isinstance(module, nn.Linear):
+            products[id(module)] = (module, module.in_features)
+    inputs = {size: torch.randn(rows, size).to(model.embedding.weight) for _, size in products.values()}
 
-    def run() -> Tensor:
-        for layer in layers:
-            out = layer(inputs[layer.in_features])
+    def run() -> Any:
+        for multiply, size in products.values():
+            out = multiply(inputs[size])
         return out
 
     if model.device.type == "cuda":

@@ -5,20 +5,26 @@
 4 prompts x 8 completions of 64 tokens, LoRA. The share "outside operations" is Python, dispatch and waiting.
 """
 
+import contextlib
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from hrpo.compiled import compiled
 
 from . import ours
 from .harness import finish, parse, problems, show
 
 KINDS = {  # the first that a name holds
+    "compiled attend": "attention",
+    "compiled candidates": "candidates",
+    "compiled": "norms, rotary embeddings, SwiGLU (compiled)",
     "mkldnn::_linear_pointwise": "matrix products with weights (oneDNN)",
     "mkldnn::_reorder": "packing weights",
     "flash_attention": "attention",
@@ -89,7 +95,7 @@ def kinds(run: Callable[[], object]) -> tuple[float, dict[str, float]]:
     start = time.perf_counter()
     run()
     wall = time.perf_counter() - start  # without the profiler, whose own cost would count as Python
-    with profile(activities=[ProfilerActivity.CPU]) as found:
+    with profile(activities=[ProfilerActivity.CPU]) as found, told():
         run()
     seconds: dict[str, float] = defaultdict(float)
     for event in found.key_averages():
@@ -97,6 +103,28 @@ def kinds(run: Callable[[], object]) -> tuple[float, dict[str, float]]:
         seconds[kind] += event.self_cpu_time_total / 1e6
     seconds["outside operations"] = max(0.0, wall - sum(seconds.values()))
     return wall, dict(seconds)
+
+
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """Within it, the profiler learns of compiled code, too."""
+    library = compiled()
+    functions = {} if library is None else dict(library.functions)
+
+    def tell(name: str, function: Callable[..., None]) -> Callable[..., None]:
+        def run(*arguments: Any) -> None:
+            with record_function(f"compiled {name}"):
+                function(*arguments)
+
+        return run
+
+    if library is not None:
+        library.functions |= {key: tell(key[0], function) for key, function in functions.items()}
+    try:
+        yield
+    finally:
+        if library is not None:
+            library.functions |= functions
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from hrpo.candidates import top_candidates
 from hrpo.compiled import MACHINES, Compiled
 from hrpo.copies import decoding_copy
 from hrpo.decode_attention import Seats, attend_compiled, zeros
+from hrpo.linear import LinearParts, PackedProduct, product_dtype
 from hrpo.norms import CompiledNorm, compiled_norms
 from hrpo.packable import packs_up_to
 from hrpo.techniques import FAST
@@ -101,6 +102,27 @@ def test_what_is_not_a_number_stays_so(library, dtype):
     assert ours(torch.full((1, 24), torch.nan, dtype=dtype)).isnan().all()
 
 
+@pytest.mark.parametrize("rows", [1, 5, 32, 100])
+@pytest.mark.parametrize("sizes", [(64,), (130,), (3,), (96, 32, 32), (40, 41)], ids=str)
+def test_products(library, sizes, rows):
+    torch.manual_seed(0)
+    layers = [LinearParts(torch.randn(size, 24), torch.randn(size) if size % 2 == 0 else None) for size in sizes]
+    product = PackedProduct(layers, library)
+    assert product.multiply
+    x = torch.randn(rows, 48)[:, ::2].unsqueeze(0)
+    for out, layer in zip(product.compute(x), layers, strict=True):
+        expected = nn.functional.linear(
+            x.double(), layer.weight.double(), None if layer.bias is None else layer.bias.double()
+        )
+        torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=0)
+
+
+def test_products_in_bfloat16_are_left_to_onednn(library):
+    assert PackedProduct([LinearParts(torch.randn(8, 4).bfloat16())], library).multiply is None or (
+        product_dtype(torch.bfloat16, torch.device("cpu")) == torch.float32
+    )
+
+
 def test_types_that_are_not_served(library):
     x, own = torch.ones(1, 1, 16, dtype=torch.float64), zeros(torch.ones(0, dtype=torch.float64), 1, 1, 16, 16)
     seats, age = Seats([[0]], [3]), torch.tensor([0])
@@ -168,6 +190,16 @@ def test_blocks_that_look_like_llama(arch, dtype):
     found = [block for block in copy.modules() if isinstance(block, CompiledBlock)]
     assert len(found) == (3 if arch in LIKE_LLAMA else 0)
     assert not any(isinstance(module, (CompiledBlock, CompiledNorm)) for module in model.modules())
+
+
+def test_blocks_under_autocast_keep_their_own_way():
+    """Their norms are float32, their products bfloat16."""
+    model = random_model("llama", torch.float32)
+    model.autocast = torch.bfloat16
+    packs_up_to(model)
+    copy = decoding_copy(model, FAST)
+    assert not any(isinstance(module, CompiledBlock) for module in copy.modules())
+    assert generate(model, PROMPTS, group_size=2, **SAMPLER).finite()
 
 
 @pytest.mark.parametrize(

@@ -48,22 +48,28 @@ class CompiledBlock(nn.Module):
             self.layer, self.d, self.scale = attention.layer_idx, attention.head_dim, attention.scaling
         except AttributeError as error:
             raise NotLikeLlamaError(str(error)) from error
-        self.q_norm, self.k_norm = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
+        self.q_norm: Any = getattr(attention, "q_norm", None)
+        self.k_norm: Any = getattr(attention, "k_norm", None)
         norms = (self.first_norm, self.second_norm, *(norm for norm in (self.q_norm, self.k_norm) if norm is not None))
-        rotate, swiglu = (library.find(name, self.first_norm.weight) for name in ("rotate", "swiglu"))
-        if not rotate or not swiglu or not all(isinstance(norm, CompiledNorm) for norm in norms):
+        if not all(isinstance(norm, CompiledNorm) for norm in norms):
             raise NotLikeLlamaError("its norms are of another kind")
+        # Compiled code trusts in what it is told of types.
+        products = (self.inward, self.outward, self.gate_and_up, self.down)
+        self.dtype = self.first_norm.dtype
+        rotate, swiglu = (library.find(name, self.first_norm.weight) for name in ("rotate", "swiglu"))
+        if not rotate or not swiglu or any(part.dtype != self.dtype for part in (*norms, *products)):
+            raise NotLikeLlamaError("it computes in several types")
         self.rotate, self.swiglu = rotate, swiglu
 
     def forward(self, hidden: Tensor, *_: Any, position_embeddings: tuple[Tensor, Tensor], **__: Any) -> Tensor:
         """(1, S, D), cosines and sines (1, S, d) -> (1, S, D)."""
         x = hidden[0]
         query, key, value = (part.view(len(x), -1, self.d) for part in self.inward.compute(self.first_norm(x)))
-        query, key = (
-            query if self.q_norm is None else self.q_norm(query),
-            key if self.k_norm is None else self.k_norm(key),
-        )
-        cosine, sine = (part[0].contiguous() for part in position_embeddings)
+        if self.q_norm is not None:
+            query = self.q_norm(query)
+        if self.k_norm is not None:
+            key = self.k_norm(key)
+        cosine, sine = (part[0].to(self.dtype).contiguous() for part in position_embeddings)
         query, key = self.rotated(query, cosine, sine), self.rotated(key, cosine, sine)
         out = layout_in_use().attend(self.layer, query, key, value, self.scale)
         x = self.outward.compute(out.flatten(1))[0].add_(x)
@@ -131,7 +137,7 @@ class _Mix:
 @torch.no_grad()
 def _alike(block: Any, twin: CompiledBlock, rotary: Any) -> bool:
     """Whether a block and its twin give the same for a few tokens."""
-    dtype, D = twin.first_norm.dtype, len(twin.first_norm.scales)
+    dtype, D = twin.dtype, len(twin.first_norm.scales)
     x = torch.sin(torch.arange(3.0 * D) * 1.7).view(1, 3, D).to(dtype)
     try:
         embeddings = rotary(x, torch.tensor([[0, 7, 40]]))

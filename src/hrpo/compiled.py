@@ -31,6 +31,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _pointer, _size = ctypes.c_void_p, ctypes.c_int64
 ARGUMENTS: dict[str, list[Any]] = {  # the last of each: threads
     "attend": [_pointer, ctypes.c_int],
+    "multiply": [*4 * [_pointer], *3 * [_size], ctypes.c_int],
     "rms_norm": [*3 * [_pointer], *2 * [_size], ctypes.c_float, ctypes.c_bool, ctypes.c_int],
     "rotate": [_pointer, _size, *3 * [_pointer], *3 * [_size], ctypes.c_int],
     "swiglu": [*2 * [_pointer], _size, _pointer, *2 * [_size], ctypes.c_int],
@@ -52,9 +53,9 @@ class Compiled:
         self.functions: dict[tuple[str, torch.dtype], Callable[..., None]] = {}
         for name, arguments in ARGUMENTS.items():
             for suffix, dtype in DTYPES.items():
-                function = loaded[f"{name}_{suffix}"]
-                function.argtypes, function.restype = arguments, None
-                self.functions[name, dtype] = function
+                if function := getattr(loaded, f"{name}_{suffix}", None):
+                    function.argtypes, function.restype = arguments, None
+                    self.functions[name, dtype] = function
 
     def find(self, name: str, tensor: torch.Tensor) -> Callable[..., None] | None:
         """Return the function for tensors like this one; None where there is none."""

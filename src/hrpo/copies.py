@@ -49,7 +49,7 @@ def decoding_copy(model: HybridCausalLM, techniques: Techniques) -> Any:
     together = [names for names in model.read_together if layers.keys() >= set(names)]
     grouped = {name for names in together for name in names}
     for names in [*together, *([name] for name in layers if name not in grouped)]:
-        product = PackedProduct([_parts(layers[name], dtype, fold=fold) for name in names])
+        product = PackedProduct([_parts(layers[name], dtype, fold=fold) for name in names], library)
         for index, name in enumerate(names):
             stand_ins[id(layers[name])] = PackedLinear(product, index, layers[name].in_features)
     lm = copy.deepcopy(bare, stand_ins)
@@ -67,7 +67,9 @@ def decoding_gate(model: HybridCausalLM, techniques: Techniques) -> HybridGate:
     linears = (gate.reset_gate, gate.input_gate)
     if not techniques.packed_weights or product_dtype(gate.Lambda.dtype, model.device) is None:
         return gate
-    product = PackedProduct([LinearParts(layer.weight, layer.bias) for layer in linears])
+    product = PackedProduct(
+        [LinearParts(layer.weight, layer.bias) for layer in linears], compiled_for(techniques, model.device)
+    )
     stand_ins: dict[int, Any] = {id(parameter): parameter for parameter in gate.parameters()}
     stand_ins |= {id(layer): PackedLinear(product, at, layer.in_features) for at, layer in enumerate(linears)}
     return copy.deepcopy(gate, stand_ins)

@@ -7,45 +7,9 @@
 #include <cmath>
 #include <vector>
 
-#include "vectors.h"
+#include "product.h"
 
 namespace {
-
-#ifdef __AVX512F__
-constexpr int WIDEST = 4;  // vectors of a row in a tile: with 6 rows, 24 of 32 registers
-#else
-constexpr int WIDEST = 1;
-#endif
-constexpr int TALLEST = 6;
-
-// C (M, W vectors) += A (M, K) B (K, W vectors); lda, ldb, ldc: from a row to the next.
-template <int M, int W, class T>
-void tile(const float* a, int64_t lda, const T* b, int64_t ldb, float* c, int64_t ldc, int64_t K) {
-    Floats sum[M][W];
-    for (int m = 0; m < M; m++)
-        for (int w = 0; w < W; w++) sum[m][w] = load(c + m * ldc + w * LANES);
-    for (int64_t k = 0; k < K; k++) {
-        Floats row[W];
-        for (int w = 0; w < W; w++) row[w] = load(b + k * ldb + w * LANES);
-        for (int m = 0; m < M; m++)
-            for (int w = 0; w < W; w++) sum[m][w] += a[m * lda + k] * row[w];
-    }
-    for (int m = 0; m < M; m++)
-        for (int w = 0; w < W; w++) store(c + m * ldc + w * LANES, sum[m][w]);
-}
-
-// The same for any number of rows, and of columns up to the next whole vector.
-template <int M = TALLEST, class T>
-void product(const float* a, int64_t lda, const T* b, int64_t ldb, float* c, int64_t ldc, int64_t rows, int64_t K,
-             int64_t columns) {
-    for (; rows >= M; rows -= M, a += M * lda, c += M * ldc) {
-        int64_t n = 0;
-        for (; n + WIDEST * LANES <= whole(columns); n += WIDEST * LANES) tile<M, WIDEST>(a, lda, b + n, ldb, c + n, ldc, K);
-        for (; n < columns; n += LANES) tile<M, 1>(a, lda, b + n, ldb, c + n, ldc, K);
-    }
-    if constexpr (M > 1)
-        if (rows) product<M - 1>(a, lda, b, ldb, c, ldc, rows, K, columns);
-}
 
 // In place; n whole vectors, minus infinity where there is nothing.
 void softmax(float* x, int64_t n) {

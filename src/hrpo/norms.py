@@ -19,7 +19,7 @@ class CompiledNorm(nn.Module):
     """An RMS norm for decoding only, which keeps no gradient.
 
     Args:
-        norm: the model's own; serves tensors of other types than its weight's.
+        norm: the model's own; serves tensors of other types than its weight's, and refuses other widths.
         function: the compiled one.
         eps: is added to the mean of squares.
         offset: is added to the weight.
@@ -34,7 +34,7 @@ class CompiledNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        if x.dtype != self.dtype:
+        if x.dtype != self.dtype or x.shape[-1] != len(self.scales):
             out: Tensor = self.norm(x)
             return out
         x = x.contiguous()
