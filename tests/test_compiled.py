@@ -2,6 +2,7 @@
 
 import logging
 import shlex
+import shutil
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from hrpo import blocks, compiled, generate
+from hrpo import blocks, compiled, generate, linear
 from hrpo.blocks import CompiledBlock
 from hrpo.candidates import top_candidates
 from hrpo.compiled import MACHINES, Compiled
@@ -21,6 +22,7 @@ from hrpo.norms import CompiledNorm, compiled_norms
 from hrpo.packable import packs_up_to
 from hrpo.techniques import FAST
 
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 DTYPES = [torch.float32, torch.bfloat16]
 HERE = torch.backends.cpu.get_cpu_capability()
 SETS = ["AVX512", "AVX2", "DEFAULT"]
@@ -104,7 +106,8 @@ def test_what_is_not_a_number_stays_so(library, dtype):
 
 @pytest.mark.parametrize("rows", [1, 5, 32, 100])
 @pytest.mark.parametrize("sizes", [(64,), (130,), (3,), (96, 32, 32), (40, 41)], ids=str)
-def test_products(library, sizes, rows):
+def test_products(library, sizes, rows, monkeypatch):
+    monkeypatch.setattr(linear, "LEAST_BLOCKS", 0)
     torch.manual_seed(0)
     layers = [LinearParts(torch.randn(size, 24), torch.randn(size) if size % 2 == 0 else None) for size in sizes]
     product = PackedProduct(layers, library)
@@ -117,10 +120,12 @@ def test_products(library, sizes, rows):
         torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=0)
 
 
-def test_products_in_bfloat16_are_left_to_onednn(library):
-    assert PackedProduct([LinearParts(torch.randn(8, 4).bfloat16())], library).multiply is None or (
-        product_dtype(torch.bfloat16, torch.device("cpu")) == torch.float32
-    )
+def test_products_that_are_left_to_onednn(library):
+    wide = torch.randn(4 * 64 * torch.get_num_threads(), 4)
+    assert PackedProduct([LinearParts(wide)], library).multiply
+    assert not PackedProduct([LinearParts(wide[:-1])], library).multiply
+    if product_dtype(torch.bfloat16, torch.device("cpu")) == torch.bfloat16:
+        assert not PackedProduct([LinearParts(wide.bfloat16())], library).multiply
 
 
 def test_types_that_are_not_served(library):

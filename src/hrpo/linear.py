@@ -17,6 +17,7 @@ from hrpo.compiled import Compiled
 
 _linear = torch.ops.mkldnn._linear_pointwise.default
 BLOCK = 64  # columns of a weight that stand together for `multiply.cpp`
+LEAST_BLOCKS = 4  # for each thread: they are what threads share, and some would have next to none
 PACKED_ROWS = 32  # the weights are laid out for about as many rows; any number works
 
 
@@ -105,7 +106,9 @@ class PackedProduct:
         self.inner_dtype = product_dtype(first.dtype, first.device)
         # Of one layer no copy: for a head it would be as large as all else that is left.
         weight = first if len(layers) == 1 else torch.cat([layer.weight for layer in layers])
-        self.multiply = library.find("multiply", first.new_empty(0, dtype=self.inner_dtype)) if library else None
+        self.multiply = None
+        if library and len(weight) >= LEAST_BLOCKS * BLOCK * torch.get_num_threads():
+            self.multiply = library.find("multiply", weight.new_empty(0, dtype=self.inner_dtype))
         self.weight = _in_blocks(weight.detach().to(self.inner_dtype)) if self.multiply else self.pack(weight)
         self.bias, self.factors = None, None
         if any(layer.bias is not None for layer in layers):
