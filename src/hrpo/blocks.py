@@ -1,4 +1,4 @@
-"""Blocks of Llama's layout for decoding on CPUs: the same with a fourth of the operations (`blocks.cpp`).
+"""Blocks of Llama's layout for decoding on CPUs: the same with a fourth of the operations (`cpp/blocks.cpp`).
 
 Norm, attention with rotary embeddings, norm, SwiGLU, each half added to what came in: so are the blocks of Llama,
 Mistral, Qwen, SmolLM and others (Qwen3's have norms of queries and keys, too). A block that looks like one is tried

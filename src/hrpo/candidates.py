@@ -1,6 +1,6 @@
 """The sampler's candidates: the K likeliest tokens of each row, and what their probabilities are measured by.
 
-On CPUs compiled code (`candidates.cpp`) reads the logits twice, as they come; PyTorch makes two copies of them.
+On CPUs compiled code (`cpp/candidates.cpp`) reads the logits twice, as they come; PyTorch makes two copies of them.
 """
 
 import torch

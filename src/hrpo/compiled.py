@@ -1,4 +1,4 @@
-"""Compiled code for decoding on CPUs: the C++ files beside this one, made into a library at first use.
+"""Compiled code for decoding on CPUs: the files in `cpp/`, made into a library at first use.
 
 It is for what a step does besides its matrix products: many small operations that cost PyTorch more to call than to
 compute, or several passes over the same numbers. Needs a C++ compiler on Linux; without one, PyTorch does the same.
@@ -22,8 +22,7 @@ import torch
 from hrpo.catalog import cache_folder
 from hrpo.techniques import Techniques
 
-SOURCES = sorted(Path(__file__).parent.glob("*.cpp"))
-HEADERS = sorted(Path(__file__).parent.glob("*.h"))
+FILES = sorted((Path(__file__).parent / "cpp").iterdir())
 FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-shared"]
 # What PyTorch found this CPU to have; a cache may be shared by machines that differ.
 MACHINES = {"AVX512": ["-march=x86-64-v4"], "AVX2": ["-march=x86-64-v3"]}
@@ -85,14 +84,15 @@ def _library(folder: Path) -> Path:
     """Return the library for this machine, made unless it is there."""
     compiler = shlex.split(os.environ.get("CXX") or "g++")
     machine = MACHINES.get(torch.backends.cpu.get_cpu_capability(), [])
-    command = [*compiler, *FLAGS, *machine, *map(str, SOURCES)]
-    content = b"".join(path.read_bytes() for path in (*SOURCES, *HEADERS))
+    command = [*compiler, *FLAGS, *machine]
+    content = b"".join(path.read_bytes() for path in FILES)
     version = hashlib.sha256(" ".join(command).encode() + content).hexdigest()[:16]
     library = folder / f"decoding-{version}.so"
     if not library.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as drafts:  # several processes may do it at once
             draft = Path(drafts) / library.name
-            subprocess.run([*command, "-o", str(draft)], check=True, capture_output=True, text=True)
+            sources = [str(path) for path in FILES if path.suffix == ".cpp"]
+            subprocess.run([*command, *sources, "-o", str(draft)], check=True, capture_output=True, text=True)
             draft.replace(library)
     return library

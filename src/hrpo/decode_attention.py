@@ -1,4 +1,4 @@
-"""A decode step's attention on CPUs as one call of compiled code (`decode_attention.cpp`).
+"""A decode step's attention on CPUs as one call of compiled code (`cpp/decode_attention.cpp`).
 
 Without it, `SharedDecoder` does the same with PyTorch's operations, four small matrix products and a softmax for each
 layer, which take two to three times as long.

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from hrpo.compiled import Compiled
 
 _linear = torch.ops.mkldnn._linear_pointwise.default
-BLOCK = 64  # columns of a weight that stand together for `multiply.cpp`
+BLOCK = 64  # columns of a weight that stand together for `cpp/multiply.cpp`
 LEAST_BLOCKS = 4  # for each thread: they are what threads share, and some would have next to none
 PACKED_ROWS = 32  # the weights are laid out for about as many rows; any number works
 
@@ -91,7 +91,7 @@ class LinearParts:
 class PackedProduct:
     """The products of layers that read the same tensor, done in one with weights packed ahead.
 
-    In float32 compiled code multiplies, where there is any (`multiply.cpp`): for a few dozen rows faster than oneDNN.
+    In float32 compiled code (`cpp/multiply.cpp`) multiplies, where there is any: a few dozen rows faster than oneDNN.
 
     Args:
         layers: of the same dtype and I.

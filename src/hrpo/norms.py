@@ -1,4 +1,4 @@
-"""RMS normalisation (arXiv:1910.07467) for decoding on CPUs as one call of compiled code (`rms_norm.cpp`).
+"""RMS normalisation (arXiv:1910.07467) for decoding on CPUs as one call of compiled code (`cpp/rms_norm.cpp`).
 
 In transformers it is some seven small operations, two to four times in each block.
 """
