@@ -75,7 +75,7 @@ def attend_in_products(
 
     In bfloat16, forward and backward take a third of the time of the fused attention, whose backward pass is slower
     there than in float32. The scores of long sequences would take too much memory. They are rounded to bfloat16, as
-    those of a rollout are, and as transformers' eager attention does.
+    in transformers' eager attention.
     """
     N, heads, S, d = key.shape  # heads: H_kv
     P = bias.shape[3]
