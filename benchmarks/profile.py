@@ -109,7 +109,10 @@ def kinds(run: Callable[[], object]) -> tuple[float, dict[str, float]]:
 def told() -> Iterator[None]:
     """Within it, the profiler learns of compiled code, too."""
     library = compiled()
-    functions = {} if library is None else dict(library.functions)
+    if library is None:
+        yield
+        return
+    functions = dict(library.functions)
 
     def tell(name: str, function: Callable[..., None]) -> Callable[..., None]:
         def run(*arguments: Any) -> None:
@@ -118,13 +121,11 @@ def told() -> Iterator[None]:
 
         return run
 
-    if library is not None:
-        library.functions |= {key: tell(key[0], function) for key, function in functions.items()}
+    library.functions |= {key: tell(key[0], function) for key, function in functions.items()}
     try:
         yield
     finally:
-        if library is not None:
-            library.functions |= functions
+        library.functions |= functions
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ class CompiledBlock(nn.Module):
         # Compiled code trusts in what it is told of types.
         products = (self.inward, self.outward, self.gate_and_up, self.down)
         self.dtype = self.first_norm.dtype
-        rotate, swiglu = (library.find(name, self.first_norm.weight) for name in ("rotate", "swiglu"))
+        rotate, swiglu = (library.find(name, self.first_norm.norm.weight) for name in ("rotate", "swiglu"))
         if not rotate or not swiglu or any(part.dtype != self.dtype for part in (*norms, *products)):
             raise NotLikeLlamaError("it computes in several types")
         self.rotate, self.swiglu = rotate, swiglu

@@ -1,4 +1,4 @@
-"""Matrix products through oneDNN on CPUs: the same products as `torch.nn.functional.linear`, faster.
+"""Matrix products on CPUs through oneDNN, and own ones for decoding: those of `torch.nn.functional.linear`, faster.
 
 For float32 the default library reaches half the rate of oneDNN on some CPUs, and for a few dozen rows a third; weights
 packed ahead gain once more. docs/performance.md has the figures.

@@ -29,7 +29,7 @@ class CompiledNorm(nn.Module):
 
     def __init__(self, norm: Any, function: Any, eps: float, offset: int, twice: bool) -> None:
         super().__init__()
-        self.norm, self.function, self.weight, self.dtype = norm, function, norm.weight, norm.weight.dtype
+        self.norm, self.function, self.dtype = norm, function, norm.weight.dtype
         self.scales, self.eps, self.twice = norm.weight.detach().float() + offset, eps, twice
 
     def forward(self, x: Tensor) -> Tensor:

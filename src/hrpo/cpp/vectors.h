@@ -46,7 +46,8 @@ inline Floats rounded<float>(Floats x) {
 template <>
 inline Floats rounded<BFloat16>(Floats x) {
     const Bits bits = (Bits)x;
-    return x == x ? (Floats)((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000) : x;
+    const Floats quiet = (Floats)(bits | 0x400000);  // not a number, whatever its last bits were
+    return x == x ? (Floats)((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000) : quiet;
 }
 inline void store(BFloat16* x, Floats value) {
     *(Halves*)x = __builtin_convertvector((Bits)rounded<BFloat16>(value) >> 16, Halves);
