@@ -49,6 +49,8 @@ def parse(description: str, *, runs: int = 5, **paths: str) -> argparse.Namespac
     for name, purpose in paths.items():
         parser.add_argument(f"--{name}", type=Path, help=purpose)
     options = parser.parse_args()
+    if not options.prompts.is_file():
+        parser.error(f"--prompts: there is no file {options.prompts}; name one with a problem a line")
     if options.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"  # trainers would take a GPU where there is one
     options.deadline = time.perf_counter() + 60 * options.minutes
