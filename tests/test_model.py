@@ -228,6 +228,17 @@ def test_saving_full_weights_over_an_adapter(base, tmp_path):
     assert torch.equal(logits(HybridCausalLM.from_pretrained(tmp_path / "saved")), logits(model))
 
 
+def test_the_adapters_layers_are_written_in_order_in_every_process(base, tmp_path):
+    lora = dataclasses.replace(
+        LORA, targets=("v_proj", "q_proj", "up_proj", "o_proj", "k_proj", "gate_proj", "down_proj")
+    )
+    trained(base, lora).save_pretrained(tmp_path / "saved")
+    HybridCausalLM.from_pretrained(tmp_path / "saved").save_pretrained(tmp_path / "again")
+    for folder in ("saved", "again"):
+        targets = json.loads((tmp_path / folder / "adapter_config.json").read_text())["target_modules"]
+        assert targets == sorted(lora.targets)
+
+
 def test_a_failed_save_leaves_the_old_folder(base, tmp_path):
     folder = tmp_path / "runs" / "saved"
     model = trained(base)

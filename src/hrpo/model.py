@@ -383,6 +383,9 @@ class HybridCausalLM(nn.Module):
     def write_files(self, folder: Path) -> None:
         """Write the same files into a folder that exists."""
         if isinstance(self.lm, PeftModel):
+            for config in self.lm.peft_config.values():
+                if isinstance(config, LoraConfig) and isinstance(config.target_modules, set):
+                    config.target_modules = sorted(config.target_modules)  # a set's order changes with the process
             self.lm.save_pretrained(str(folder), save_embedding_layers=False)
         else:
             self.bare_lm.save_pretrained(str(folder))
