@@ -16,7 +16,7 @@ from hrpo.blocks import CompiledBlock
 from hrpo.candidates import top_candidates
 from hrpo.compiled import MACHINES, Compiled
 from hrpo.copies import decoding_copy
-from hrpo.decode_attention import Seats, attend_compiled, zeros
+from hrpo.decode_attention import Seating, Seats, attend_compiled, zeros
 from hrpo.linear import LinearParts, PackedProduct, product_dtype
 from hrpo.norms import CompiledNorm, compiled_norms
 from hrpo.packable import packs_up_to
@@ -75,7 +75,8 @@ def test_attention(library, dtype, heads, per, d, d_v, room):
     expected = attention(query, key, value, shared, own, groups, lengths, ages, 0.2)
     before = [x.clone() for x in own]
     seats = Seats(groups, lengths)
-    out = attend_compiled(library, query, key, value, shared, own, seats, torch.tensor(ages), 0.2)
+    seating = Seating(shared, own, seats, torch.tensor(ages))
+    out = attend_compiled(library, query, key, value, seating, 0.2)
     rounding = 2e-6 if dtype == torch.float32 else 2**-8
     torch.testing.assert_close(out.double(), expected, atol=rounding, rtol=rounding)
     for row, age in enumerate(ages):  # written where they belong, and nowhere else
@@ -90,7 +91,8 @@ def test_what_is_not_a_number_stays_so(library, dtype):
     query = torch.full((1, 2, 16), torch.nan, dtype=dtype)
     key = torch.ones(1, 1, 16, dtype=dtype)
     seats, age = Seats([[0]], [3]), torch.tensor([0])
-    out = attend_compiled(library, query, key, key, (zero, zero), (zero.clone(), zero.clone()), seats, age, 1.0)
+    seating = Seating((zero, zero), (zero.clone(), zero.clone()), seats, age)
+    out = attend_compiled(library, query, key, key, seating, 1.0)
     assert out.isnan().all()
     logits = torch.randn(2, 100).to(dtype)
     logits[1, 70] = torch.nan
@@ -131,7 +133,7 @@ def test_products_that_are_left_to_onednn(library):
 def test_types_that_are_not_served(library):
     x, own = torch.ones(1, 1, 16, dtype=torch.float64), zeros(torch.ones(0, dtype=torch.float64), 1, 1, 16, 16)
     seats, age = Seats([[0]], [3]), torch.tensor([0])
-    assert attend_compiled(library, x, x, x, (own, own), (own, own), seats, age, 1.0) is None
+    assert attend_compiled(library, x, x, x, Seating((own, own), (own, own), seats, age), 1.0) is None
     assert not own.any()
 
 

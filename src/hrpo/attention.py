@@ -12,6 +12,8 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedConfig
 
+from hrpo.decode_attention import Seating
+
 NAME = "hrpo_packed"
 # What models may hand to their attention without changing what it computes here; anything else is not for us.
 HARMLESS = {"dropout", "is_causal", "position_ids", "use_cache", "cache_position", "output_attentions"}
@@ -39,6 +41,11 @@ class Layout(Protocol):
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """(S, H, d), (S, H_kv, d), (S, H_kv, d_v) -> (S, H, d_v)."""
+        ...
+
+    def seating(self, layer: int) -> Seating | None:
+        """Return what compiled code needs to do the same; None where it cannot."""
+        return None
 
 
 _layout: ContextVar[Layout] = ContextVar("layout")

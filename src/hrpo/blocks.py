@@ -1,24 +1,47 @@
-"""Blocks of Llama's layout for decoding on CPUs: the same with a fourth of the operations (`cpp/blocks.cpp`).
+"""Blocks of Llama's layout for decoding on CPUs: the same with a fourth of the operations, or one (`cpp/blocks.cpp`).
 
 Norm, attention with rotary embeddings, norm, SwiGLU, each half added to what came in: so are the blocks of Llama,
 Mistral, Qwen, SmolLM and others (Qwen3's have norms of queries and keys, too). A block that looks like one is tried
-beside its compiled twin, and keeps its own way where they differ.
+beside its compiled twin, and keeps its own way where they differ. A decode step of a block is one call where compiled
+code does its products, too: in float32.
 """
 
 import contextlib
+import ctypes
 from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hrpo.attention import laid_out, layout_in_use, packed_block
+from hrpo.attention import Layout, laid_out, layout_in_use, packed_block
 from hrpo.compiled import Compiled
 from hrpo.linear import PackedLinear, PackedProduct
 from hrpo.norms import CompiledNorm
 
 # Largest difference from the model's own block, over 1: they sum in another order. In bfloat16, a few of its steps.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2**-5}
+
+
+class _Weight(ctypes.Structure):
+    """`Weight` of the C++ code."""
+
+    _fields_ = (("blocks", ctypes.c_void_p), ("bias", ctypes.c_void_p), ("I", ctypes.c_int64), ("O", ctypes.c_int64))
+
+
+class _Norm(ctypes.Structure):
+    """`Norm` of the C++ code."""
+
+    _fields_ = (("weight", ctypes.c_void_p), ("eps", ctypes.c_float), ("twice", ctypes.c_bool))
+
+
+class _Block(ctypes.Structure):
+    """`Block` of the C++ code."""
+
+    _fields_ = (
+        *((name, _Weight) for name in ("inward", "outward", "gate_and_up", "down")),
+        *((name, _Norm) for name in ("first", "second", "q_norm", "k_norm")),
+    )
 
 
 class NotLikeLlamaError(Exception):
@@ -55,21 +78,33 @@ class CompiledBlock(nn.Module):
             raise NotLikeLlamaError("its norms are of another kind")
         # Compiled code trusts in what it is told of types.
         products = (self.inward, self.outward, self.gate_and_up, self.down)
-        self.dtype = self.first_norm.dtype
+        self.dtype, self.H = self.first_norm.dtype, self.inward.sizes[0] // self.d
         rotate, swiglu = (library.find(name, self.first_norm.norm.weight) for name in ("rotate", "swiglu"))
         if not rotate or not swiglu or any(part.dtype != self.dtype for part in (*norms, *products)):
             raise NotLikeLlamaError("it computes in several types")
         self.rotate, self.swiglu = rotate, swiglu
+        self.parts: _Block | None = None  # for one call
+        self.whole = library.find("block", self.first_norm.norm.weight)
+        if self.whole and all(product.multiply and product.factors is None for product in products):
+            ours = (self.first_norm, self.second_norm, self.q_norm, self.k_norm)
+            self.parts = _Block(*map(_weight, products), *map(_norm, ours))
 
     def forward(self, hidden: Tensor, *_: Any, position_embeddings: tuple[Tensor, Tensor], **__: Any) -> Tensor:
         """(1, S, D), cosines and sines (1, S, d) -> (1, S, D)."""
-        x = hidden[0]
+        x = hidden[0].contiguous()
+        cosine, sine = (part[0].to(self.dtype).contiguous() for part in position_embeddings)
+        seating = layout_in_use().seating(self.layer)
+        if self.whole and self.parts and seating:
+            out = torch.empty_like(x)
+            places = (part.data_ptr() for part in (x, cosine, sine, out))
+            step = seating.step(self.H, self.scale)
+            self.whole(ctypes.byref(self.parts), *places, len(x), ctypes.byref(step), torch.get_num_threads())
+            return out.unsqueeze(0)
         query, key, value = (part.view(len(x), -1, self.d) for part in self.inward.compute(self.first_norm(x)))
         if self.q_norm is not None:
             query = self.q_norm(query)
         if self.k_norm is not None:
             key = self.k_norm(key)
-        cosine, sine = (part[0].to(self.dtype).contiguous() for part in position_embeddings)
         query, key = self.rotated(query, cosine, sine), self.rotated(key, cosine, sine)
         out = layout_in_use().attend(self.layer, query, key, value, self.scale)
         x = self.outward.compute(out.flatten(1))[0].add_(x)
@@ -123,7 +158,16 @@ def _together(*layers: Any) -> PackedProduct:
     return product
 
 
-class _Mix:
+def _weight(product: PackedProduct) -> _Weight:
+    bias = None if product.bias is None else product.bias.data_ptr()
+    return _Weight(product.weight.data_ptr(), bias, product.in_features, sum(product.sizes))
+
+
+def _norm(norm: CompiledNorm | None) -> _Norm:
+    return _Norm() if norm is None else _Norm(norm.scales.data_ptr(), norm.eps, norm.twice)
+
+
+class _Mix(Layout):
     """Attention of a trial: no attention, but all that goes in shows in what comes out."""
 
     longest = 1

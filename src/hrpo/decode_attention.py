@@ -6,6 +6,7 @@ layer, which take two to three times as long.
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,8 +17,8 @@ LANES = 16  # of a vector in the compiled code, which may read so many elements 
 ROWS = 8  # of one prompt, computed together by a thread
 
 
-class _Step(ctypes.Structure):
-    """`Step` of the C++ code."""
+class Step(ctypes.Structure):
+    """`Step` of the C++ code: attention in one layer."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("query", "key", "value", "prompt_keys", "prompt_values")),
@@ -55,16 +56,35 @@ def zeros(like: Tensor, *shape: int) -> Tensor:
     return like.new_zeros(size + LANES)[:size].view(shape)
 
 
+@dataclass(frozen=True)
+class Seating:
+    """What queries of one layer attend to in a decode step, and where keys and values go.
+
+    Args:
+        shared: keys (slots, H_kv, d, P) and values (slots, H_kv, P, d_v) of prompts, contiguous, from `zeros`.
+        own: the same of completions, (rows, H_kv, d, capacity) and (rows, H_kv, capacity, d_v).
+        seats: who shares which prompt.
+        ages: (n,) int64, where a row's key and value belong.
+
+    """
+
+    shared: tuple[Tensor, Tensor]
+    own: tuple[Tensor, Tensor]
+    seats: Seats
+    ages: Tensor
+
+    def step(self, H: int, scale: float) -> Step:
+        """Return the step for H heads, without its query, key, value and out."""
+        keys, values = self.own
+        heads, d, T_room = keys.shape[1:]
+        places = [x.data_ptr() for x in (*self.shared, *self.own)]
+        who = [x.data_ptr() for x in (self.seats.parts, self.seats.members, self.ages)]
+        sizes = (len(self.seats.parts), H, heads, d, values.shape[3], self.shared[0].shape[3], T_room)
+        return Step(None, None, None, *places, None, *who, *sizes, 0, 0, 0, scale)
+
+
 def attend_compiled(
-    library: Compiled,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    shared: tuple[Tensor, Tensor],
-    own: tuple[Tensor, Tensor],
-    seats: Seats,
-    ages: Tensor,
-    scale: float,
+    library: Compiled, query: Tensor, key: Tensor, value: Tensor, seating: Seating, scale: float
 ) -> Tensor | None:
     """Write each row's key and value where they belong, and attend: return (n, H, d_v).
 
@@ -75,22 +95,18 @@ def attend_compiled(
         query: (n, H, d).
         key: (n, H_kv, d).
         value: (n, H_kv, d_v).
-        shared: keys (slots, H_kv, d, P) and values (slots, H_kv, P, d_v) of prompts, contiguous, from `zeros`.
-        own: the same of completions, (rows, H_kv, d, capacity) and (rows, H_kv, capacity, d_v).
-        seats: who shares which prompt.
-        ages: (n,) int64, where a row's key and value belong.
+        seating: where they belong.
         scale: of the scores.
 
     """
     function = library.find("attend", query)
-    if not function or not query.dtype == key.dtype == value.dtype == own[0].dtype:
+    if not function or not query.dtype == key.dtype == value.dtype == seating.own[0].dtype:
         return None
-    n, H, d = query.shape
-    heads, d_v = value.shape[1:]
-    inputs = [x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous() for x in (query, key, value)]
-    out = query.new_empty(n, H, d_v)
-    tensors = (*inputs, *shared, *own, out, seats.parts, seats.members, ages)
-    rooms = (shared[0].shape[3], own[0].shape[3], *(x.stride(0) for x in inputs))
-    step = _Step(*(x.data_ptr() for x in tensors), len(seats.parts), H, heads, d, d_v, *rooms, scale)
+    n, H = query.shape[:2]
+    query, key, value = (x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous() for x in (query, key, value))
+    out = query.new_empty(n, H, value.shape[2])
+    step = seating.step(H, scale)
+    step.query, step.key, step.value, step.out = (x.data_ptr() for x in (query, key, value, out))
+    step.next_query, step.next_key, step.next_value = (x.stride(0) for x in (query, key, value))
     function(ctypes.byref(step), torch.get_num_threads())
     return out

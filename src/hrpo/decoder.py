@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hrpo.attention import run_packed, use_packed_attention
+from hrpo.attention import Layout, run_packed, use_packed_attention
 from hrpo.compiled import Compiled, compiled_for
 from hrpo.copies import decoding_copy
-from hrpo.decode_attention import Seats, attend_compiled, zeros
+from hrpo.decode_attention import Seating, Seats, attend_compiled, zeros
 from hrpo.model import HybridCausalLM
 from hrpo.packable import packs_up_to
 from hrpo.techniques import Techniques
@@ -128,7 +128,7 @@ class PlainDecoder:
         self.mask = self.mask[index]
 
 
-class SharedDecoder:
+class SharedDecoder(Layout):
     """Packed rows: a prompt's keys and values stand once for its group, a completion's are written in place.
 
     A prompt has a slot, b of them in use, and its rows have seats there, R of them at most. Keys of prompts are (slots,
@@ -271,13 +271,19 @@ class SharedDecoder:
             )
         self.rows, self.capacity = rows, capacity
 
+    def seating(self, layer: int) -> Seating | None:
+        """See `Layout`."""
+        if self.prefilling is not None or self.library is None:
+            return None
+        return Seating(self.shared[layer], self.own[layer], self.seats, self.age)
+
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """See `Layout`."""
         if self.prefilling is not None:
             return self.attend_prompts(self.prefilling, layer, query, key, value, scale)
-        if self.library is not None:
-            shared, own = self.shared[layer], self.own[layer]
-            out = attend_compiled(self.library, query, key, value, shared, own, self.seats, self.age, scale)
+        seating = self.seating(layer)
+        if self.library is not None and seating is not None:
+            out = attend_compiled(self.library, query, key, value, seating, scale)
             if out is not None:
                 return out
         n, heads = key.shape[:2]

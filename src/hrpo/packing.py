@@ -4,13 +4,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hrpo.attention import Layout
 from hrpo.linear import product_dtype
 from hrpo.shared_prompt import SharedPromptAttention, attend_causally, attend_in_products
 
 LONG_PROMPT = 512  # tokens from which it pays not to repeat a prompt's keys and values for each completion
 
 
-class PackedGroups:
+class PackedGroups(Layout):
     """The order of a batch of groups in one row of S tokens: all prompts, then all completions but their last token.
 
     fed: (N, T) bools, the completion tokens that are in the row.

@@ -1,6 +1,12 @@
-// Matrix products of a few rows, in tiles that stay in registers.
+// Matrix products of a few rows, in tiles that stay in registers. Functions with "omp for" or a barrier are for all
+// threads of a team to call.
 
 #pragma once
+
+#include <omp.h>
+
+#include <algorithm>
+#include <vector>
 
 #include "vectors.h"
 
@@ -40,6 +46,36 @@ void product(const float* a, int64_t lda, const T* b, int64_t ldb, float* c, int
     }
     if constexpr (M > 1)
         if (rows) product<M - 1>(a, lda, b, ldb, c, ldc, rows, K, columns);
+}
+
+constexpr int64_t COLUMNS = 64, HALF = COLUMNS / 2;
+
+// What a linear layer is made of: (O / 64, I, 64) with zeros behind the last of O columns, and (O,) or none.
+struct Weight {
+    const float *blocks, *bias;
+    int64_t I, O;
+};
+
+// x (S, I) times a weight, plus a bias: (S, O). Each thread takes as many half blocks as the others, or one more.
+inline void multiply(const float* x, const Weight& weight, float* out, int64_t S) {
+    const int64_t I = weight.I, O = weight.O, halves = (O + HALF - 1) / HALF;
+    const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
+    std::vector<float> part;
+    const int64_t end = halves * (thread + 1) / threads;
+    for (int64_t half = halves * thread / threads, taken; half < end; half += taken) {
+        taken = half % 2 == 0 && half + 1 < end ? 2 : 1;
+        const int64_t first = half * HALF, width = taken * HALF, count = std::min(width, O - first);
+        const bool whole = count == width;
+        if (!whole) part.assign(S * width, 0);
+        float* to = whole ? out + first : part.data();
+        const int64_t next = whole ? O : width;
+        for (int64_t row = 0; row < S; row++)
+            for (int64_t i = 0; i < count; i++) to[row * next + i] = weight.bias ? weight.bias[first + i] : 0;
+        const float* block = weight.blocks + first / COLUMNS * I * COLUMNS + first % COLUMNS;
+        product(x, I, block, COLUMNS, to, next, S, I, width);
+        for (int64_t row = 0; row < (whole ? 0 : S); row++) std::copy_n(to + row * width, count, out + row * O + first);
+    }
+#pragma omp barrier
 }
 
 }  // namespace

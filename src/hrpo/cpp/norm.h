@@ -1,0 +1,31 @@
+// x / sqrt(mean(x^2) + eps) * weight (arXiv:1910.07467), rounded where transformers rounds.
+
+#pragma once
+
+#include <cmath>
+
+#include "vectors.h"
+
+namespace {
+
+struct Norm {
+    const float* weight;
+    float eps;
+    bool twice;  // whether what is multiplied by the weight is rounded before, too
+};
+
+template <class T>
+void normalize(const T* from, T* to, int64_t D, const Norm& norm) {
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < D; i++) sum += widen(from[i]) * widen(from[i]);
+    const float scale = 1 / std::sqrt(sum / D + norm.eps);
+#pragma omp simd
+    for (int64_t i = 0; i < D; i++) {
+        T normed;
+        narrow(widen(from[i]) * scale, &normed);
+        narrow((norm.twice ? widen(normed) : widen(from[i]) * scale) * norm.weight[i], to + i);
+    }
+}
+
+}  // namespace
