@@ -17,10 +17,11 @@ from hrpo.candidates import top_candidates
 from hrpo.compiled import MACHINES, Compiled
 from hrpo.copies import decoding_copy
 from hrpo.decode_attention import Seating, Seats, attend_compiled, zeros
+from hrpo.decoder import make_decoder
 from hrpo.linear import LinearParts, PackedProduct, product_dtype
 from hrpo.norms import CompiledNorm, compiled_norms
 from hrpo.packable import packs_up_to
-from hrpo.techniques import FAST
+from hrpo.techniques import FAST, PLAIN
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 DTYPES = [torch.float32, torch.bfloat16]
@@ -106,28 +107,57 @@ def test_what_is_not_a_number_stays_so(library, dtype):
     assert ours(torch.full((1, 24), torch.nan, dtype=dtype)).isnan().all()
 
 
+@pytest.mark.parametrize("rank", [0, 6])
 @pytest.mark.parametrize("rows", [1, 5, 32, 100])
-@pytest.mark.parametrize("sizes", [(64,), (130,), (3,), (96, 32, 32), (40, 41)], ids=str)
-def test_products(library, sizes, rows, monkeypatch):
+@pytest.mark.parametrize("sizes", [(64,), (130,), (3,), (96, 32, 32), (40, 41), (300,)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_products(library, dtype, sizes, rows, rank, monkeypatch):
+    """Wide and narrow, with biases and without, the second with an adapter or none."""
     monkeypatch.setattr(linear, "LEAST_BLOCKS", 0)
+    if not library.find("multiply", torch.empty(0, dtype=dtype)):
+        pytest.skip("this instruction set has no products of bfloat16")
     torch.manual_seed(0)
-    layers = [LinearParts(torch.randn(size, 24), torch.randn(size) if size % 2 == 0 else None) for size in sizes]
+
+    def random(*shape):
+        return torch.randn(shape).to(dtype)
+
+    def parts(at, size):
+        adapter = (random(rank, 24) / 5, random(size, rank) / 5) if rank and at < 2 else ()
+        return LinearParts(random(size, 24), random(size) if size % 2 == 0 else None, *adapter)
+
+    layers = [parts(at, size) for at, size in enumerate(sizes)]
     product = PackedProduct(layers, library)
     assert product.multiply
-    x = torch.randn(rows, 48)[:, ::2].unsqueeze(0)
+    x = random(rows, 48)[:, ::2].unsqueeze(0)
     for out, layer in zip(product.compute(x), layers, strict=True):
-        expected = nn.functional.linear(
-            x.double(), layer.weight.double(), None if layer.bias is None else layer.bias.double()
-        )
-        torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=0)
+        bias = None if layer.bias is None else layer.bias.double()
+        expected = nn.functional.linear(x.double(), layer.weight.double(), bias)
+        if layer.A is not None:
+            expected += (x.double() @ layer.A.double().T).to(dtype).double() @ layer.B.double().T
+        if dtype == torch.float32:
+            torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=0)
+        else:  # sums are in float32: what differs is how the last one is rounded, and the adapter's middle
+            torch.testing.assert_close(out.double(), expected, atol=2**-6, rtol=2**-8)
 
 
-def test_products_that_are_left_to_onednn(library):
+def test_products_that_are_left_to_onednn(library, monkeypatch):
     wide = torch.randn(4 * 64 * torch.get_num_threads(), 4)
     assert PackedProduct([LinearParts(wide)], library).multiply
     assert not PackedProduct([LinearParts(wide[:-1])], library).multiply
     if product_dtype(torch.bfloat16, torch.device("cpu")) == torch.bfloat16:
-        assert not PackedProduct([LinearParts(wide.bfloat16())], library).multiply
+        product = PackedProduct([LinearParts(wide.bfloat16())], library)
+        assert bool(product.multiply) == bool(library.find("multiply", wide.bfloat16()))
+        odd = PackedProduct([LinearParts(wide[:, :3].bfloat16())], library)
+        assert not odd.multiply
+        x = torch.randn(2, 3).bfloat16()
+        torch.testing.assert_close(odd.compute(x)[0], nn.functional.linear(x, wide[:, :3].bfloat16()))
+
+
+def test_no_products_of_bfloat16_where_onednn_has_tiles(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    library = Compiled(compiled._library(tmp_path))
+    assert library.find("multiply", torch.empty(0))
+    assert not library.find("multiply", torch.empty(0, dtype=torch.bfloat16))
 
 
 def test_types_that_are_not_served(library):
@@ -261,6 +291,45 @@ def test_a_compiled_block_is_the_block(dtype):
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
         else:
             torch.testing.assert_close(found, expected, atol=2**-5, rtol=2**-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("arch", sorted(LIKE_LLAMA - {"mistral"}))  # whose window is too short
+def test_a_step_of_a_block_in_one_call(arch, dtype, monkeypatch):
+    """To the bit what several calls give; rows of two prompts and of several ages, one of them gone."""
+    monkeypatch.setattr(linear, "LEAST_BLOCKS", 0)
+    model = random_model(arch, dtype)
+    if not compiled.compiled().find("block", model.embedding.weight):
+        pytest.skip("this machine has no products of bfloat16")
+
+    def steps(whole):
+        decoder = make_decoder(model, FAST, prompts=3, longest_prompt=8, max_new_tokens=4)
+        found = [block for block in decoder.lm.modules() if isinstance(block, CompiledBlock)]
+        assert len(found) == 3
+        for block in found:
+            assert block.parts is not None
+            block.parts = block.parts if whole else None
+        decoder.admit([PROMPTS[0][:3], PROMPTS[1][:5]], 3)
+        torch.manual_seed(0)
+        x = torch.randn(9, model.embedding.weight.shape[1]).to(dtype)
+        logits = [decoder.step(x[:6]), decoder.step(x[:6] / 2)]
+        decoder.keep([5, 0, 1, 2, 4])
+        decoder.admit([PROMPTS[0]], 4)
+        return [*logits, decoder.step(x), decoder.step(x + 1)]
+
+    for one, other in zip(steps(whole=True), steps(whole=False), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("arch", sorted(LIKE_LLAMA))
+def test_rollouts_by_own_products(arch, monkeypatch):
+    """Of blocks in one call, the last layer's and the gate's, too."""
+    model = random_model(arch, torch.float32)
+    plain = generate(model, PROMPTS, group_size=2, techniques=PLAIN, **SAMPLER)
+    monkeypatch.setattr(linear, "LEAST_BLOCKS", 0)
+    fast = generate(model, PROMPTS, group_size=2, techniques=FAST, **SAMPLER)
+    assert torch.equal(fast.completion_ids, plain.completion_ids)
+    torch.testing.assert_close(fast.sample_logprobs, plain.sample_logprobs, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 Norm, attention with rotary embeddings, norm, SwiGLU, each half added to what came in: so are the blocks of Llama,
 Mistral, Qwen, SmolLM and others (Qwen3's have norms of queries and keys, too). A block that looks like one is tried
 beside its compiled twin, and keeps its own way where they differ. A decode step of a block is one call where compiled
-code does its products, too: in float32.
+code does its products, too.
 """
 
 import contextlib
@@ -16,17 +16,11 @@ from torch import Tensor, nn
 
 from hrpo.attention import Layout, laid_out, layout_in_use, packed_block
 from hrpo.compiled import Compiled
-from hrpo.linear import PackedLinear, PackedProduct
+from hrpo.linear import CompiledLayer, PackedLinear, PackedProduct
 from hrpo.norms import CompiledNorm
 
 # Largest difference from the model's own block, over 1: they sum in another order. In bfloat16, a few of its steps.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2**-5}
-
-
-class _Weight(ctypes.Structure):
-    """`Weight` of the C++ code."""
-
-    _fields_ = (("blocks", ctypes.c_void_p), ("bias", ctypes.c_void_p), ("I", ctypes.c_int64), ("O", ctypes.c_int64))
 
 
 class _Norm(ctypes.Structure):
@@ -39,7 +33,7 @@ class _Block(ctypes.Structure):
     """`Block` of the C++ code."""
 
     _fields_ = (
-        *((name, _Weight) for name in ("inward", "outward", "gate_and_up", "down")),
+        *((name, CompiledLayer) for name in ("inward", "outward", "gate_and_up", "down")),
         *((name, _Norm) for name in ("first", "second", "q_norm", "k_norm")),
     )
 
@@ -85,9 +79,9 @@ class CompiledBlock(nn.Module):
         self.rotate, self.swiglu = rotate, swiglu
         self.parts: _Block | None = None  # for one call
         self.whole = library.find("block", self.first_norm.norm.weight)
-        if self.whole and all(product.multiply and product.factors is None for product in products):
+        if self.whole and all(product.multiply for product in products):
             ours = (self.first_norm, self.second_norm, self.q_norm, self.k_norm)
-            self.parts = _Block(*map(_weight, products), *map(_norm, ours))
+            self.parts = _Block(*(product.layer for product in products), *map(_norm, ours))
 
     def forward(self, hidden: Tensor, *_: Any, position_embeddings: tuple[Tensor, Tensor], **__: Any) -> Tensor:
         """(1, S, D), cosines and sines (1, S, d) -> (1, S, D)."""
@@ -156,11 +150,6 @@ def _together(*layers: Any) -> PackedProduct:
     if product is None or indices != list(range(len(product.sizes))) or len(indices) != len(layers):
         raise NotLikeLlamaError("its linear layers read other tensors")
     return product
-
-
-def _weight(product: PackedProduct) -> _Weight:
-    bias = None if product.bias is None else product.bias.data_ptr()
-    return _Weight(product.weight.data_ptr(), bias, product.in_features, sum(product.sizes))
 
 
 def _norm(norm: CompiledNorm | None) -> _Norm:

@@ -30,7 +30,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _pointer, _size = ctypes.c_void_p, ctypes.c_int64
 ARGUMENTS: dict[str, list[Any]] = {  # the last of each: threads
     "attend": [_pointer, ctypes.c_int],
-    "multiply": [*4 * [_pointer], *3 * [_size], ctypes.c_int],
+    "multiply": [*3 * [_pointer], _size, ctypes.c_int],
     "rms_norm": [*3 * [_pointer], *2 * [_size], ctypes.c_float, ctypes.c_bool, ctypes.c_int],
     "rotate": [_pointer, _size, *3 * [_pointer], *3 * [_size], ctypes.c_int],
     "block": [*5 * [_pointer], _size, _pointer, ctypes.c_int],
@@ -84,7 +84,10 @@ def compiled() -> Compiled | None:
 def _library(folder: Path) -> Path:
     """Return the library for this machine, made unless it is there."""
     compiler = shlex.split(os.environ.get("CXX") or "g++")
-    machine = MACHINES.get(torch.backends.cpu.get_cpu_capability(), [])
+    capability = torch.backends.cpu.get_cpu_capability()
+    machine = MACHINES.get(capability, [])
+    if capability == "AVX512" and torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported():
+        machine = [*machine, "-mavx512bf16"]  # oneDNN has something better where there are AMX tiles
     command = [*compiler, *FLAGS, *machine]
     content = b"".join(path.read_bytes() for path in FILES)
     version = hashlib.sha256(" ".join(command).encode() + content).hexdigest()[:16]

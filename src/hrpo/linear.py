@@ -4,6 +4,7 @@ For float32 the default library reaches half the rate of oneDNN on some CPUs, an
 packed ahead gain once more. docs/performance.md has the figures.
 """
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -88,10 +89,23 @@ class LinearParts:
     B: Tensor | None = None
 
 
+class CompiledWeight(ctypes.Structure):
+    """`Weight` of the C++ code."""
+
+    _fields_ = (("blocks", ctypes.c_void_p), ("I", ctypes.c_int64), ("O", ctypes.c_int64))
+
+
+class CompiledLayer(ctypes.Structure):
+    """`Layer` of the C++ code."""
+
+    _fields_ = (*((name, CompiledWeight) for name in ("weight", "A", "B")), ("bias", ctypes.c_void_p))
+
+
 class PackedProduct:
     """The products of layers that read the same tensor, done in one with weights packed ahead.
 
-    In float32 compiled code (`cpp/multiply.cpp`) multiplies, where there is any: a few dozen rows faster than oneDNN.
+    Compiled code (`cpp/layer.h`) multiplies, where there is any: a few dozen rows faster than oneDNN, and adapters at
+    once. In bfloat16 it needs instructions that some CPUs have.
 
     Args:
         layers: of the same dtype and I.
@@ -106,25 +120,39 @@ class PackedProduct:
         self.inner_dtype = product_dtype(first.dtype, first.device)
         # Of one layer no copy: for a head it would be as large as all else that is left.
         weight = first if len(layers) == 1 else torch.cat([layer.weight for layer in layers])
-        self.multiply = None
-        if library and len(weight) >= LEAST_BLOCKS * BLOCK * torch.get_num_threads():
-            self.multiply = library.find("multiply", weight.new_empty(0, dtype=self.inner_dtype))
-        self.weight = _in_blocks(weight.detach().to(self.inner_dtype)) if self.multiply else self.pack(weight)
-        self.bias, self.factors = None, None
-        if any(layer.bias is not None for layer in layers):
-            biases = [first.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias for layer in layers]
-            self.bias = torch.cat(biases).detach().to(self.inner_dtype)
+        factors = None
         if any(layer.A is not None for layer in layers):
             As = [first[:0] if layer.A is None else layer.A for layer in layers]
             Bs = [first.new_zeros(len(layer.weight), 0) if layer.B is None else layer.B for layer in layers]
             diagonal = torch.block_diag(*Bs)  # type: ignore[no-untyped-call]
-            self.factors = self.pack(torch.cat(As)), self.pack(diagonal)
+            factors = torch.cat(As), diagonal
+        self.multiply = None
+        even = not any(part.shape[1] % 2 for part in (weight, *(factors or ())))  # bfloat16 comes in pairs
+        if library and even and len(weight) >= LEAST_BLOCKS * BLOCK * torch.get_num_threads():
+            self.multiply = library.find("multiply", weight.new_empty(0, dtype=self.inner_dtype))
+        self.weight = self.pack(weight)
+        self.factors = None if factors is None else (self.pack(factors[0]), self.pack(factors[1]))
+        self.bias = None
+        if any(layer.bias is not None for layer in layers):
+            biases = [first.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias for layer in layers]
+            self.bias = torch.cat(biases).detach().to(self.inner_dtype)
+        self.layer = CompiledLayer()
+        if self.multiply:
+            self.layer.weight = CompiledWeight(self.weight.data_ptr(), self.in_features, len(weight))
+            if factors is not None and self.factors is not None:
+                (A, B), rank = self.factors, len(factors[0])
+                self.layer.A = CompiledWeight(A.data_ptr(), self.in_features, rank)
+                self.layer.B = CompiledWeight(B.data_ptr(), rank, len(weight))
+            self.layer.bias = None if self.bias is None else self.bias.data_ptr()
         self.x: Tensor | None = None
         self.outs: dict[int, Tensor] = {}
 
     def pack(self, weight: Tensor) -> Tensor:
-        """Lay a weight out for oneDNN."""
-        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(self.inner_dtype), PACKED_ROWS)
+        """Lay a weight out for compiled code, or oneDNN."""
+        weight = weight.detach().to(self.inner_dtype)
+        if self.multiply:
+            return _in_blocks(weight)
+        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS)
         return packed
 
     def read(self, x: Tensor, layer: int) -> Tensor:
@@ -141,26 +169,27 @@ class PackedProduct:
         x = x.to(self.inner_dtype).contiguous()
         if self.multiply:
             out = x.new_empty(*x.shape[:-1], sum(self.sizes))
-            pointers = (x.data_ptr(), self.weight.data_ptr(), None if self.bias is None else self.bias.data_ptr())
-            sizes = (x.numel() // x.shape[-1], x.shape[-1], out.shape[-1])
-            self.multiply(*pointers, out.data_ptr(), *sizes, torch.get_num_threads())
+            S = x.numel() // x.shape[-1]
+            self.multiply(x.data_ptr(), ctypes.byref(self.layer), out.data_ptr(), S, torch.get_num_threads())
         else:
             out = _linear(x, self.weight, self.bias, "none", [], "")
-        if self.factors is not None:
-            A, B = self.factors
-            out += _linear(_linear(x, A, None, "none", [], ""), B, None, "none", [], "")
+            if self.factors is not None:
+                A, B = self.factors
+                out += _linear(_linear(x, A, None, "none", [], ""), B, None, "none", [], "")
         out = out.to(self.dtype)
         return list(torch.split(out, self.sizes, dim=-1)) if len(self.sizes) > 1 else [out]
 
 
 def _in_blocks(weight: Tensor) -> Tensor:
-    """(O, I) -> (O / 64, I, 64), with zeros in what the last block has too much."""
+    """(O, I) -> (O / 64, I, 64), with zeros in what the last block has too much; bfloat16 (O / 64, I / 2, 64, 2)."""
     O, I = weight.shape  # noqa: E741
     blocks = weight.new_zeros(-(-O // BLOCK), I, BLOCK)
     whole = O // BLOCK
     blocks[:whole] = weight[: whole * BLOCK].view(whole, BLOCK, I).transpose(1, 2)
     if O % BLOCK:
         blocks[whole, :, : O % BLOCK] = weight[whole * BLOCK :].t()
+    if weight.dtype == torch.bfloat16:
+        return blocks.view(-1, I // 2, 2, BLOCK).transpose(2, 3).contiguous()
     return blocks
 
 

@@ -4,6 +4,7 @@
 #include "blocks.h"
 
 #include "attention.h"
+#include "layer.h"
 #include "norm.h"
 
 namespace {
@@ -26,63 +27,71 @@ void swiglu_rows(const T* gates, const T* ups, int64_t next, T* out, int64_t S, 
     for (int64_t row = 0; row < S; row++) swiglu(gates + row * next, ups + row * next, out + row * D, D);
 }
 
+template <class T>
 struct Block {
-    Weight inward, outward, gate_and_up, down;
+    Layer<T> inward, outward, gate_and_up, down;
     Norm first, second, q_norm, k_norm;  // the last two without weight where there are none
 };
 
-float* room(std::vector<float>& kept, int64_t size) {
-    if (int64_t(kept.size()) < size) kept.resize(size);
-    return kept.data();
-}
-
 // x (S, D) -> out (S, D) at cosines and sines (S, d); of the step, query, key, value and out are filled in.
-void run(const Block& block, const float* x, const float* cosine, const float* sine, float* out, int64_t S,
-         Step<float> step, int threads) {
-    static thread_local std::vector<float> kept_read, kept_wide, kept_attended, kept_sum;  // from call to call
-    const int64_t D = block.inward.I, wide = block.inward.O, I = block.down.I, H = step.H, heads = step.heads;
-    float *read = room(kept_read, S * D), *both = room(kept_wide, S * std::max(wide, 3 * I));
-    float *attended = room(kept_attended, S * block.outward.I), *sum = room(kept_sum, S * D), *active = both + S * 2 * I;
-    step.query = both, step.key = both + H * step.d, step.value = step.key + heads * step.d, step.out = attended;
+template <class T>
+void run(const Block<T>& block, const T* x, const T* cosine, const T* sine, T* out, int64_t S, Step<T> step,
+         int threads) {
+    static thread_local std::vector<T> kept_read, kept_wide, kept_attended, kept_sum, kept_low;  // from call to call
+    const int64_t D = block.inward.weight.I, wide = block.inward.weight.O, I = block.down.weight.I;
+    const int64_t H = step.H, heads = step.heads, d = step.d;
+    const int64_t rank = std::max(std::max(block.inward.A.O, block.outward.A.O),
+                                  std::max(block.gate_and_up.A.O, block.down.A.O));
+    T *read = room(kept_read, S * D), *both = room(kept_wide, S * std::max(wide, 3 * I)), *active = both + S * 2 * I;
+    T *attended = room(kept_attended, S * block.outward.weight.I), *sum = room(kept_sum, S * D);
+    T* low = room(kept_low, S * rank);
+    step.query = both, step.key = both + H * d, step.value = step.key + heads * d, step.out = attended;
     step.next_query = step.next_key = step.next_value = wide;
+    const auto plus = [](T a, T b, T* to) { narrow(widen(a) + widen(b), to); };
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for
         for (int64_t row = 0; row < S; row++) normalize(x + row * D, read + row * D, D, block.first);
-        multiply(read, block.inward, both, S);
+        multiply(read, block.inward, low, both, S);
 #pragma omp for
         for (int64_t row = 0; row < S; row++) {
-            float *query = both + row * wide, *key = query + H * step.d;
+            T *query = both + row * wide, *key = query + H * d;
             for (int64_t head = 0; head < (block.q_norm.weight ? H : 0); head++)
-                normalize(query + head * step.d, query + head * step.d, step.d, block.q_norm);
+                normalize(query + head * d, query + head * d, d, block.q_norm);
             for (int64_t head = 0; head < (block.k_norm.weight ? heads : 0); head++)
-                normalize(key + head * step.d, key + head * step.d, step.d, block.k_norm);
-            rotate(query, cosine + row * step.d, sine + row * step.d, query, H + heads, step.d);
+                normalize(key + head * d, key + head * d, d, block.k_norm);
+            rotate(query, cosine + row * d, sine + row * d, query, H + heads, d);
         }
         step.run();
-        multiply(attended, block.outward, sum, S);
+        multiply(attended, block.outward, low, sum, S);
 #pragma omp for
         for (int64_t row = 0; row < S; row++) {
 #pragma omp simd
-            for (int64_t i = row * D; i < (row + 1) * D; i++) sum[i] += x[i];
+            for (int64_t i = row * D; i < (row + 1) * D; i++) plus(sum[i], x[i], sum + i);
             normalize(sum + row * D, read + row * D, D, block.second);
         }
-        multiply(read, block.gate_and_up, both, S);
+        multiply(read, block.gate_and_up, low, both, S);
 #pragma omp for
-        for (int64_t row = 0; row < S; row++)
-            swiglu(both + row * 2 * I, both + row * 2 * I + I, active + row * I, I);
-        multiply(active, block.down, out, S);
+        for (int64_t row = 0; row < S; row++) swiglu(both + row * 2 * I, both + row * 2 * I + I, active + row * I, I);
+        multiply(active, block.down, low, out, S);
 #pragma omp for simd
-        for (int64_t i = 0; i < S * D; i++) out[i] += sum[i];
+        for (int64_t i = 0; i < S * D; i++) plus(out[i], sum[i], out + i);
     }
 }
 
 }  // namespace
 
-extern "C" void block_float32(const Block* block, const float* x, const float* cosine, const float* sine, float* out,
-                              int64_t S, const Step<float>* step, int threads) {
+extern "C" void block_float32(const Block<float>* block, const float* x, const float* cosine, const float* sine,
+                              float* out, int64_t S, const Step<float>* step, int threads) {
     run(*block, x, cosine, sine, out, S, *step, threads);
 }
+
+#ifdef __AVX512BF16__
+extern "C" void block_bfloat16(const Block<BFloat16>* block, const BFloat16* x, const BFloat16* cosine,
+                               const BFloat16* sine, BFloat16* out, int64_t S, const Step<BFloat16>* step, int threads) {
+    run(*block, x, cosine, sine, out, S, *step, threads);
+}
+#endif
 
 extern "C" void rotate_float32(const float* x, int64_t next, const float* cosine, const float* sine, float* out,
                                int64_t S, int64_t H, int64_t d, int threads) {

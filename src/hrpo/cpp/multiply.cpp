@@ -1,9 +1,26 @@
-// A product of few rows with a packed weight. Called from linear.py.
+// A linear layer's product for a few rows. Called from linear.py.
 
-#include "product.h"
+#include "layer.h"
 
-extern "C" void multiply_float32(const float* x, const float* weight, const float* bias, float* out, int64_t S,
-                                 int64_t I, int64_t O, int threads) {
+namespace {
+
+template <class T>
+void run(const T* x, const Layer<T>& layer, T* out, int64_t S, int threads) {
+    static thread_local std::vector<T> kept_low;  // from call to call
+    T* low = room(kept_low, S * layer.A.O);
 #pragma omp parallel num_threads(threads)
-    multiply(x, {weight, bias, I, O}, out, S);
+    multiply(x, layer, low, out, S);
 }
+
+}  // namespace
+
+extern "C" void multiply_float32(const float* x, const Layer<float>* layer, float* out, int64_t S, int threads) {
+    run(x, *layer, out, S, threads);
+}
+
+#ifdef __AVX512BF16__
+extern "C" void multiply_bfloat16(const BFloat16* x, const Layer<BFloat16>* layer, BFloat16* out, int64_t S,
+                                  int threads) {
+    run(x, *layer, out, S, threads);
+}
+#endif

@@ -6,7 +6,12 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <type_traits>
 #include <vector>
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 #include "vectors.h"
 
@@ -35,47 +40,40 @@ void tile(const float* a, int64_t lda, const T* b, int64_t ldb, float* c, int64_
         for (int w = 0; w < W; w++) store(c + m * ldc + w * LANES, sum[m][w]);
 }
 
+#ifdef __AVX512BF16__
+// The same of bfloat16, two rows of B side by side: (K / 2, W vectors, 2).
+template <int M, int W>
+void tile(const BFloat16* a, int64_t lda, const BFloat16* b, int64_t ldb, float* c, int64_t ldc, int64_t K) {
+    __m512 sum[M][W];
+    for (int m = 0; m < M; m++)
+        for (int w = 0; w < W; w++) sum[m][w] = _mm512_loadu_ps(c + m * ldc + w * LANES);
+    for (int64_t k = 0; k < K; k += 2) {
+        __m512bh row[W];
+        for (int w = 0; w < W; w++) row[w] = (__m512bh)_mm512_loadu_si512(b + k * ldb + w * 2 * LANES);
+        for (int m = 0; m < M; m++) {
+            int32_t pair;
+            memcpy(&pair, a + m * lda + k, sizeof pair);
+            for (int w = 0; w < W; w++) sum[m][w] = _mm512_dpbf16_ps(sum[m][w], (__m512bh)_mm512_set1_epi32(pair), row[w]);
+        }
+    }
+    for (int m = 0; m < M; m++)
+        for (int w = 0; w < W; w++) _mm512_storeu_ps(c + m * ldc + w * LANES, sum[m][w]);
+}
+#endif
+
 // The same for any number of rows, and of columns up to the next whole vector.
-template <int M = TALLEST, class T>
-void product(const float* a, int64_t lda, const T* b, int64_t ldb, float* c, int64_t ldc, int64_t rows, int64_t K,
+template <int M = TALLEST, class A, class B>
+void product(const A* a, int64_t lda, const B* b, int64_t ldb, float* c, int64_t ldc, int64_t rows, int64_t K,
              int64_t columns) {
+    constexpr int64_t beside = std::is_same<A, float>::value ? 1 : 2;
     for (; rows >= M; rows -= M, a += M * lda, c += M * ldc) {
         int64_t n = 0;
-        for (; n + WIDEST * LANES <= whole(columns); n += WIDEST * LANES) tile<M, WIDEST>(a, lda, b + n, ldb, c + n, ldc, K);
-        for (; n < columns; n += LANES) tile<M, 1>(a, lda, b + n, ldb, c + n, ldc, K);
+        for (; n + WIDEST * LANES <= whole(columns); n += WIDEST * LANES)
+            tile<M, WIDEST>(a, lda, b + n * beside, ldb, c + n, ldc, K);
+        for (; n < columns; n += LANES) tile<M, 1>(a, lda, b + n * beside, ldb, c + n, ldc, K);
     }
     if constexpr (M > 1)
         if (rows) product<M - 1>(a, lda, b, ldb, c, ldc, rows, K, columns);
-}
-
-constexpr int64_t COLUMNS = 64, HALF = COLUMNS / 2;
-
-// What a linear layer is made of: (O / 64, I, 64) with zeros behind the last of O columns, and (O,) or none.
-struct Weight {
-    const float *blocks, *bias;
-    int64_t I, O;
-};
-
-// x (S, I) times a weight, plus a bias: (S, O). Each thread takes as many half blocks as the others, or one more.
-inline void multiply(const float* x, const Weight& weight, float* out, int64_t S) {
-    const int64_t I = weight.I, O = weight.O, halves = (O + HALF - 1) / HALF;
-    const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
-    std::vector<float> part;
-    const int64_t end = halves * (thread + 1) / threads;
-    for (int64_t half = halves * thread / threads, taken; half < end; half += taken) {
-        taken = half % 2 == 0 && half + 1 < end ? 2 : 1;
-        const int64_t first = half * HALF, width = taken * HALF, count = std::min(width, O - first);
-        const bool whole = count == width;
-        if (!whole) part.assign(S * width, 0);
-        float* to = whole ? out + first : part.data();
-        const int64_t next = whole ? O : width;
-        for (int64_t row = 0; row < S; row++)
-            for (int64_t i = 0; i < count; i++) to[row * next + i] = weight.bias ? weight.bias[first + i] : 0;
-        const float* block = weight.blocks + first / COLUMNS * I * COLUMNS + first % COLUMNS;
-        product(x, I, block, COLUMNS, to, next, S, I, width);
-        for (int64_t row = 0; row < (whole ? 0 : S); row++) std::copy_n(to + row * width, count, out + row * O + first);
-    }
-#pragma omp barrier
 }
 
 }  // namespace
