@@ -30,12 +30,15 @@ T* room(std::vector<T>& kept, int64_t size) {
     return kept.data();
 }
 
-// Columns from the first, a half block or two: c (S, next) += x (S, I) weight.
+// Columns from the first, a half block or two: c (S, next) += x (S, I) weight. The next block is fetched if it is wanted:
+// a thread waits for memory otherwise while it goes through a block for the first rows, and not for the others.
 template <class T>
-void add(const T* x, const Weight<T>& weight, float* c, int64_t next, int64_t S, int64_t first, int64_t width) {
+void add(const T* x, const Weight<T>& weight, float* c, int64_t next, int64_t S, int64_t first, int64_t width,
+         bool more = false) {
     constexpr int64_t beside = std::is_same<T, float>::value ? 1 : 2;
     const T* block = weight.blocks + first / COLUMNS * weight.I * COLUMNS + first % COLUMNS * beside;
-    product(x, weight.I, block, COLUMNS, c, next, S, weight.I, width);
+    const T* following = more ? block + weight.I * COLUMNS : nullptr;
+    product(x, weight.I, block, COLUMNS, c, next, S, weight.I, width, (const char*)following);
 }
 
 // Columns from half block to half block (exclusive) of rows: x (S, I), low (S, rank) -> out (S, O).
@@ -49,7 +52,7 @@ void columns(const T* x, const T* low, const Layer<T>& layer, T* out, int64_t S,
         float start[COLUMNS] = {};
         for (int64_t i = 0; i < (layer.bias ? count : 0); i++) start[i] = widen(layer.bias[first + i]);
         for (int64_t row = 0; row < S; row++) memcpy(part.data() + row * width, start, width * sizeof(float));
-        add(x, layer.weight, part.data(), width, S, first, width);
+        add(x, layer.weight, part.data(), width, S, first, width, half + 2 < end);
         if (low) add(low, layer.B, part.data(), width, S, first, width);
         for (int64_t row = 0; row < S; row++) {
             T* to = out + row * O + first;

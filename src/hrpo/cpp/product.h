@@ -24,15 +24,17 @@ constexpr int WIDEST = 1;
 #endif
 constexpr int TALLEST = 6;
 
-// C (M, W vectors) += A (M, K) B (K, W vectors); lda, ldb, ldc: from a row to the next.
+// C (M, W vectors) += A (M, K) B (K, W vectors); lda, ldb, ldc: from a row to the next. What is read after this, 64 bytes
+// for each row of B, is fetched on the way where `ahead` is given.
 template <int M, int W, class T>
-void tile(const float* a, int64_t lda, const T* b, int64_t ldb, float* c, int64_t ldc, int64_t K) {
+void tile(const float* a, int64_t lda, const T* b, int64_t ldb, float* c, int64_t ldc, int64_t K, const char* ahead) {
     Floats sum[M][W];
     for (int m = 0; m < M; m++)
         for (int w = 0; w < W; w++) sum[m][w] = load(c + m * ldc + w * LANES);
     for (int64_t k = 0; k < K; k++) {
         Floats row[W];
         for (int w = 0; w < W; w++) row[w] = load(b + k * ldb + w * LANES);
+        if (ahead) __builtin_prefetch(ahead + k * 64);
         for (int m = 0; m < M; m++)
             for (int w = 0; w < W; w++) sum[m][w] += a[m * lda + k] * row[w];
     }
@@ -43,12 +45,14 @@ void tile(const float* a, int64_t lda, const T* b, int64_t ldb, float* c, int64_
 #ifdef __AVX512BF16__
 // The same of bfloat16, two rows of B side by side: (K / 2, W vectors, 2).
 template <int M, int W>
-void tile(const BFloat16* a, int64_t lda, const BFloat16* b, int64_t ldb, float* c, int64_t ldc, int64_t K) {
+void tile(const BFloat16* a, int64_t lda, const BFloat16* b, int64_t ldb, float* c, int64_t ldc, int64_t K,
+          const char* ahead) {
     __m512 sum[M][W];
     for (int m = 0; m < M; m++)
         for (int w = 0; w < W; w++) sum[m][w] = _mm512_loadu_ps(c + m * ldc + w * LANES);
     for (int64_t k = 0; k < K; k += 2) {
         __m512bh row[W];
+        if (ahead) __builtin_prefetch(ahead + k * 32);
         for (int w = 0; w < W; w++) row[w] = (__m512bh)_mm512_loadu_si512(b + k * ldb + w * 2 * LANES);
         for (int m = 0; m < M; m++) {
             int32_t pair;
@@ -64,16 +68,16 @@ void tile(const BFloat16* a, int64_t lda, const BFloat16* b, int64_t ldb, float*
 // The same for any number of rows, and of columns up to the next whole vector.
 template <int M = TALLEST, class A, class B>
 void product(const A* a, int64_t lda, const B* b, int64_t ldb, float* c, int64_t ldc, int64_t rows, int64_t K,
-             int64_t columns) {
+             int64_t columns, const char* ahead = nullptr) {
     constexpr int64_t beside = std::is_same<A, float>::value ? 1 : 2;
-    for (; rows >= M; rows -= M, a += M * lda, c += M * ldc) {
+    for (; rows >= M; rows -= M, a += M * lda, c += M * ldc, ahead += ahead ? K / beside * 64 : 0) {
         int64_t n = 0;
         for (; n + WIDEST * LANES <= whole(columns); n += WIDEST * LANES)
-            tile<M, WIDEST>(a, lda, b + n * beside, ldb, c + n, ldc, K);
-        for (; n < columns; n += LANES) tile<M, 1>(a, lda, b + n * beside, ldb, c + n, ldc, K);
+            tile<M, WIDEST>(a, lda, b + n * beside, ldb, c + n, ldc, K, ahead);
+        for (; n < columns; n += LANES) tile<M, 1>(a, lda, b + n * beside, ldb, c + n, ldc, K, ahead);
     }
     if constexpr (M > 1)
-        if (rows) product<M - 1>(a, lda, b, ldb, c, ldc, rows, K, columns);
+        if (rows) product<M - 1>(a, lda, b, ldb, c, ldc, rows, K, columns, ahead);
 }
 
 }  // namespace
