@@ -1,7 +1,7 @@
 // A decode step's attention on CPUs: each row's query on its group's prompt and on the row's own tokens, one softmax.
 //
-// decode_attention.py has the shapes. All sums are in float32, whatever the tensors hold. Loads are
-// of whole vectors and may pass the end of a row: what they find there is masked or left out, and tensors have room.
+// decode_attention.py has the shapes. All sums are in float32, whatever the tensors hold. Loads are of whole vectors and
+// may pass the end of a row: what they find there is masked or left out, and tensors have room.
 
 #pragma once
 
