@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 Context = Callable[[nn.Module], AbstractContextManager[Any]]
-LEAST_KEPT = 200_000_000  # bytes of activations that are kept in any case
+LEAST_KEPT = 256_000_000  # bytes of activations that are kept in any case
 
 
 class _Recomputed(nn.Module):
@@ -59,17 +59,16 @@ def recomputed_blocks(lm: Any, share: float, context: Context) -> Iterator[None]
 
 
 def share_to_recompute(kept: int, weights: int) -> float:
-    """Return the share of blocks to compute anew, so that the others keep no more than two fifths of the weights' size.
+    """Return the share of blocks to compute anew, so that the others keep no more than half of what the weights take.
 
-    200 MB are kept in any case.
+    256 MB are kept in any case.
 
     Args:
         kept: bytes that all blocks would keep, see `kept_bytes`.
         weights: bytes of the model.
 
     """
-    least = max(LEAST_KEPT, weights * 2 / 5)
-    return 1 - least / max(least, kept)
+    return 1 - max(LEAST_KEPT, weights / 2) / max(LEAST_KEPT, weights / 2, kept)
 
 
 def kept_bytes(lm: Any, tokens: int, dtype: torch.dtype) -> int:
