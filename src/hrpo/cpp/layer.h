@@ -4,6 +4,9 @@
 
 #include <omp.h>
 
+#include <algorithm>
+#include <vector>
+
 #include "product.h"
 
 namespace {

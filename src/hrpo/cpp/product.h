@@ -1,13 +1,8 @@
-// Matrix products of a few rows, in tiles that stay in registers. Functions with "omp for" or a barrier are for all
-// threads of a team to call.
+// Matrix products of a few rows, in tiles that stay in registers.
 
 #pragma once
 
-#include <omp.h>
-
-#include <algorithm>
 #include <type_traits>
-#include <vector>
 
 #ifdef __AVX512BF16__
 #include <immintrin.h>
