@@ -72,6 +72,7 @@ class _HeadLogprobs(torch.autograd.Function):
             if slopes is not None:
                 mean = _product(masses.to(weight.dtype), weight.t()) / total  # E[weight] under the softmax
                 slopes[rows] = ((weight[tokens[rows]] - mean) / temperature).to(slopes.dtype)
+            del masses  # before there are the next logits
         ctx.save_for_backward(slopes if ahead else hidden, weight, bias, tokens, candidates)
         ctx.temperature, ctx.chunk, ctx.ahead = temperature, chunk, ahead
         return logprobs
@@ -98,6 +99,7 @@ class _HeadLogprobs(torch.autograd.Function):
                 for_weight.addmm_(slope.t(), saved[rows])
             if for_bias is not None:
                 for_bias += slope.sum(0)
+            del masses, slope
         return for_hidden, for_weight, for_bias, None, None, None, None
 
 
