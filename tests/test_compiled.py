@@ -140,6 +140,36 @@ def test_products(library, dtype, sizes, rows, rank, monkeypatch):
             torch.testing.assert_close(out.double(), expected, atol=2**-6, rtol=2**-8)
 
 
+@pytest.mark.parametrize("rank", [0, 6])
+@pytest.mark.parametrize("size", [(64, 24), (130, 40), (3, 70), (300, 128)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_weight_that_is_read_in_place(library, dtype, size, rank, monkeypatch):
+    """As if it were packed, to the last bit."""
+    monkeypatch.setattr(linear, "LEAST_BLOCKS", 0)
+    if not library.find("multiply", torch.empty(0, dtype=dtype)):
+        pytest.skip("this instruction set has no products of bfloat16")
+    torch.manual_seed(0)
+    O, I = size  # noqa: E741
+    weight, x = torch.randn(size).to(dtype), torch.randn(9, I).to(dtype)
+    adapter = (torch.randn(rank, I).to(dtype), torch.randn(O, rank).to(dtype)) if rank else ()
+    layers = [LinearParts(weight, torch.randn(O), *adapter)]
+    product = PackedProduct(layers, library, in_place=True)
+    assert product.weight.data_ptr() == weight.data_ptr()
+    assert torch.equal(product.compute(x)[0], PackedProduct(layers, library).compute(x)[0])
+    apart = [LinearParts(torch.randn(I, O).to(dtype).t())]
+    assert torch.equal(
+        PackedProduct(apart, library, in_place=True).compute(x)[0], PackedProduct(apart, library).compute(x)[0]
+    )
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen2"])
+def test_no_copy_of_a_head(arch, monkeypatch):
+    monkeypatch.setattr(linear, "LEAST_BLOCKS", 0)
+    model = random_model(arch, torch.float32)
+    layer = decoding_copy(model, FAST).get_output_embeddings()
+    assert layer.product.weight.data_ptr() == model.bare_lm.get_output_embeddings().weight.data_ptr()
+
+
 def test_products_that_are_left_to_onednn(library, monkeypatch):
     wide = torch.randn(4 * 64 * torch.get_num_threads(), 4)
     assert PackedProduct([LinearParts(wide)], library).multiply
@@ -334,8 +364,15 @@ def test_rollouts_by_own_products(arch, monkeypatch):
 
 @pytest.mark.parametrize(
     ("compiler", "said"),
-    [("no-such-compiler", "no-such-compiler"), ("sh -c 'echo broken >&2; exit 1'", "broken")],
-    ids=["none", "fails"],
+    [
+        ("no-such-compiler", "no-such-compiler"),
+        ("sh -c 'echo broken >&2; exit 1'", "broken"),
+        (
+            "sh -c 'echo Included from here: >&2; echo here:1:2: error: broken >&2; exit 1'",
+            "error: broken",
+        ),
+    ],
+    ids=["none", "fails", "fails_elsewhere"],
 )
 def test_without_a_compiler(monkeypatch, tmp_path, caplog, compiler, said):
     monkeypatch.setenv("CXX", compiler)

@@ -76,7 +76,7 @@ def compiled() -> Compiled | None:
         return Compiled(_library(cache_folder() / "compiled"))
     except (OSError, subprocess.CalledProcessError) as error:
         said = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else str(error)
-        reason = said.split("\n")[0]
+        reason = next((line for line in said.split("\n") if "error" in line), said.split("\n")[0])
         log.warning("decoding runs uncompiled, slower: %s; install g++, or name another compiler in CXX", reason)
         return None
 

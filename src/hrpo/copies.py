@@ -48,8 +48,10 @@ def decoding_copy(model: HybridCausalLM, techniques: Techniques) -> Any:
         return copy.deepcopy(bare, stand_ins)
     together = [names for names in model.read_together if layers.keys() >= set(names)]
     grouped = {name for names in together for name in names}
+    head = bare.get_output_embeddings()  # as large as a fourth of a small model, and often the embedding, too
     for names in [*together, *([name] for name in layers if name not in grouped)]:
-        product = PackedProduct([_parts(layers[name], dtype, fold=fold) for name in names], library)
+        parts = [_parts(layers[name], dtype, fold=fold) for name in names]
+        product = PackedProduct(parts, library, in_place=layers[names[0]] is head)
         for index, name in enumerate(names):
             stand_ins[id(layers[name])] = PackedLinear(product, index, layers[name].in_features)
     lm = copy.deepcopy(bare, stand_ins)

@@ -13,11 +13,13 @@ namespace {
 
 constexpr int64_t COLUMNS = 64, HALF = COLUMNS / 2;
 
-// (O / 64, I, 64) with zeros behind the last of O columns; of bfloat16 (O / 64, I / 2, 64, 2).
+// In blocks, (O / 64, I, 64) with zeros behind the last of O columns, of bfloat16 (O / 64, I / 2, 64, 2); or plain, (O, I),
+// to be laid out so on the way each time.
 template <class T>
 struct Weight {
-    const T* blocks;
+    const T* numbers;
     int64_t I, O;
+    bool plain;
 };
 
 // x -> x weight + (x A) B + bias; no A and B, or bias, where there is none.
@@ -33,15 +35,28 @@ T* room(std::vector<T>& kept, int64_t size) {
     return kept.data();
 }
 
+// Columns of a plain weight from the first, a half block or two, as a block that lasts until the next call.
+template <class T>
+const T* laid_out(const Weight<T>& weight, int64_t first, int64_t width) {
+    static thread_local std::vector<int32_t> kept;
+    const int64_t words = weight.I * sizeof(T) / sizeof(int32_t);  // one of float, two of bfloat16
+    int32_t* block = room(kept, words * COLUMNS);
+    const int32_t* from = (const int32_t*)(weight.numbers + first * weight.I);
+    for (int64_t column = 0; column < width; column += LANES)
+        transpose(from + column * words, std::min(LANES, weight.O - first - column), words, block + column, COLUMNS);
+    return (const T*)block;
+}
+
 // Columns from the first, a half block or two: c (S, next) += x (S, I) weight. The next block is fetched if it is wanted:
 // a thread waits for memory otherwise while it goes through a block for the first rows, and not for the others.
 template <class T>
 void add(const T* x, const Weight<T>& weight, float* c, int64_t next, int64_t S, int64_t first, int64_t width,
          bool more = false) {
     constexpr int64_t beside = std::is_same<T, float>::value ? 1 : 2;
-    const T* block = weight.blocks + first / COLUMNS * weight.I * COLUMNS + first % COLUMNS * beside;
-    const T* following = more ? block + weight.I * COLUMNS : nullptr;
-    product(x, weight.I, block, COLUMNS, c, next, S, weight.I, width, (const char*)following);
+    const T* block = weight.plain ? laid_out(weight, first, width)
+                                  : weight.numbers + first / COLUMNS * weight.I * COLUMNS + first % COLUMNS * beside;
+    const T* following = (weight.plain ? weight.numbers + first * weight.I : block) + weight.I * COLUMNS;
+    product(x, weight.I, block, COLUMNS, c, next, S, weight.I, width, more ? (const char*)following : nullptr);
 }
 
 // Columns from half block to half block (exclusive) of rows: x (S, I), low (S, rank) -> out (S, O).
@@ -71,12 +86,12 @@ template <class T>
 void multiply(const T* x, const Layer<T>& layer, T* low, T* out, int64_t S) {
     const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
     const int64_t halves = (layer.weight.O + HALF - 1) / HALF;
-    if (layer.A.blocks) {
+    if (layer.A.numbers) {
         const int64_t row = S * thread / threads, rows = S * (thread + 1) / threads - row, rank = layer.A.O;
         columns<T>(x + row * layer.A.I, nullptr, {layer.A}, low + row * rank, rows, 0, (rank + HALF - 1) / HALF);
 #pragma omp barrier
     }
-    columns(x, layer.A.blocks ? low : nullptr, layer, out, S, halves * thread / threads, halves * (thread + 1) / threads);
+    columns(x, layer.A.numbers ? low : nullptr, layer, out, S, halves * thread / threads, halves * (thread + 1) / threads);
 #pragma omp barrier
 }
 

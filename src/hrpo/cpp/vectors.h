@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 namespace {
 
@@ -54,6 +55,31 @@ inline void store(BFloat16* x, Floats value) {
 }
 
 inline int64_t whole(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
+
+// Each vector exchanges lanes with the one `bit` behind it: a fourth of a transposition. Compilers make shuffles of it.
+template <int bit, int... lane>
+inline void exchange(Ints* rows, std::integer_sequence<int, lane...>) {
+    for (int i = 0; i < LANES; i++) {
+        if (i & bit) continue;
+        const Ints a = rows[i], b = rows[i + bit];
+        rows[i] = Ints{(lane & bit ? b[lane & ~bit] : a[lane])...};
+        rows[i + bit] = Ints{(lane & bit ? b[lane] : a[lane | bit])...};
+    }
+}
+
+// (rows, n), 16 rows or fewer -> (n, 16) with zeros in what is too much, next numbers from a row to the next.
+inline void transpose(const int32_t* from, int64_t rows, int64_t n, int32_t* to, int64_t next) {
+    const std::make_integer_sequence<int, LANES> lanes;
+    int64_t first = 0;
+    for (; rows == LANES && first + LANES <= n; first += LANES) {
+        Ints square[LANES];
+        for (int i = 0; i < LANES; i++) square[i] = *(const Ints*)(from + i * n + first);
+        exchange<1>(square, lanes), exchange<2>(square, lanes), exchange<4>(square, lanes), exchange<8>(square, lanes);
+        for (int i = 0; i < LANES; i++) *(Ints*)(to + (first + i) * next) = square[i];
+    }
+    for (; first < n; first++)
+        for (int64_t i = 0; i < LANES; i++) to[first * next + i] = i < rows ? from[i * n + first] : 0;
+}
 
 // e^x for x <= 0, to 2 units in the last place: e^x = 2^n e^r with |r| <= log(2) / 2, the latter as a polynomial
 // (coefficients of Cephes' expf, by S. Moshier). Not a number stays so.
