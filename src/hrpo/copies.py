@@ -92,6 +92,11 @@ def linear_layers(lm: Any) -> Iterator[tuple[str, Any]]:
             yield name, layer
 
 
+def active_adapters(layer: Any) -> list[str]:
+    """Return the names of the adapters that an adapted layer adds; some that are active may be of other layers."""
+    return [name for name in layer.active_adapters if name in layer.lora_A]
+
+
 def _folded(layer: Any) -> nn.Module:
     """Return a linear layer that has the adapter in its weight."""
     parts = _parts(layer, layer.base_layer.weight.dtype, fold=True)
@@ -104,7 +109,9 @@ def _parts(layer: Any, dtype: torch.dtype, *, fold: bool) -> LinearParts:
     """Return what a layer is made of, its adapter folded into the weight or beside it."""
     if isinstance(layer, nn.Linear):
         return LinearParts(layer.weight.to(dtype), layer.bias)
-    base, names = layer.base_layer, layer.active_adapters
+    base, names = layer.base_layer, active_adapters(layer)
+    if not names:
+        return LinearParts(base.weight.to(dtype), base.bias)
     if fold:
         deltas = sum(layer.get_delta_weight(name) for name in names)
         return LinearParts((base.weight + deltas).to(dtype), base.bias)
