@@ -240,6 +240,41 @@ def test_norms(library, kind, dtype):
     assert torch.equal(ours(x.double()), norm(x.double()))  # the model's own for other types
 
 
+@pytest.mark.parametrize("D", [24, 576])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gradients_of_norms(library, dtype, D):
+    """Of what else reads x, too, or nothing."""
+    torch.manual_seed(0)
+    x, grad, more = (torch.randn(40, D).to(dtype) for _ in range(3))
+    scales = torch.rand(D) + 0.5
+    wide = x.double().requires_grad_()
+    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-5) * scales.double()
+    normed.backward(grad.double())
+    backward = library.find("rms_norm_backward", x)
+    for rest in (more, None):
+        out = torch.empty_like(x)
+        place = None if rest is None else rest.data_ptr()
+        backward(x.data_ptr(), grad.data_ptr(), place, scales.data_ptr(), out.data_ptr(), 40, D, 1e-5, 2)
+        expected = wide.grad if rest is None else wide.grad + rest.double()
+        atol = 1e-5 if dtype == torch.float32 else 2**-8 * expected.abs().max().item()
+        torch.testing.assert_close(out.double(), expected, atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize("width", [3, 40, 1536])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gradients_of_swiglu(library, dtype, width):
+    torch.manual_seed(0)
+    gate, up, grad = (4 * torch.randn(20, width).to(dtype) for _ in range(3))
+    gates, ups = (x.double().requires_grad_() for x in (gate, up))
+    (nn.functional.silu(gates) * ups).backward(grad.double())
+    out = torch.empty_like(gate)
+    backward = library.find("swiglu_backward", gate)
+    backward(*(x.data_ptr() for x in (gate, up, grad, out, grad)), 20, width, 2)
+    rtol = 1e-5 if dtype == torch.float32 else 2**-6
+    torch.testing.assert_close(out.double(), gates.grad, atol=1e-5 if rtol == 1e-5 else 0.05, rtol=rtol)
+    torch.testing.assert_close(grad.double(), ups.grad, atol=1e-5 if rtol == 1e-5 else 0.05, rtol=rtol)
+
+
 def test_norms_that_are_something_else(library):
     class Odd(LlamaRMSNorm):
         def forward(self, x):

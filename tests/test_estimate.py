@@ -61,7 +61,8 @@ def test_processes_share_groups_and_shards_share_parameters():
     root = 2 * 64_000 + 64 + GATE  # what belongs to no block
     running = root * (4 + 4) + 2 * (WEIGHTS + GATE - root) // 3 * 4
     assert sharded["gathered weights"] == running
-    rolls = dataclasses.replace(full, token_budget=30)
+    long = dataclasses.replace(CONFIG.rollout, max_new_tokens=400)
+    rolls = dataclasses.replace(full, token_budget=30, rollout=long)
     assert estimate_memory(rolls, LLAMA, cpu=True, processes=4)["gathered weights"] == 4 * (WEIGHTS + GATE)
 
 
@@ -70,7 +71,7 @@ def test_blocks_are_recomputed_on_a_cpu_where_it_tells():
         config = dataclasses.replace(CONFIG, recompute=recompute, token_budget=10**6, **changes)
         return estimate_memory(config, LLAMA, cpu=cpu)["activations"]
 
-    many = {"rollout": RolloutConfig(40, 8, 100, max_prompt_tokens=50)}
+    many = {"rollout": RolloutConfig(80, 8, 100, max_prompt_tokens=50)}
     assert activations("auto", True) == activations(False, True)  # a few MB
     assert activations("auto", False, **many) == activations(False, False, **many)
     assert activations(True, True, **many) < activations("auto", True, **many) < activations(False, True, **many)

@@ -138,7 +138,7 @@ def compiled_blocks(lm: Any, library: Compiled, known: Collection[str] | None) -
         if name.rpartition(".")[2].isdigit() and (known is None or name in known):
             with contextlib.suppress(NotLikeLlamaError):
                 twin = CompiledBlock(block, library)
-                if known is not None or _alike(block, twin, rotary):
+                if known is not None or alike(block, twin, rotary):
                     twins[name] = twin
     return twins
 
@@ -168,8 +168,8 @@ class _Mix(Layout):
 
 
 @torch.no_grad()
-def _alike(block: Any, twin: CompiledBlock, rotary: Any) -> bool:
-    """Whether a block and its twin give the same for a few tokens."""
+def alike(block: Any, twin: Any, rotary: Any) -> bool:
+    """Whether a block and its twin, of whatever kind, give the same for a few tokens."""
     dtype, D = twin.dtype, len(twin.first_norm.scales)
     x = torch.sin(torch.arange(3.0 * D) * 1.7).view(1, 3, D).to(dtype)
     try:

@@ -1,7 +1,7 @@
-"""Compiled code for decoding on CPUs: the files in `cpp/`, made into a library at first use.
+"""Compiled code for CPUs: the files in `cpp/`, made into a library at first use.
 
-It is for what a step does besides its matrix products: many small operations that cost PyTorch more to call than to
-compute, or several passes over the same numbers. Needs a C++ compiler on Linux; without one, PyTorch does the same.
+It is for what decoding and training do besides matrix products: many small operations that cost PyTorch more to call
+than to compute, or several passes over the same numbers. Needs a C++ compiler on Linux; without one, PyTorch does the same.
 """
 
 import ctypes
@@ -32,9 +32,11 @@ ARGUMENTS: dict[str, list[Any]] = {  # the last of each: threads
     "attend": [_pointer, ctypes.c_int],
     "multiply": [*3 * [_pointer], _size, ctypes.c_int],
     "rms_norm": [*3 * [_pointer], *2 * [_size], ctypes.c_float, ctypes.c_bool, ctypes.c_int],
+    "rms_norm_backward": [*5 * [_pointer], *2 * [_size], ctypes.c_float, ctypes.c_int],
     "rotate": [_pointer, _size, *3 * [_pointer], *3 * [_size], ctypes.c_int],
     "block": [*5 * [_pointer], _size, _pointer, ctypes.c_int],
     "swiglu": [*2 * [_pointer], _size, _pointer, *2 * [_size], ctypes.c_int],
+    "swiglu_backward": [*5 * [_pointer], *2 * [_size], ctypes.c_int],
     "candidates": [_pointer, *3 * [_size], *3 * [_pointer], ctypes.c_int],
 }
 log = logging.getLogger("hrpo")

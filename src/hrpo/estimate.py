@@ -25,7 +25,7 @@ def estimate_memory(config: TrainConfig, lm_config: Any, *, cpu: bool, processes
         config: of the run; prompts are taken to have `rollout.max_prompt_tokens` (512 where it is 0) and completions
             `rollout.max_new_tokens`, the most there can be.
         lm_config: transformers' config of the model.
-        cpu: on a CPU all weights are packed again for decoding.
+        cpu: on a CPU all weights but the head's are packed again for decoding, and there is a compiler.
         processes: that share the groups, and the parameters where `config.sharding` is "full".
 
     """
@@ -63,12 +63,17 @@ def estimate_memory(config: TrainConfig, lm_config: Any, *, cpu: bool, processes
     budget = config.token_budget or (min(max(group, 1024), 4096) if cpu else 16384)
     tokens = min(budget, own * group)
     tokens = tokens // group * group if tokens > group else tokens  # groups are not cut where they need not be
-    # Bytes that a block keeps for its backward pass, per token. In bfloat16 norms work in float32, and so do adapters
-    # that are not fused with their layers: they keep their inputs once more.
-    block = (8 * D + 2 * kv + 4 * inner + 7 * rank) * act
-    if half and rank:
-        block += 8 * D if cpu and config.model.quantization == "none" else 4 * (6 * D + inner)
-    passed = act * sum(layer.in_features + layer.out_features for layer in linears)
+    # Bytes that a block keeps for its backward pass, per token: with compiled operations (`trained_blocks.py`), or
+    # without. In bfloat16 attention keeps its scores, or norms work in float32, and so do adapters that are not fused
+    # with their layers: they keep their inputs once more.
+    outs = sum(layer.out_features for layer in linears)
+    if cpu and rank and config.model.quantization == "none" and config.model.dtype != "float64":
+        block = (5 * D + 6 * kv + 2 * inner + 7 * rank) * act + (5 * D if half else 0)
+        passed = act * (outs + L * heads * width)
+    else:
+        block = (8 * D + 2 * kv + 4 * inner + 7 * rank) * act
+        block += 4 * (6 * D + inner) if half and rank else 0
+        passed = act * (outs + sum(layer.in_features for layer in linears))
     share = float(config.recompute) if config.recompute != "auto" else 0.0
     if config.recompute == "auto" and cpu:
         share = share_to_recompute(tokens * passed, total * stored)
@@ -77,7 +82,7 @@ def estimate_memory(config: TrainConfig, lm_config: Any, *, cpu: bool, processes
     # Gathered while the update runs: what belongs to no block, with its gradients where it is trained, and two blocks.
     running = root * (stored + (0 if rank else 4)) + 2 * (total + gate - root) // L * stored
     decoding = {
-        "decoding copy": (in_linears + D * V) * act if cpu else 0 if half or not rank else in_linears * stored,
+        "decoding copy": in_linears * act if cpu else 0 if half or not rank else in_linears * stored,
         "gathered weights": total * stored + (adapters + gate) * 4 if shards > 1 else 0,
         "keys and values": 2 * L * kv * act * (own * G * T + own * P),
         "logits": own * G * 3 * V * 4,

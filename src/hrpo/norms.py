@@ -45,7 +45,7 @@ class CompiledNorm(nn.Module):
         return out
 
 
-def compiled_norms(lm: Any, library: Compiled) -> Iterator[tuple[nn.Module, nn.Module]]:
+def compiled_norms(lm: Any, library: Compiled) -> Iterator[tuple[nn.Module, CompiledNorm]]:
     """Yield a model's RMS norms, each with one that computes the same; tried, instead of kept as a list of names."""
     kinds: dict[type, tuple[int, bool] | None] = {}  # of each class: what is added to the weight, and `twice`
     for norm in lm.modules():

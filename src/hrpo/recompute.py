@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -71,14 +71,26 @@ def share_to_recompute(kept: int, weights: int) -> float:
     return 1 - max(LEAST_KEPT, weights / 2) / max(LEAST_KEPT, weights / 2, kept)
 
 
-def kept_bytes(lm: Any, tokens: int, dtype: torch.dtype) -> int:
+def kept_bytes(lm: Any, tokens: int, dtype: torch.dtype, twins: Collection[str] = ()) -> int:
     """Return about what the blocks keep of so many tokens, computed in `dtype`: what linear layers read and write.
 
-    Attention keeps some more: for SmolLM2-135M and sequences of 200 tokens a sixth.
+    Attention keeps some more: for SmolLM2-135M and sequences of 200 tokens a sixth, with twins a third to a half.
+
+    Args:
+        lm: the model.
+        tokens: how many.
+        dtype: of activations.
+        twins: names of blocks for which a `TrainedBlock` stands in: of what linear layers read they keep the last
+            one's of attention alone.
+
     """
-    layers = [(name, layer) for _, block in _blocks(lm) for name, layer in block.named_modules()]
-    linear = [layer for name, layer in layers if isinstance(layer, nn.Linear) and ".lora_" not in name]
-    return tokens * dtype.itemsize * sum(layer.in_features + layer.out_features for layer in linear)
+    features = 0
+    for name, block in _blocks(lm):
+        for part, layer in block.named_modules():
+            if isinstance(layer, nn.Linear) and ".lora_" not in part:
+                read = name not in twins or "o_proj" in part
+                features += layer.out_features + (layer.in_features if read else 0)
+    return tokens * dtype.itemsize * features
 
 
 def _blocks(lm: Any) -> list[tuple[str, nn.Module]]:

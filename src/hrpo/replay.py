@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hrpo.adapters import fused_adapters
 from hrpo.attention import laid_out, packed_attention, packed_block, run_packed
+from hrpo.compiled import compiled_for
 from hrpo.config import Policy
 from hrpo.gate import mix_candidates
 from hrpo.head import HEAD_CHUNK, head_logprobs
@@ -20,6 +21,7 @@ from hrpo.packing import PackedGroups
 from hrpo.recompute import recomputed_blocks
 from hrpo.rollout import Rollout
 from hrpo.techniques import FAST, Techniques
+from hrpo.trained_blocks import TrainedBlock, standing_in, trained_blocks
 
 
 def replay(
@@ -125,6 +127,7 @@ class _Packed:
         self.model, self.rollout, self.policy = model, rollout, policy
         self.techniques, self.recompute = techniques, recompute
         self.layout = PackedGroups(rollout.prompt_mask, rollout.completion_mask, rollout.group_size)
+        self.twins: dict[nn.Module, TrainedBlock] = {}
 
     def inputs(self, *, reference: bool) -> Tensor:
         """(S, D)."""
@@ -142,14 +145,30 @@ class _Packed:
     @contextlib.contextmanager
     def again(self, block: nn.Module) -> Iterator[None]:
         """What holds in the forward pass, for a block that is computed anew after it."""
-        with packed_block(block), laid_out(self.layout), _products(self.techniques), self.adapters(block):
+        with packed_block(block), laid_out(self.layout), _products(self.techniques), self.fused(block):
             yield
 
-    def adapters(self, lm: nn.Module) -> contextlib.AbstractContextManager[None]:
-        """Return the context in which adapters are fused; under autocast layers choose the dtype by themselves."""
+    @contextlib.contextmanager
+    def fused(self, lm: nn.Module) -> Iterator[None]:
+        """Within it, blocks that have a twin do what that does, and adapters run with their layers."""
+        if not self.fuses:
+            yield
+            return
+        twins = [(block, self.twins[block]) for block in lm.modules() if block in self.twins]
+        with fused_adapters(lm), standing_in(twins):
+            yield
+
+    @property
+    def fuses(self) -> bool:
+        """Whether operations are fused; under autocast layers choose the dtype by themselves."""
         fast = self.techniques
-        fuse = fast.fused_adapters and fast.packed_weights and self.model.autocast is None
-        return fused_adapters(lm) if fuse else contextlib.nullcontext()
+        return fast.fused_adapters and fast.packed_weights and self.model.autocast is None
+
+    def find_twins(self, lm: Any) -> None:
+        """Note what can stand in for a model's blocks."""
+        library = compiled_for(self.techniques, self.model.device)
+        if library and self.fuses:
+            self.twins |= trained_blocks(lm, library, self.model.trained_blocks)
 
     def blocks(self, lm: Any, *, reference: bool) -> contextlib.AbstractContextManager[None]:
         """Return the context in which blocks keep only their inputs; nothing where there is no backward pass."""
@@ -162,7 +181,9 @@ class _Packed:
         model, rollout, layout = self.model, self.rollout, self.layout
         inputs = self.inputs(reference=reference)
         with model.weights(reference=reference) as lm:
-            with model.precision(), packed_attention(lm), self.adapters(lm), self.blocks(lm, reference=reference):
+            if not reference or lm is not model.bare_lm:
+                self.find_twins(lm)
+            with model.precision(), packed_attention(lm), self.fused(lm), self.blocks(lm, reference=reference):
                 hidden = run_packed(lm, inputs, layout.positions, layout).index_select(0, layout.predicts_from)
             head = lm.get_output_embeddings()
         mask = rollout.completion_mask.bool()

@@ -17,8 +17,9 @@ class Techniques:
         fused_adapters: train an adapter beside its frozen layer in one operation (needs packed_groups and
             packed_weights).
         chunked_head: head and log-softmax for a few completion positions at a time (needs packed_groups).
-        compiled: on CPUs, what decoding does besides its products, and the products in float32, by compiled code
-            (needs a C++ compiler; attention needs packed_groups, and not static_shapes; the rest packed_weights).
+        compiled: on CPUs, by compiled code what decoding does besides its products, and the products (attention needs
+            packed_groups, and not static_shapes; the rest packed_weights), and what updates do besides theirs (needs
+            fused_adapters). Needs a C++ compiler.
         static_shapes: decode with steps that are all alike, over the full length and without dropping rows (so
             compact does nothing), and on CUDA capture one as a graph to repeat (needs packed_groups). Off until it is
             measured on a GPU.

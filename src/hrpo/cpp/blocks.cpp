@@ -27,6 +27,14 @@ void swiglu_rows(const T* gates, const T* ups, int64_t next, T* out, int64_t S, 
     for (int64_t row = 0; row < S; row++) swiglu(gates + row * next, ups + row * next, out + row * D, D);
 }
 
+// (S, D) each.
+template <class T>
+void swiglu_backward(const T* gates, const T* ups, const T* grad, T* for_gates, T* for_ups, int64_t S, int64_t D,
+                     int threads) {
+#pragma omp parallel for num_threads(threads) if (S * D > SMALL)
+    for (int64_t at = 0; at < S * D; at += D) swiglu_back(gates + at, ups + at, grad + at, for_gates + at, for_ups + at, D);
+}
+
 template <class T>
 struct Block {
     Layer<T> inward, outward, gate_and_up, down;
@@ -111,4 +119,14 @@ extern "C" void swiglu_float32(const float* gates, const float* ups, int64_t nex
 extern "C" void swiglu_bfloat16(const BFloat16* gates, const BFloat16* ups, int64_t next, BFloat16* out, int64_t S,
                               int64_t D, int threads) {
     swiglu_rows(gates, ups, next, out, S, D, threads);
+}
+
+extern "C" void swiglu_backward_float32(const float* gates, const float* ups, const float* grad, float* for_gates,
+                                        float* for_ups, int64_t S, int64_t D, int threads) {
+    swiglu_backward(gates, ups, grad, for_gates, for_ups, S, D, threads);
+}
+
+extern "C" void swiglu_backward_bfloat16(const BFloat16* gates, const BFloat16* ups, const BFloat16* grad,
+                                         BFloat16* for_gates, BFloat16* for_ups, int64_t S, int64_t D, int threads) {
+    swiglu_backward(gates, ups, grad, for_gates, for_ups, S, D, threads);
 }

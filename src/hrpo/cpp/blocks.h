@@ -2,6 +2,8 @@
 
 #pragma once
 
+#include <algorithm>
+
 #include "vectors.h"
 
 namespace {
@@ -17,8 +19,13 @@ void rotate(const T* x, const T* cosine, const T* sine, T* out, int64_t H, int64
     };
     const int64_t half = d / 2;
     for (int64_t head = 0; head < H; head++, x += d, out += d) {
-#pragma omp simd
-        for (int64_t i = 0; i < half; i++) {
+        int64_t i = 0;
+        for (; i + LANES <= half; i += LANES) {
+            const Floats a = load(x + i), b = load(x + half + i);
+            store(out + i, rounded<T>(a * load(cosine + i)) - rounded<T>(b * load(sine + i)));
+            store(out + half + i, rounded<T>(b * load(cosine + half + i)) + rounded<T>(a * load(sine + half + i)));
+        }
+        for (; i < half; i++) {
             const T a = x[i], b = x[half + i];
             turned(a, cosine[i], b, sine[i], -1, out + i);
             turned(b, cosine[half + i], a, sine[half + i], 1, out + half + i);
@@ -26,10 +33,11 @@ void rotate(const T* x, const T* cosine, const T* sine, T* out, int64_t H, int64
     }
 }
 
-inline Floats silu(Floats x) {
+inline Floats sigmoid(Floats x) {
     const Floats power = exponential(x < 0.0f ? x : -x);  // e^-|x|
-    return (x < 0.0f ? x * power : x) / (1.0f + power);
+    return (x < 0.0f ? power : Floats{} + 1.0f) / (1.0f + power);
 }
+inline Floats silu(Floats x) { return x * sigmoid(x); }
 
 // SwiGLU's product (arXiv:2002.05202): gate / (1 + e^-gate) * up, (D,) each.
 template <class T>
@@ -40,6 +48,28 @@ void swiglu(const T* gate, const T* up, T* out, int64_t D) {
         T active;
         narrow(silu(Floats{widen(gate[i])})[0], &active);
         narrow(widen(active) * widen(up[i]), out + i);
+    }
+}
+
+// The gradients of gate and up, given that of the product, whose place one of them may take.
+template <class T>
+void swiglu_back(const T* gate, const T* up, const T* grad, T* for_gate, T* for_up, int64_t D) {
+    T kept[4][LANES] = {};  // a last vector that is not whole
+    for (int64_t i = 0; i < D; i += LANES) {
+        const int64_t n = std::min(LANES, D - i);
+        const T *g = gate + i, *u = up + i, *back = grad + i;
+        if (n < LANES) {
+            memcpy(kept[0], g, n * sizeof(T)), memcpy(kept[1], u, n * sizeof(T)), memcpy(kept[2], back, n * sizeof(T));
+            g = kept[0], u = kept[1], back = kept[2];
+        }
+        const Floats x = load(g), share = sigmoid(x), active = rounded<T>(x * share), slope = load(back);
+        const Floats gates = slope * load(u) * (share + active * (1.0f - share));
+        if (n == LANES) {
+            store(for_gate + i, gates), store(for_up + i, slope * active);
+            continue;
+        }
+        store(kept[3], gates), memcpy(for_gate + i, kept[3], n * sizeof(T));
+        store(kept[3], slope * active), memcpy(for_up + i, kept[3], n * sizeof(T));
     }
 }
 

@@ -28,4 +28,19 @@ void normalize(const T* from, T* to, int64_t D, const Norm& norm) {
     }
 }
 
+// The gradient of x, given that of the result; what else reaches x is added, if anything does.
+template <class T>
+void normalize_back(const T* x, const T* grad, const T* more, T* to, int64_t D, const Norm& norm) {
+    float sum = 0, along = 0;
+#pragma omp simd reduction(+ : sum, along)
+    for (int64_t i = 0; i < D; i++) {
+        sum += widen(x[i]) * widen(x[i]);
+        along += widen(grad[i]) * norm.weight[i] * widen(x[i]);
+    }
+    const float scale = 1 / std::sqrt(sum / D + norm.eps), less = along * scale * scale / D;
+#pragma omp simd
+    for (int64_t i = 0; i < D; i++)
+        narrow((more ? widen(more[i]) : 0) + scale * (widen(grad[i]) * norm.weight[i] - widen(x[i]) * less), to + i);
+}
+
 }  // namespace

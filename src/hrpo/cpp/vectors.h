@@ -6,6 +6,10 @@
 #include <cstring>
 #include <utility>
 
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
 namespace {
 
 constexpr int64_t LANES = 16;
@@ -44,6 +48,14 @@ template <>
 inline Floats rounded<float>(Floats x) {
     return x;
 }
+#ifdef __AVX512BF16__
+inline void store(BFloat16* x, Floats value) { _mm256_storeu_si256((__m256i*)x, (__m256i)_mm512_cvtneps_pbh((__m512)value)); }
+template <>
+inline Floats rounded<BFloat16>(Floats x) {
+    const Halves halves = (Halves)_mm512_cvtneps_pbh((__m512)x);
+    return (Floats)(__builtin_convertvector(halves, Bits) << 16);
+}
+#else
 template <>
 inline Floats rounded<BFloat16>(Floats x) {
     const Bits bits = (Bits)x;
@@ -53,6 +65,7 @@ inline Floats rounded<BFloat16>(Floats x) {
 inline void store(BFloat16* x, Floats value) {
     *(Halves*)x = __builtin_convertvector((Bits)rounded<BFloat16>(value) >> 16, Halves);
 }
+#endif
 
 inline int64_t whole(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 

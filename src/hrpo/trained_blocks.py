@@ -1,0 +1,219 @@
+"""Blocks of Llama's layout while adapters are trained on CPUs: half of the operations, and two thirds of what is kept.
+
+The model's own block keeps what each small operation needs for its gradient: beside each linear layer's input, what
+norms, rotary embeddings and SwiGLU made on the way there. Here compiled code (`cpp/blocks.cpp`) does those, and does
+them again in the backward pass; kept are the block's input and that of its second half, queries, keys and values, what
+attention gave, and SwiGLU's two inputs. A block is replaced only if it gives what the model's own gives.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from hrpo.adapters import Adapted, adapted, fused_adapters, simple
+from hrpo.attention import layout_in_use
+from hrpo.blocks import NotLikeLlamaError, alike
+from hrpo.compiled import Compiled
+from hrpo.norms import CompiledNorm, compiled_norms
+
+
+class TrainedBlock:
+    """What a block does, for its `forward`.
+
+    Args:
+        block: the model's own.
+        norms: compiled ones, by the `id` of the model's own.
+        library: compiled code.
+
+    Raises:
+        NotLikeLlamaError: it lacks a part, or has it in another form, or something but adapters in it is trained.
+
+    """
+
+    def __init__(self, block: Any, norms: dict[int, CompiledNorm], library: Compiled) -> None:
+        try:
+            attention, mlp = block.self_attn, block.mlp
+            self.inward = (attention.q_proj, attention.k_proj, attention.v_proj)
+            self.outward = (attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+            self.first_norm, self.second_norm = (
+                norms[id(norm)] for norm in (block.input_layernorm, block.post_attention_layernorm)
+            )
+            self.layer, self.d, self.scale = attention.layer_idx, attention.head_dim, attention.scaling
+        except (AttributeError, KeyError) as error:
+            raise NotLikeLlamaError(str(error)) from error
+        self.dtype = self.first_norm.dtype
+        for layer in (*self.inward, *self.outward):
+            if not (simple(layer) if isinstance(layer, LoraLayer) else type(layer) is nn.Linear):
+                raise NotLikeLlamaError("its linear layers are of another kind")
+            if adapted(layer).weight.dtype != self.dtype:
+                raise NotLikeLlamaError("it computes in several types")
+        names = ("rotate", "swiglu", "swiglu_backward", "rms_norm_backward")
+        found = {name: library.find(name, self.first_norm.norm.weight) for name in names}
+        self.functions = {name: function for name, function in found.items() if function}
+        if len(self.functions) < len(names) or self.second_norm.dtype != self.dtype:
+            raise NotLikeLlamaError("it computes in several types")
+        trained = {name for name, parameter in block.named_parameters() if parameter.requires_grad}
+        if any(".lora_" not in name for name in trained):
+            raise NotLikeLlamaError("it is trained itself")
+        # What stands in for a layer would not be called; sharded parameters are whole for their own block alone.
+        inside = [module for module in block.modules() if module is not block]
+        if any(module._forward_hooks or module._forward_pre_hooks for module in inside):
+            raise NotLikeLlamaError("it has hooks inside")
+        if any(type(parameter.data) is not Tensor for parameter in block.parameters()):
+            raise NotLikeLlamaError("its parameters are sharded")
+
+    def __call__(self, hidden: Tensor, *_: Any, position_embeddings: tuple[Tensor, Tensor], **__: Any) -> Tensor:
+        """(1, S, D), cosines and sines (1, S, d) -> (1, S, D)."""
+        x = hidden[0].contiguous()
+        cosine, sine = (part[0].contiguous() for part in position_embeddings)
+        inward, outward = ([adapted(layer) for layer in layers] for layers in (self.inward, self.outward))
+        query, key, value = _Inward.apply(x, self, cosine, sine, inward, *_trained(inward))  # type: ignore[no-untyped-call]
+        out = layout_in_use().attend(self.layer, query, key, value, self.scale)
+        y: Tensor = _Outward.apply(out.flatten(1), x, self, outward, *_trained(outward))  # type: ignore[no-untyped-call]
+        return y.unsqueeze(0)
+
+    def rotated(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        """(S, H, d), (S, d), (S, d) -> (S, H, d)."""
+        S, H, d = x.shape
+        x, out = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
+        self.functions["rotate"](*_places(x), H * d, *_places(cosine, sine, out), S, H, d, torch.get_num_threads())
+        return out
+
+    def activated(self, gate: Tensor, up: Tensor) -> Tensor:
+        """(S, I), (S, I) -> (S, I)."""
+        out, (S, width) = torch.empty_like(gate), gate.shape
+        self.functions["swiglu"](*_places(gate, up), width, *_places(out), S, width, torch.get_num_threads())
+        return out
+
+    def activated_back(self, gate: Tensor, up: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradients of gate and up, the second in the place of what is given: (S, I) each."""
+        out = torch.empty_like(gate)
+        self.functions["swiglu_backward"](*_places(gate, up, grad, out, grad), *gate.shape, torch.get_num_threads())
+        return out, grad
+
+    def normed_back(self, norm: CompiledNorm, x: Tensor, grad: Tensor, more: Tensor | None = None) -> Tensor:
+        """Return the gradient of x, what else reaches it included: (S, D) each."""
+        out = torch.empty_like(x)
+        places = (*_places(x, grad), None if more is None else more.data_ptr(), *_places(norm.scales, out))
+        self.functions["rms_norm_backward"](*places, *x.shape, norm.eps, torch.get_num_threads())
+        return out
+
+
+class _Inward(torch.autograd.Function):
+    """Norm, then queries and keys, with their positions, and values: (S, D) -> (S, H, d), twice (S, H_kv, d)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, block: TrainedBlock, cosine: Tensor, sine: Tensor, layers: list[Adapted], *_: Tensor
+    ) -> tuple[Tensor, ...]:
+        normed = block.first_norm(x)
+        (query, key, value), lows = zip(*(layer.forward(normed) for layer in layers), strict=True)
+        query, key, value = (part.view(len(x), -1, block.d) for part in (query, key, value))
+        ctx.save_for_backward(x, cosine, sine, *lows)
+        ctx.block, ctx.layers = block, layers
+        return block.rotated(query, cosine, sine), block.rotated(key, cosine, sine), value
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        x, cosine, sine, *lows = ctx.saved_tensors
+        block = ctx.block
+        back = -sine.roll(block.d // 2, 1)  # the transposed of the rotation, whatever the two halves of sines are
+        query, key = (block.rotated(grad, cosine, back) for grad in grads[:2])
+        flat = [grad.reshape(len(x), -1) for grad in (query, key, grads[2])]
+        normed = block.first_norm(x)
+        for_normed, parameters = _back(ctx.layers, normed, lows, flat)
+        for_x = block.normed_back(block.first_norm, x, for_normed)
+        return for_x, None, None, None, None, *parameters
+
+
+class _Outward(torch.autograd.Function):
+    """All after attention: (S, H * d) of it and the block's input (S, D) -> (S, D)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, attended: Tensor, x: Tensor, block: TrainedBlock, layers: list[Adapted], *_: Tensor
+    ) -> Tensor:
+        o, *gate_and_up, down = layers
+        out, low = o.forward(attended)
+        middle = out.add_(x)
+        normed = block.second_norm(middle)
+        (gate, up), lows = zip(*(layer.forward(normed) for layer in gate_and_up), strict=True)
+        del normed
+        y, down_low = down.forward(block.activated(gate, up))
+        ctx.save_for_backward(attended, middle, gate, up, low, *lows, down_low)
+        ctx.block, ctx.layers = block, layers
+        return y.add_(middle)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        attended, middle, gate, up, low, *lows, down_low = ctx.saved_tensors
+        block, (o, *gate_and_up, down) = ctx.block, ctx.layers
+        grad = grad.contiguous()
+        for_active, for_down = _back([down], block.activated(gate, up), [down_low], [grad])
+        both = block.activated_back(gate, up, for_active)
+        for_normed, for_gate_and_up = _back(gate_and_up, block.second_norm(middle), lows, both)
+        del for_active, both
+        for_middle = block.normed_back(block.second_norm, middle, for_normed, grad)
+        for_attended, for_o = _back([o], attended, [low], [for_middle])
+        return for_attended, for_middle, None, None, *for_o, *for_gate_and_up, *for_down
+
+
+def _trained(layers: list[Adapted]) -> list[Tensor | None]:
+    """Return what autograd has to know of."""
+    return [part for layer in layers for part in (layer.A, layer.B)]
+
+
+def _back(layers: Any, x: Tensor, lows: Any, grads: Any) -> tuple[Tensor, list[Tensor | None]]:
+    """Return the gradient of what some layers read, and those of their adapters."""
+    for_x: Any = None
+    parameters: list[Tensor | None] = []
+    for layer, low, grad in zip(layers, lows, grads, strict=True):
+        part, *rest = layer.backward(x, low, grad)
+        for_x = part if for_x is None else for_x.add_(part)
+        parameters += rest
+    return for_x, parameters
+
+
+def _places(*tensors: Tensor) -> list[int]:
+    return [tensor.data_ptr() for tensor in tensors]
+
+
+def trained_blocks(lm: Any, library: Compiled, tried: dict[str, bool]) -> dict[nn.Module, TrainedBlock]:
+    """Return what may stand in for the forward of a model's blocks.
+
+    Args:
+        lm: a transformers model, with adapters or without.
+        library: compiled code.
+        tried: by name, blocks that have been compared with their twins, and whether they were alike; is added to.
+
+    """
+    norms = {id(norm): compiled for norm, compiled in compiled_norms(lm, library)}
+    rotary = getattr(lm.base_model, "rotary_emb", None)
+    twins = {}
+    for name, block in lm.named_modules():
+        if name.rpartition(".")[2].isdigit() and tried.get(name, True):
+            with contextlib.suppress(NotLikeLlamaError):
+                twin = TrainedBlock(block, norms, library)
+                if name not in tried:
+                    with fused_adapters(block):
+                        tried[name] = alike(block, twin, rotary)
+                if tried[name]:
+                    twins[block] = twin
+    return twins
+
+
+@contextlib.contextmanager
+def standing_in(twins: Iterable[tuple[nn.Module, TrainedBlock]]) -> Iterator[None]:
+    """Within it, blocks do what their twins do."""
+    pairs = list(twins)
+    for block, twin in pairs:
+        vars(block)["forward"] = twin
+    try:
+        yield
+    finally:
+        for block, _ in pairs:
+            del vars(block)["forward"]
