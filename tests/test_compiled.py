@@ -9,7 +9,7 @@ import torch
 from models import CONFIGS, PROMPTS, SAMPLER, random_model
 from torch import nn
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from hrpo import blocks, compiled, generate, linear
 from hrpo.blocks import CompiledBlock
@@ -260,6 +260,30 @@ def test_gradients_of_norms(library, dtype, D):
         torch.testing.assert_close(out.double(), expected, atol=atol, rtol=0)
 
 
+@pytest.mark.parametrize("d", [6, 32, 40, 64, 128])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rotary_embeddings(library, dtype, d):
+    """As transformers applies them, and back, with any cosines and sines; of rows that stand apart, too."""
+    torch.manual_seed(0)
+    x, grad = torch.randn(7, 5, d).to(dtype)[:, :3], torch.randn(7, 3, d).to(dtype)
+    cosine, sine = (torch.randn(7, d).to(dtype) for _ in range(2))
+    function = library.find("rotate", x)
+
+    def rotate(x, cosine, sine):
+        out = torch.empty(7, 3, d, dtype=dtype)
+        places = (part.data_ptr() for part in (cosine, sine, out))
+        function(x.data_ptr(), x.stride(0), *places, 7, 3, d, 2)
+        return out
+
+    leaf = x.transpose(0, 1).unsqueeze(0).detach().requires_grad_()  # (1, heads, S, d)
+    expected, _ = apply_rotary_pos_emb(leaf, leaf, cosine.unsqueeze(0), sine.unsqueeze(0))
+    atol, rtol = (5e-6, 0) if dtype == torch.float32 else (2**-6, 2**-7)
+    torch.testing.assert_close(rotate(x, cosine, sine), expected[0].transpose(0, 1), atol=atol, rtol=rtol)
+    expected.backward(grad.transpose(0, 1).unsqueeze(0))
+    back = rotate(grad, cosine, -sine.roll(d // 2, 1))
+    torch.testing.assert_close(back, leaf.grad[0].transpose(0, 1), atol=2 * atol, rtol=rtol)
+
+
 @pytest.mark.parametrize("width", [3, 40, 1536])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_gradients_of_swiglu(library, dtype, width):
@@ -419,7 +443,7 @@ def test_without_a_compiler(monkeypatch, tmp_path, caplog, compiler, said):
         generate(model, PROMPTS, group_size=2, **SAMPLER)
     assert len(rollout) == 2 * len(PROMPTS)
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line.startswith("decoding runs uncompiled, slower: ")
+    assert line.startswith("decoding and updates run uncompiled, slower: ")
     assert said in line
     assert line.endswith("; install g++, or name another compiler in CXX")
     assert not list((tmp_path / "compiled").iterdir())  # nothing half-made is left

@@ -16,6 +16,7 @@ from transformers import LlamaConfig
 from hrpo import HybridCausalLM, generate, replay, trained_blocks
 from hrpo.compiled import compiled
 from hrpo.linear import product_dtype
+from hrpo.packable import packs_up_to
 from hrpo.recompute import kept_bytes
 from hrpo.techniques import FAST, PLAIN
 
@@ -26,17 +27,17 @@ HALF = product_dtype(torch.bfloat16, torch.device("cpu")) == torch.bfloat16
 OPTIONS = SAMPLER | {"max_new_tokens": 8, "delimiter": [40]}  # within the window of "mistral"
 
 
-def adapted(arch, dtype=torch.float32, targets: Any = "all-linear") -> HybridCausalLM:
-    """A model with adapters that do something."""
+def adapted(arch, dtype=torch.float32, targets: Any = "all-linear", *, fresh=False, **options) -> HybridCausalLM:
+    """A model with adapters that do something, unless they are fresh."""
     model = random_model(arch, dtype)
-    if arch == "mistral":
+    if arch in ("mistral", "gemma3"):
         model.lm.config.sliding_window = 64
         for layer in model.lm.model.layers:
             layer.self_attn.sliding_window = 64
-    lm = get_peft_model(model.lm, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=targets))
+    lm = get_peft_model(model.lm, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=targets, **options))
     with torch.no_grad():
         for name, parameter in lm.named_parameters():
-            if "lora_B" in name:
+            if "lora_B" in name and not fresh:
                 parameter.normal_(std=0.3)
     return HybridCausalLM(lm, model.gate, model.settings)
 
@@ -51,7 +52,8 @@ def learnt(model, rollout, **options):
 
 
 def twins(model) -> list[bool]:
-    return list(model.trained_blocks.values())
+    """Of blocks that were tried, whether they were alike."""
+    return list(model.tried_blocks.values())
 
 
 @pytest.mark.parametrize("recompute", [0.0, 0.5, 1.0])
@@ -105,10 +107,10 @@ def test_they_keep_less():
         storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in seen.values()}
         return sum(size for place, size in storages.items() if place not in weights)
 
-    fast, apart = kept(FAST), kept(APART)
+    fast, names, apart = kept(FAST), model.trained_blocks, kept(APART)
     assert fast < 0.8 * apart
     tokens = int(rollout.prompt_mask.sum() + rollout.completion_mask.sum())
-    names = [name for name, alike in model.trained_blocks.items() if alike]
+    assert len(names) == 3
     assert 1 < fast / kept_bytes(model.bare_lm, tokens, torch.float32, names) < 2.2
     assert 1 < apart / kept_bytes(model.bare_lm, tokens, torch.float32) < 1.8
 
@@ -118,8 +120,9 @@ def test_other_blocks_stay_as_they_are(arch):
     model = adapted(arch)
     rollout = generate(model, PROMPTS, group_size=2, **OPTIONS)
     expected, *_ = learnt(model, rollout, techniques=PLAIN)
+    assert packs_up_to(model) > 16
     logprobs, *_ = learnt(model, rollout)
-    assert not any(twins(model))
+    assert not model.trained_blocks
     torch.testing.assert_close(logprobs, expected, atol=2e-5, rtol=0)
 
 
@@ -128,7 +131,30 @@ def another_activation(model):
 
 
 def a_hook_inside(model):
-    model.bare_lm.model.layers[1].mlp.register_forward_hook(lambda module, inputs, out: 2 * out)
+    model.bare_lm.model.layers[1].mlp.register_forward_hook(lambda module, inputs, out: None)
+
+
+def a_backward_hook_inside(model):
+    model.bare_lm.model.layers[1].mlp.register_full_backward_hook(lambda module, into, out: None)
+
+
+def a_forward_of_theirs(model):
+    block = model.bare_lm.model.layers[1]
+    block.forward = block.forward
+
+
+def a_forward_of_theirs_inside(model):
+    attention = model.bare_lm.model.layers[1].self_attn
+    attention.forward = attention.forward
+
+
+def an_adapter_of_directions(_):
+    """DoRA (arXiv:2402.09353), which at the start adds nothing, as any other."""
+    return adapted("llama", targets=["layers.1.mlp.up_proj"], use_dora=True, fresh=True)
+
+
+def an_adapter_with_a_bias(_):
+    return adapted("llama", targets=["layers.1.mlp.up_proj"], lora_bias=True, fresh=True)
 
 
 def a_trained_norm(model):
@@ -140,14 +166,21 @@ def two_adapters(model):
     model.lm.base_model.set_adapter(["default", "second"])
 
 
-@pytest.mark.parametrize("change", [another_activation, a_hook_inside, a_trained_norm, two_adapters])
+CHANGES = [another_activation, a_hook_inside, a_backward_hook_inside, a_forward_of_theirs, a_forward_of_theirs_inside]
+CHANGES += [a_trained_norm, two_adapters, an_adapter_of_directions, an_adapter_with_a_bias]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_block_that_differs_stays_as_it_is(change):
     model = adapted("llama")
-    change(model)
+    model = change(model) or model
     rollout = generate(model, PROMPTS, group_size=2, **OPTIONS)
+    before = [set(vars(module)) for module in model.modules()]
     *logprobs, gradients = learnt(model, rollout)
-    assert [name for name, alike in model.trained_blocks.items() if alike] == ["model.layers.0", "model.layers.2"]
+    assert model.trained_blocks == ["model.layers.0", "model.layers.2"]
+    assert [set(vars(module)) for module in model.modules()] == before
     *expected, others = learnt(model, rollout, techniques=PLAIN)
+    assert gradients.keys() == others.keys()
     for one, other in zip(logprobs, expected, strict=True):
         torch.testing.assert_close(one, other, atol=2e-5, rtol=0)
     for name, gradient in gradients.items():
@@ -167,6 +200,7 @@ def test_what_is_trained_whole_keeps_its_own_way_and_its_reference_does_not():
             lambda self, *args, **options: seen.append(torch.is_grad_enabled()) or compute(self, *args, **options),
         )
         _, reference, gradients = learnt(model, rollout)
+    assert not model.trained_blocks
     assert not any(seen)
     assert len(seen) == 6  # three of which to try them
     _, expected, others = learnt(model, rollout, techniques=PLAIN)
@@ -196,6 +230,7 @@ def test_without_a_compiler(monkeypatch, tmp_path, caplog):
         rollout = generate(model, PROMPTS, group_size=2, **OPTIONS)
         *_, gradients = learnt(model, rollout)
     assert not model.trained_blocks
+    assert not model.tried_blocks
     assert gradients
     assert "no-such-compiler" in caplog.records[0].getMessage()
 

@@ -1,7 +1,7 @@
 """Compiled code for CPUs: the files in `cpp/`, made into a library at first use.
 
 It is for what decoding and training do besides matrix products: many small operations that cost PyTorch more to call
-than to compute, or several passes over the same numbers. Needs a C++ compiler on Linux; without one, PyTorch does the same.
+than to compute, or several passes over the same numbers. Needs a C++ compiler on Linux; without one, PyTorch does it.
 """
 
 import ctypes
@@ -79,7 +79,9 @@ def compiled() -> Compiled | None:
     except (OSError, subprocess.CalledProcessError) as error:
         said = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else str(error)
         reason = next((line for line in said.split("\n") if "error" in line), said.split("\n")[0])
-        log.warning("decoding runs uncompiled, slower: %s; install g++, or name another compiler in CXX", reason)
+        log.warning(
+            "decoding and updates run uncompiled, slower: %s; install g++, or name another compiler in CXX", reason
+        )
         return None
 
 

@@ -51,7 +51,8 @@ def decoding_copy(model: HybridCausalLM, techniques: Techniques) -> Any:
     head = bare.get_output_embeddings()  # as large as a fourth of a small model, and often the embedding, too
     for names in [*together, *([name] for name in layers if name not in grouped)]:
         parts = [_parts(layers[name], dtype, fold=fold) for name in names]
-        product = PackedProduct(parts, library, in_place=layers[names[0]] is head)
+        in_place = layers[names[0]] is head and parts[0].weight is getattr(head, "base_layer", head).weight
+        product = PackedProduct(parts, library, in_place=in_place)
         for index, name in enumerate(names):
             stand_ins[id(layers[name])] = PackedLinear(product, index, layers[name].in_features)
     lm = copy.deepcopy(bare, stand_ins)

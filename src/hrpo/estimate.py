@@ -25,7 +25,7 @@ def estimate_memory(config: TrainConfig, lm_config: Any, *, cpu: bool, processes
         config: of the run; prompts are taken to have `rollout.max_prompt_tokens` (512 where it is 0) and completions
             `rollout.max_new_tokens`, the most there can be.
         lm_config: transformers' config of the model.
-        cpu: on a CPU all weights but the head's are packed again for decoding, and there is a compiler.
+        cpu: on a CPU weights are packed again for decoding, in float32 all but the head's. There is a compiler.
         processes: that share the groups, and the parameters where `config.sharding` is "full".
 
     """
@@ -67,7 +67,8 @@ def estimate_memory(config: TrainConfig, lm_config: Any, *, cpu: bool, processes
     # without. In bfloat16 attention keeps its scores, or norms work in float32, and so do adapters that are not fused
     # with their layers: they keep their inputs once more.
     outs = sum(layer.out_features for layer in linears)
-    if cpu and rank and config.model.quantization == "none" and config.model.dtype != "float64":
+    plain = config.model.quantization == "none" and config.model.dtype != "float64"
+    if cpu and rank and plain and _like_llama(lm, text):
         block = (5 * D + 6 * kv + 2 * inner + 7 * rank) * act + (5 * D if half else 0)
         passed = act * (outs + L * heads * width)
     else:
@@ -82,7 +83,11 @@ def estimate_memory(config: TrainConfig, lm_config: Any, *, cpu: bool, processes
     # Gathered while the update runs: what belongs to no block, with its gradients where it is trained, and two blocks.
     running = root * (stored + (0 if rank else 4)) + 2 * (total + gate - root) // L * stored
     decoding = {
-        "decoding copy": in_linears * act if cpu else 0 if half or not rank else in_linears * stored,
+        "decoding copy": (in_linears + (D * V if half else 0)) * act
+        if cpu
+        else 0
+        if half or not rank
+        else in_linears * stored,
         "gathered weights": total * stored + (adapters + gate) * 4 if shards > 1 else 0,
         "keys and values": 2 * L * kv * act * (own * G * T + own * P),
         "logits": own * G * 3 * V * 4,
@@ -105,3 +110,11 @@ def estimate_memory(config: TrainConfig, lm_config: Any, *, cpu: bool, processes
         parts["libraries"] = LIBRARIES
     parts |= decoding if sum(decoding.values()) > sum(update.values()) else update
     return {name: size for name, size in parts.items() if size}
+
+
+def _like_llama(lm: Any, text: Any) -> bool:
+    """Whether blocks seem to be of Llama's layout."""
+    names = {name.split(".", 2)[-1] for name, _ in lm.base_model.named_modules() if name.startswith("layers.0.")}
+    has = {"self_attn.q_proj", "mlp.gate_proj", "post_attention_layernorm"}
+    lacks = {"self_attn.q_norm", "pre_feedforward_layernorm"}
+    return has <= names and not lacks & names and getattr(text, "hidden_act", None) == "silu"

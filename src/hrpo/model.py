@@ -143,7 +143,8 @@ class HybridCausalLM(nn.Module):
         self.packs_up_to: int | None = None  # tokens of a sequence that packing serves; None: not tried yet
         self.read_together: list[list[str]] = []  # linear layers that read the same tensor, known once that was tried
         self.compiled_blocks: list[str] | None = None  # those that have a compiled twin, once that was tried
-        self.trained_blocks: dict[str, bool] = {}  # of those tried, whether they have one for training
+        self.tried_blocks: dict[str, bool] = {}  # of those tried, whether they have one for training
+        self.trained_blocks: list[str] = []  # those that had one in the last replay
         self.usable = False  # until a few tokens have shown it
         self._accepts = set(inspect.signature(type(self.bare_lm).forward).parameters)
         width = self.embedding.weight.shape[1]

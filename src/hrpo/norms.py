@@ -1,4 +1,4 @@
-"""RMS normalisation (arXiv:1910.07467) for decoding on CPUs as one call of compiled code (`cpp/rms_norm.cpp`).
+"""RMS normalisation (arXiv:1910.07467) on CPUs as one call of compiled code (`cpp/rms_norm.cpp`).
 
 In transformers it is some seven small operations, two to four times in each block.
 """
@@ -16,7 +16,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-6}
 
 
 class CompiledNorm(nn.Module):
-    """An RMS norm for decoding only, which keeps no gradient.
+    """An RMS norm that keeps no gradient: for decoding, and for what has its own (`trained_blocks.py`).
 
     Args:
         norm: the model's own; serves tensors of other types than its weight's, and refuses other widths.
@@ -53,7 +53,8 @@ def compiled_norms(lm: Any, library: Compiled) -> Iterator[tuple[nn.Module, Comp
         if [name for name, _ in norm.named_parameters()] != ["weight"] or not isinstance(eps, float):
             continue
         function = library.find("rms_norm", norm.weight)
-        if not function or norm.weight.dim() != 1:
+        whole = type(norm.weight.data) is Tensor  # no shard of one
+        if not function or not whole or norm.weight.dim() != 1:
             continue
         if type(norm) not in kinds:
             kinds[type(norm)] = _kind(norm, function, eps)

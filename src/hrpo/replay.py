@@ -164,11 +164,14 @@ class _Packed:
         fast = self.techniques
         return fast.fused_adapters and fast.packed_weights and self.model.autocast is None
 
-    def find_twins(self, lm: Any) -> None:
+    def find_twins(self, lm: Any, *, reference: bool) -> None:
         """Note what can stand in for a model's blocks."""
         library = compiled_for(self.techniques, self.model.device)
-        if library and self.fuses:
-            self.twins |= trained_blocks(lm, library, self.model.trained_blocks)
+        with self.model.precision():
+            twins = trained_blocks(lm, library, self.model.tried_blocks) if library and self.fuses else {}
+        self.twins |= {lm.get_submodule(name): twin for name, twin in twins.items()}
+        if not reference:
+            self.model.trained_blocks = list(twins)
 
     def blocks(self, lm: Any, *, reference: bool) -> contextlib.AbstractContextManager[None]:
         """Return the context in which blocks keep only their inputs; nothing where there is no backward pass."""
@@ -182,7 +185,7 @@ class _Packed:
         inputs = self.inputs(reference=reference)
         with model.weights(reference=reference) as lm:
             if not reference or lm is not model.bare_lm:
-                self.find_twins(lm)
+                self.find_twins(lm, reference=reference)
             with model.precision(), packed_attention(lm), self.fused(lm), self.blocks(lm, reference=reference):
                 hidden = run_packed(lm, inputs, layout.positions, layout).index_select(0, layout.predicts_from)
             head = lm.get_output_embeddings()

@@ -1,7 +1,7 @@
 """Blocks of Llama's layout while adapters are trained on CPUs: half of the operations, and two thirds of what is kept.
 
 The model's own block keeps what each small operation needs for its gradient: beside each linear layer's input, what
-norms, rotary embeddings and SwiGLU made on the way there. Here compiled code (`cpp/blocks.cpp`) does those, and does
+norms, rotary embeddings and SwiGLU made on the way there. Here compiled code does those, and does
 them again in the backward pass; kept are the block's input and that of its second half, queries, keys and values, what
 attention gave, and SwiGLU's two inputs. A block is replaced only if it gives what the model's own gives.
 """
@@ -11,13 +11,13 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from hrpo.adapters import Adapted, adapted, fused_adapters, simple
 from hrpo.attention import layout_in_use
 from hrpo.blocks import NotLikeLlamaError, alike
 from hrpo.compiled import Compiled
+from hrpo.copies import linear_layers
 from hrpo.norms import CompiledNorm, compiled_norms
 
 
@@ -46,25 +46,26 @@ class TrainedBlock:
         except (AttributeError, KeyError) as error:
             raise NotLikeLlamaError(str(error)) from error
         self.dtype = self.first_norm.dtype
+        plain = {id(layer) for _, layer in linear_layers(block)}
         for layer in (*self.inward, *self.outward):
-            if not (simple(layer) if isinstance(layer, LoraLayer) else type(layer) is nn.Linear):
+            if id(layer) not in plain or not (type(layer) is nn.Linear or simple(layer)):
                 raise NotLikeLlamaError("its linear layers are of another kind")
             if adapted(layer).weight.dtype != self.dtype:
                 raise NotLikeLlamaError("it computes in several types")
-        names = ("rotate", "swiglu", "swiglu_backward", "rms_norm_backward")
-        found = {name: library.find(name, self.first_norm.norm.weight) for name in names}
-        self.functions = {name: function for name, function in found.items() if function}
-        if len(self.functions) < len(names) or self.second_norm.dtype != self.dtype:
+        if self.second_norm.dtype != self.dtype:
             raise NotLikeLlamaError("it computes in several types")
+        names = ("rotate", "swiglu", "swiglu_backward", "rms_norm_backward")
+        self.functions: dict[str, Any] = {name: library.find(name, self.first_norm.norm.weight) for name in names}
         trained = {name for name, parameter in block.named_parameters() if parameter.requires_grad}
         if any(".lora_" not in name for name in trained):
             raise NotLikeLlamaError("it is trained itself")
-        # What stands in for a layer would not be called; sharded parameters are whole for their own block alone.
+        # Modules inside are not called here. (Sharded parameters, whole for a running block alone, have no norms.)
+        hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
         inside = [module for module in block.modules() if module is not block]
-        if any(module._forward_hooks or module._forward_pre_hooks for module in inside):
+        if any(getattr(module, name) for module in inside for name in hooks):
             raise NotLikeLlamaError("it has hooks inside")
-        if any(type(parameter.data) is not Tensor for parameter in block.parameters()):
-            raise NotLikeLlamaError("its parameters are sharded")
+        if any("forward" in vars(module) for module in block.modules()):
+            raise NotLikeLlamaError("somebody has put a forward of theirs there")
 
     def __call__(self, hidden: Tensor, *_: Any, position_embeddings: tuple[Tensor, Tensor], **__: Any) -> Tensor:
         """(1, S, D), cosines and sines (1, S, d) -> (1, S, D)."""
@@ -113,20 +114,20 @@ class _Inward(torch.autograd.Function):
         normed = block.first_norm(x)
         (query, key, value), lows = zip(*(layer.forward(normed) for layer in layers), strict=True)
         query, key, value = (part.view(len(x), -1, block.d) for part in (query, key, value))
-        ctx.save_for_backward(x, cosine, sine, *lows)
-        ctx.block, ctx.layers = block, layers
+        ctx.save_for_backward(x, cosine, sine, *lows, *_trained(layers))
+        ctx.block, ctx.layers = block, [layer._replace(A=None, B=None) for layer in layers]
         return block.rotated(query, cosine, sine), block.rotated(key, cosine, sine), value
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        x, cosine, sine, *lows = ctx.saved_tensors
-        block = ctx.block
+        x, cosine, sine, *rest = ctx.saved_tensors
+        block, lows, layers = ctx.block, rest[:3], _with(ctx.layers, rest[3:])
         back = -sine.roll(block.d // 2, 1)  # the transposed of the rotation, whatever the two halves of sines are
         query, key = (block.rotated(grad, cosine, back) for grad in grads[:2])
         flat = [grad.reshape(len(x), -1) for grad in (query, key, grads[2])]
-        normed = block.first_norm(x)
-        for_normed, parameters = _back(ctx.layers, normed, lows, flat)
-        for_x = block.normed_back(block.first_norm, x, for_normed)
+        needs_x = ctx.needs_input_grad[0]
+        for_normed, parameters = _back(layers, block.first_norm(x), lows, flat, needs_x=needs_x)
+        for_x = block.normed_back(block.first_norm, x, for_normed) if needs_x else None
         return for_x, None, None, None, None, *parameters
 
 
@@ -144,14 +145,15 @@ class _Outward(torch.autograd.Function):
         (gate, up), lows = zip(*(layer.forward(normed) for layer in gate_and_up), strict=True)
         del normed
         y, down_low = down.forward(block.activated(gate, up))
-        ctx.save_for_backward(attended, middle, gate, up, low, *lows, down_low)
-        ctx.block, ctx.layers = block, layers
+        ctx.save_for_backward(attended, middle, gate, up, low, *lows, down_low, *_trained(layers))
+        ctx.block, ctx.layers = block, [layer._replace(A=None, B=None) for layer in layers]
         return y.add_(middle)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        attended, middle, gate, up, low, *lows, down_low = ctx.saved_tensors
-        block, (o, *gate_and_up, down) = ctx.block, ctx.layers
+        attended, middle, gate, up, *rest = ctx.saved_tensors
+        block, (low, *lows, down_low), layers = ctx.block, rest[:4], _with(ctx.layers, rest[4:])
+        o, *gate_and_up, down = layers
         grad = grad.contiguous()
         for_active, for_down = _back([down], block.activated(gate, up), [down_low], [grad])
         both = block.activated_back(gate, up, for_active)
@@ -167,13 +169,21 @@ def _trained(layers: list[Adapted]) -> list[Tensor | None]:
     return [part for layer in layers for part in (layer.A, layer.B)]
 
 
-def _back(layers: Any, x: Tensor, lows: Any, grads: Any) -> tuple[Tensor, list[Tensor | None]]:
-    """Return the gradient of what some layers read, and those of their adapters."""
-    for_x: Any = None
+def _with(layers: list[Adapted], trained: list[Tensor | None]) -> list[Adapted]:
+    """Return layers with what `_trained` took from them."""
+    pairs = zip(trained[::2], trained[1::2], strict=True)
+    return [layer._replace(A=A, B=B) for layer, (A, B) in zip(layers, pairs, strict=True)]
+
+
+def _back(
+    layers: list[Adapted], x: Tensor, lows: Any, grads: Any, *, needs_x: bool = True
+) -> tuple[Any, list[Tensor | None]]:
+    """Return the gradient of what some layers read, if it is wanted, and those of their adapters."""
+    for_x: Tensor | None = None
     parameters: list[Tensor | None] = []
     for layer, low, grad in zip(layers, lows, grads, strict=True):
-        part, *rest = layer.backward(x, low, grad)
-        for_x = part if for_x is None else for_x.add_(part)
+        part, *rest = layer.backward(x, low, grad, needs_x=needs_x)
+        for_x = part if for_x is None or part is None else for_x.add_(part)
         parameters += rest
     return for_x, parameters
 
@@ -182,8 +192,8 @@ def _places(*tensors: Tensor) -> list[int]:
     return [tensor.data_ptr() for tensor in tensors]
 
 
-def trained_blocks(lm: Any, library: Compiled, tried: dict[str, bool]) -> dict[nn.Module, TrainedBlock]:
-    """Return what may stand in for the forward of a model's blocks.
+def trained_blocks(lm: Any, library: Compiled, tried: dict[str, bool]) -> dict[str, TrainedBlock]:
+    """Return, by name, what may stand in for the forward of a model's blocks.
 
     Args:
         lm: a transformers model, with adapters or without.
@@ -202,7 +212,7 @@ def trained_blocks(lm: Any, library: Compiled, tried: dict[str, bool]) -> dict[n
                     with fused_adapters(block):
                         tried[name] = alike(block, twin, rotary)
                 if tried[name]:
-                    twins[block] = twin
+                    twins[name] = twin
     return twins
 
 

@@ -330,8 +330,7 @@ class Trainer:
         if self.model.device.type != "cpu":
             return 0.0
         model, tokens = self.model, int(rollout.prompt_mask.sum() + rollout.completion_mask.sum())
-        twins = [name for name, alike in model.trained_blocks.items() if alike]
-        kept = kept_bytes(model.bare_lm, tokens, model.autocast or model.lm_dtype, twins)
+        kept = kept_bytes(model.bare_lm, tokens, model.autocast or model.lm_dtype, model.trained_blocks)
         return share_to_recompute(kept, sum(p.numel() * p.element_size() for p in model.bare_lm.parameters()))
 
     def backward(self, loss: Tensor) -> None:

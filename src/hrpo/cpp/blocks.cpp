@@ -1,5 +1,5 @@
 // Blocks of Llama's layout: what they do between their matrix products, and a decode step of one whole. Called from
-// blocks.py.
+// blocks.py and trained_blocks.py.
 
 #include "blocks.h"
 

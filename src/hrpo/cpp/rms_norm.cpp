@@ -1,4 +1,4 @@
-// RMS normalisation of many rows, and back. Called from norms.py.
+// RMS normalisation of many rows, and back. Called from norms.py and trained_blocks.py.
 
 #include "norm.h"
 
