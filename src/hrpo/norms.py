@@ -50,7 +50,7 @@ def compiled_norms(lm: Any, library: Compiled) -> Iterator[tuple[nn.Module, Comp
     kinds: dict[type, tuple[int, bool] | None] = {}  # of each class: what is added to the weight, and `twice`
     for norm in lm.modules():
         eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
-        if [name for name, _ in norm.named_parameters()] != ["weight"] or not isinstance(eps, float):
+        if not isinstance(eps, float) or [name for name, _ in norm.named_parameters()] != ["weight"]:
             continue
         function = library.find("rms_norm", norm.weight)
         whole = type(norm.weight.data) is Tensor  # no shard of one
