@@ -99,28 +99,29 @@ class CompiledBlock(nn.Module):
             query = self.q_norm(query)
         if self.k_norm is not None:
             key = self.k_norm(key)
-        query, key = self.rotated(query, cosine, sine), self.rotated(key, cosine, sine)
+        query, key = (rotated(self.rotate, part, cosine, sine) for part in (query, key))
         out = layout_in_use().attend(self.layer, query, key, value, self.scale)
         x = self.outward.compute(out.flatten(1))[0].add_(x)
         gate, up = self.gate_and_up.compute(self.second_norm(x))
-        return self.down.compute(self.activated(gate, up))[0].add_(x).unsqueeze(0)
+        return self.down.compute(activated(self.swiglu, gate, up))[0].add_(x).unsqueeze(0)
 
-    def rotated(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-        """(S, H, d), (S, d), (S, d) -> (S, H, d)."""
-        S, H, d = x.shape
-        if x.stride()[1:] != (d, 1):
-            x = x.contiguous()
-        out = x.new_empty(S, H, d)
-        places = (cosine.data_ptr(), sine.data_ptr(), out.data_ptr())
-        self.rotate(x.data_ptr(), x.stride(0), *places, S, H, d, torch.get_num_threads())
-        return out
 
-    def activated(self, gate: Tensor, up: Tensor) -> Tensor:
-        """(S, I), (S, I), rows as far apart -> (S, I)."""
-        out = gate.new_empty(gate.shape)
-        S, width = gate.shape
-        self.swiglu(gate.data_ptr(), up.data_ptr(), gate.stride(0), out.data_ptr(), S, width, torch.get_num_threads())
-        return out
+def rotated(function: Any, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Apply rotary embeddings by the compiled function: (S, H, d), (S, d), (S, d) -> (S, H, d)."""
+    S, H, d = x.shape
+    if x.stride()[1:] != (d, 1):
+        x = x.contiguous()
+    out = x.new_empty(S, H, d)
+    places = (cosine.data_ptr(), sine.data_ptr(), out.data_ptr())
+    function(x.data_ptr(), x.stride(0), *places, S, H, d, torch.get_num_threads())
+    return out
+
+
+def activated(function: Any, gate: Tensor, up: Tensor) -> Tensor:
+    """Return SwiGLU's product by the compiled function: (S, I), (S, I), rows as far apart -> (S, I)."""
+    out, (S, width) = gate.new_empty(gate.shape), gate.shape
+    function(gate.data_ptr(), up.data_ptr(), gate.stride(0), out.data_ptr(), S, width, torch.get_num_threads())
+    return out
 
 
 def compiled_blocks(lm: Any, library: Compiled, known: Collection[str] | None) -> dict[str, CompiledBlock]:

@@ -1,9 +1,9 @@
 """Blocks of Llama's layout while adapters are trained on CPUs: half of the operations, and two thirds of what is kept.
 
 The model's own block keeps what each small operation needs for its gradient: beside each linear layer's input, what
-norms, rotary embeddings and SwiGLU made on the way there. Here compiled code does those, and does
-them again in the backward pass; kept are the block's input and that of its second half, queries, keys and values, what
-attention gave, and SwiGLU's two inputs. A block is replaced only if it gives what the model's own gives.
+norms, rotary embeddings and SwiGLU made on the way there. Here compiled code does those, and does them again in the
+backward pass; kept are the block's input and that of its second half, queries, keys and values, what attention gave,
+and SwiGLU's two inputs. A block is replaced only if it gives what the model's own gives.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hrpo.adapters import Adapted, adapted, fused_adapters, simple
 from hrpo.attention import layout_in_use
-from hrpo.blocks import NotLikeLlamaError, alike
+from hrpo.blocks import NotLikeLlamaError, activated, alike, rotated
 from hrpo.compiled import Compiled
 from hrpo.copies import linear_layers
 from hrpo.norms import CompiledNorm, compiled_norms
@@ -79,16 +79,11 @@ class TrainedBlock:
 
     def rotated(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         """(S, H, d), (S, d), (S, d) -> (S, H, d)."""
-        S, H, d = x.shape
-        x, out = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
-        self.functions["rotate"](*_places(x), H * d, *_places(cosine, sine, out), S, H, d, torch.get_num_threads())
-        return out
+        return rotated(self.functions["rotate"], x, cosine, sine)
 
     def activated(self, gate: Tensor, up: Tensor) -> Tensor:
         """(S, I), (S, I) -> (S, I)."""
-        out, (S, width) = torch.empty_like(gate), gate.shape
-        self.functions["swiglu"](*_places(gate, up), width, *_places(out), S, width, torch.get_num_threads())
-        return out
+        return activated(self.functions["swiglu"], gate, up)
 
     def activated_back(self, gate: Tensor, up: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradients of gate and up, the second in the place of what is given: (S, I) each."""
