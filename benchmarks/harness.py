@@ -18,6 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from hrpo import HybridCausalLM, files
+from hrpo.catalog import resolve
+from hrpo.errors import InputError
 from hrpo.prompts import encode
 from hrpo.tasks.task import SYSTEM_PROMPT, ask, make_preamble
 
@@ -51,6 +53,10 @@ def parse(description: str, *, runs: int = 5, **paths: str) -> argparse.Namespac
     options = parser.parse_args()
     if not options.prompts.is_file():
         parser.error(f"--prompts: there is no file {options.prompts}; name one with a problem a line")
+    try:
+        resolve(options.model)
+    except InputError as error:
+        parser.error(str(error).replace("model.name", "--model"))
     if options.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"  # trainers would take a GPU where there is one
     options.deadline = time.perf_counter() + 60 * options.minutes

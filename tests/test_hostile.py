@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from benchmarks import fuzz
+from benchmarks import fuzz, harness
 from hrpo import HybridCausalLM, Lora
 from hrpo.catalog import local_folder, resolve
 from hrpo.checkpoints import differences
@@ -474,3 +474,14 @@ def test_no_source_unpickles_or_evaluates():
     sources = (ROOT / "src").rglob("*.py")
     found = [(path.name, words.findall(path.read_text())) for path in sources if words.search(path.read_text())]
     assert [(name, len(places)) for name, places in found] == [("processes.py", 1)]
+
+
+@pytest.mark.parametrize(
+    "words", [["--model", "/no/such"], ["--prompts", "/no/such"], ["--dtype", "fp64"]], ids=" ".join
+)
+def test_benchmarks_name_a_wrong_option(words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmark", *words])
+    with pytest.raises(SystemExit, match="2"):
+        harness.parse("")
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(rf"benchmark: error: (argument )?{words[0]}: ", last)
