@@ -8,7 +8,7 @@ float32, on devices that pack no weights, PEFT does what it does.
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -29,35 +29,75 @@ class Adapted(NamedTuple):
     B: Tensor | None = None
     scale: float = 1.0
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return x @ weight.T + bias + low @ B.T * scale, and low = x @ A.T: (..., I) -> (..., O), (..., r)."""
-        out = _product(x, self.weight, self.bias)
-        if self.A is None or self.B is None:
-            return out, None
-        low = _product(x, self.A.to(x.dtype))
-        out.view(-1, out.shape[-1]).addmm_(_rows(low), (self.B * self.scale).to(x.dtype).t())
-        return out, low
+    def columns(self, dtype: torch.dtype) -> Tensor:
+        """Return B.T * scale: (r, O)."""
+        if self.B is None:
+            raise ValueError("a layer without an adapter")
+        return (self.B * self.scale).to(dtype).t()
 
-    def backward(
-        self, x: Tensor, low: Tensor | None, grad: Tensor, *, needs_x: bool = True
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Return the gradients of x, A and B, given that of the output."""
-        for_x = _product(grad, self.weight.t()) if needs_x else None
-        if self.A is None or self.B is None or low is None:
-            return for_x, None, None
-        rows = _rows(grad)
-        for_low = _product(rows, (self.B * self.scale).to(grad.dtype).t())  # (n, r)
-        for_B = _product(_rows(low).t(), rows.t()).t().to(self.B.dtype) * self.scale
-        for_A = _product(for_low.t(), _rows(x).t()).to(self.A.dtype)
-        if for_x is not None:
-            for_x.view(-1, for_x.shape[-1]).addmm_(for_low, self.A.to(grad.dtype))
-        return for_x, for_A, for_B
+
+def run(layers: Sequence[Adapted], x: Tensor) -> tuple[list[Tensor], Tensor | None]:
+    """Run layers that read the same: (..., I) -> (..., O) each, and what `low_of` gives."""
+    low = low_of(layers, x)
+    lows = _split(low, layers, dim=1)
+    outs = []
+    for layer in layers:
+        out = _product(x, layer.weight, layer.bias)
+        if layer.B is not None:
+            _rows(out).addmm_(next(lows), layer.columns(x.dtype))
+        outs.append(out)
+    return outs, low
+
+
+def low_of(layers: Sequence[Adapted], x: Tensor) -> Tensor | None:
+    """(..., I) -> x @ A.T of all adapters, (n, r of all), where there are some."""
+    return _product(_rows(x), _side_by_side(layers, x.dtype)) if _ranks(layers) else None
+
+
+def run_back(
+    layers: Sequence[Adapted], x: Tensor, low: Tensor | None, grads: Sequence[Tensor], *, needs_x: bool = True
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """Return the gradient of x, if it is wanted, and those of each layer's A and B, given those of the outputs."""
+    for_x: Tensor | None = None
+    for layer, grad in zip(layers, grads, strict=True) if needs_x else ():
+        part = _product(grad, layer.weight.t())
+        for_x = part if for_x is None else for_x.add_(part)
+    if low is None:
+        return for_x, [None] * (2 * len(layers))
+    rows = {i: _rows(grad) for i, grad in enumerate(grads) if layers[i].B is not None}
+    for_low = torch.cat([_product(part, layers[i].columns(x.dtype)) for i, part in rows.items()], dim=1)
+    if for_x is not None:
+        _rows(for_x).addmm_(for_low, _side_by_side(layers, x.dtype))
+    lows, for_As = _split(low, layers, dim=1), _split(_product(for_low.t(), _rows(x).t()), layers, dim=0)
+    parameters: list[Tensor | None] = []
+    for i, layer in enumerate(layers):
+        if layer.A is None or layer.B is None:
+            parameters += None, None
+        else:
+            for_B = _product(next(lows).t(), rows[i].t()).t()
+            parameters += next(for_As).to(layer.A.dtype), for_B.to(layer.B.dtype) * layer.scale
+    return for_x, parameters
+
+
+def _split(x: Tensor | None, layers: Sequence[Adapted], dim: int) -> Iterator[Tensor]:
+    """Take apart what adapters have side by side."""
+    return iter(() if x is None else torch.split(x, _ranks(layers), dim))
+
+
+def _ranks(layers: Sequence[Adapted]) -> list[int]:
+    """Return r of those that have an adapter."""
+    return [len(layer.A) for layer in layers if layer.A is not None]
+
+
+def _side_by_side(layers: Sequence[Adapted], dtype: torch.dtype) -> Tensor:
+    """Return the A of all adapters: (r of all, I)."""
+    return torch.cat([layer.A for layer in layers if layer.A is not None]).to(dtype)
 
 
 class _AdaptedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float) -> Tensor:
-        out, low = Adapted(weight, bias, A, B, scale).forward(x)
+        (out,), low = run([Adapted(weight, bias, A, B, scale)], x)
         ctx.save_for_backward(x, low, weight, A, B)
         ctx.scale = scale
         return out
@@ -66,7 +106,7 @@ class _AdaptedLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, low, weight, A, B = ctx.saved_tensors
         layer = Adapted(weight, None, A, B, ctx.scale)
-        for_x, for_A, for_B = layer.backward(x, low, grad, needs_x=ctx.needs_input_grad[0])
+        for_x, (for_A, for_B) = run_back([layer], x, low, [grad], needs_x=ctx.needs_input_grad[0])
         return for_x, None, None, for_A, for_B, None
 
 

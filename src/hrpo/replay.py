@@ -145,17 +145,17 @@ class _Packed:
     @contextlib.contextmanager
     def again(self, block: nn.Module) -> Iterator[None]:
         """What holds in the forward pass, for a block that is computed anew after it."""
-        with packed_block(block), laid_out(self.layout), _products(self.techniques), self.fused(block):
+        with packed_block(block), laid_out(self.layout), _products(self.techniques), self.fused(block, again=True):
             yield
 
     @contextlib.contextmanager
-    def fused(self, lm: nn.Module) -> Iterator[None]:
+    def fused(self, lm: nn.Module, *, again: bool = False) -> Iterator[None]:
         """Within it, blocks that have a twin do what that does, and adapters run with their layers."""
         if not self.fuses:
             yield
             return
         twins = [(block, self.twins[block]) for block in lm.modules() if block in self.twins]
-        with fused_adapters(lm), standing_in(twins):
+        with fused_adapters(lm), standing_in(twins, again=again):
             yield
 
     @property

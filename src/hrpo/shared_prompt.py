@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_attend_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+from hrpo.fused_attention import attend, attend_backward
 
 
 class SharedPromptAttention(torch.autograd.Function):
@@ -38,9 +37,9 @@ class SharedPromptAttention(torch.autograd.Function):
         """Attend to both sets, and weight the outputs with their normalisers."""
         S = query.shape[2]
         bias = bias.expand(-1, -1, G * S, -1)
-        shared = _attend(_together(query, G), prompt_key, prompt_value, 0.0, False, attn_mask=bias, scale=scale)
+        shared = attend(_together(query, G), prompt_key, prompt_value, 0.0, False, attn_mask=bias, scale=scale)
         shared_out, shared_log = (_apart(x, G) for x in shared)
-        own_out, own_log = _attend(query, key, value, 0.0, True, scale=scale)
+        own_out, own_log = attend(query, key, value, 0.0, True, scale=scale)
         log = torch.logaddexp(shared_log, own_log)  # (N, H, S), of the sum of exponentials
         shared_out = shared_out * torch.exp(shared_log - log).unsqueeze(3)
         out: Tensor = (shared_out + own_out * torch.exp(own_log - log).unsqueeze(3)).to(query.dtype)
@@ -54,10 +53,10 @@ class SharedPromptAttention(torch.autograd.Function):
         query, prompt_key, prompt_value, key, value, bias, out, log = ctx.saved_tensors
         G, scale, grad = ctx.G, ctx.scale, grad.contiguous()
         wide = [_together(x, G) for x in (grad, query, out, log)]
-        to_query, *to_prompt = _attend_backward(
+        to_query, *to_prompt = attend_backward(
             wide[0], wide[1], prompt_key, prompt_value, wide[2], wide[3], 0.0, False, attn_mask=bias, scale=scale
         )
-        to_query_too, *to_own = _attend_backward(grad, query, key, value, out, log, 0.0, True, scale=scale)
+        to_query_too, *to_own = attend_backward(grad, query, key, value, out, log, 0.0, True, scale=scale)
         return _apart(to_query, G) + to_query_too, *to_prompt, *to_own, None, None, None
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hrpo.adapters import Adapted, adapted, fused_adapters, simple
+from hrpo.adapters import Adapted, adapted, fused_adapters, low_of, run, run_back, simple
 from hrpo.attention import layout_in_use
 from hrpo.blocks import NotLikeLlamaError, activated, alike, rotated
 from hrpo.compiled import Compiled
@@ -46,6 +46,7 @@ class TrainedBlock:
         except (AttributeError, KeyError) as error:
             raise NotLikeLlamaError(str(error)) from error
         self.dtype = self.first_norm.dtype
+        self.again = False
         plain = {id(layer) for _, layer in linear_layers(block)}
         for layer in (*self.inward, *self.outward):
             if id(layer) not in plain or not (type(layer) is nn.Linear or simple(layer)):
@@ -107,21 +108,21 @@ class _Inward(torch.autograd.Function):
         ctx: Any, x: Tensor, block: TrainedBlock, cosine: Tensor, sine: Tensor, layers: list[Adapted], *_: Tensor
     ) -> tuple[Tensor, ...]:
         normed = block.first_norm(x)
-        (query, key, value), lows = zip(*(layer.forward(normed) for layer in layers), strict=True)
-        query, key, value = (part.view(len(x), -1, block.d) for part in (query, key, value))
-        ctx.save_for_backward(x, cosine, sine, *lows, *_trained(layers))
+        outs, low = run(layers, normed)
+        query, key, value = (out.view(len(x), -1, block.d) for out in outs)
+        ctx.save_for_backward(x, cosine, sine, low, *_trained(layers))
         ctx.block, ctx.layers = block, [layer._replace(A=None, B=None) for layer in layers]
         return block.rotated(query, cosine, sine), block.rotated(key, cosine, sine), value
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        x, cosine, sine, *rest = ctx.saved_tensors
-        block, lows, layers = ctx.block, rest[:3], _with(ctx.layers, rest[3:])
+        x, cosine, sine, low, *trained = ctx.saved_tensors
+        block, layers = ctx.block, _with(ctx.layers, trained)
         back = -sine.roll(block.d // 2, 1)  # the transposed of the rotation, whatever the two halves of sines are
         query, key = (block.rotated(grad, cosine, back) for grad in grads[:2])
         flat = [grad.reshape(len(x), -1) for grad in (query, key, grads[2])]
         needs_x = ctx.needs_input_grad[0]
-        for_normed, parameters = _back(layers, block.first_norm(x), lows, flat, needs_x=needs_x)
+        for_normed, parameters = run_back(layers, block.first_norm(x), low, flat, needs_x=needs_x)
         for_x = block.normed_back(block.first_norm, x, for_normed) if needs_x else None
         return for_x, None, None, None, None, *parameters
 
@@ -134,28 +135,31 @@ class _Outward(torch.autograd.Function):
         ctx: Any, attended: Tensor, x: Tensor, block: TrainedBlock, layers: list[Adapted], *_: Tensor
     ) -> Tensor:
         o, *gate_and_up, down = layers
-        out, low = o.forward(attended)
+        (out,), low = run([o], attended)
         middle = out.add_(x)
-        normed = block.second_norm(middle)
-        (gate, up), lows = zip(*(layer.forward(normed) for layer in gate_and_up), strict=True)
-        del normed
-        y, down_low = down.forward(block.activated(gate, up))
-        ctx.save_for_backward(attended, middle, gate, up, low, *lows, down_low, *_trained(layers))
+        (gate, up), low_inside = run(gate_and_up, block.second_norm(middle))
+        active = block.activated(gate, up)
+        if block.again:  # for what is kept: nobody reads the output
+            y, low_down = torch.empty_like(x), low_of([down], active)
+        else:
+            (y,), low_down = run([down], active)
+            y.add_(middle)
+        ctx.save_for_backward(attended, middle, gate, up, low, low_inside, low_down, *_trained(layers))
         ctx.block, ctx.layers = block, [layer._replace(A=None, B=None) for layer in layers]
-        return y.add_(middle)
+        return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        attended, middle, gate, up, *rest = ctx.saved_tensors
-        block, (low, *lows, down_low), layers = ctx.block, rest[:4], _with(ctx.layers, rest[4:])
+        attended, middle, gate, up, low, low_inside, low_down, *trained = ctx.saved_tensors
+        block, layers = ctx.block, _with(ctx.layers, trained)
         o, *gate_and_up, down = layers
         grad = grad.contiguous()
-        for_active, for_down = _back([down], block.activated(gate, up), [down_low], [grad])
+        for_active, for_down = run_back([down], block.activated(gate, up), low_down, [grad])
         both = block.activated_back(gate, up, for_active)
-        for_normed, for_gate_and_up = _back(gate_and_up, block.second_norm(middle), lows, both)
+        for_normed, for_gate_and_up = run_back(gate_and_up, block.second_norm(middle), low_inside, both)
         del for_active, both
         for_middle = block.normed_back(block.second_norm, middle, for_normed, grad)
-        for_attended, for_o = _back([o], attended, [low], [for_middle])
+        for_attended, for_o = run_back([o], attended, low, [for_middle])
         return for_attended, for_middle, None, None, *for_o, *for_gate_and_up, *for_down
 
 
@@ -168,19 +172,6 @@ def _with(layers: list[Adapted], trained: list[Tensor | None]) -> list[Adapted]:
     """Return layers with what `_trained` took from them."""
     pairs = zip(trained[::2], trained[1::2], strict=True)
     return [layer._replace(A=A, B=B) for layer, (A, B) in zip(layers, pairs, strict=True)]
-
-
-def _back(
-    layers: list[Adapted], x: Tensor, lows: Any, grads: Any, *, needs_x: bool = True
-) -> tuple[Any, list[Tensor | None]]:
-    """Return the gradient of what some layers read, if it is wanted, and those of their adapters."""
-    for_x: Tensor | None = None
-    parameters: list[Tensor | None] = []
-    for layer, low, grad in zip(layers, lows, grads, strict=True):
-        part, *rest = layer.backward(x, low, grad, needs_x=needs_x)
-        for_x = part if for_x is None or part is None else for_x.add_(part)
-        parameters += rest
-    return for_x, parameters
 
 
 def _places(*tensors: Tensor) -> list[int]:
@@ -212,13 +203,20 @@ def trained_blocks(lm: Any, library: Compiled, tried: dict[str, bool]) -> dict[s
 
 
 @contextlib.contextmanager
-def standing_in(twins: Iterable[tuple[nn.Module, TrainedBlock]]) -> Iterator[None]:
-    """Within it, blocks do what their twins do."""
+def standing_in(twins: Iterable[tuple[nn.Module, TrainedBlock]], *, again: bool = False) -> Iterator[None]:
+    """Within it, blocks do what their twins do.
+
+    Args:
+        twins: beside their blocks.
+        again: they run for what they keep alone; what they return is not read, and not computed to the end.
+
+    """
     pairs = list(twins)
     for block, twin in pairs:
-        vars(block)["forward"] = twin
+        vars(block)["forward"], twin.again = twin, again
     try:
         yield
     finally:
-        for block, _ in pairs:
+        for block, twin in pairs:
             del vars(block)["forward"]
+            twin.again = False

@@ -337,7 +337,6 @@ class Trainer:
         """Add the loss's gradients to those that are there."""
         # fully_shard leaves the mean over the processes of what they add
         torch.autograd.backward(loss if self.sharded is None else loss * processes.count())
-        give_back(self.model.device)
 
     def sum_gradients(self) -> None:
         """Let every process have the gradients of the whole batch; `fully_shard` has added them up already."""
