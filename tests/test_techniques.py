@@ -151,6 +151,38 @@ def test_attention_in_products_is_the_same(arch, monkeypatch):
         same(others[name], gradient, 1e-9)
 
 
+@pytest.mark.parametrize("width", [8, 4], ids=["fused", "values_of_another_width"])
+@pytest.mark.parametrize("lengths", [[4, 1, 3, 2], [1, 1, 1, 1]], ids=["completions", "nothing_fed"])
+def test_packed_attention_is_that_of_each_sequence(lengths, width, monkeypatch):
+    """Outputs and gradients, in float64, beside the causal attention of one sequence after the other."""
+    prompt_mask = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
+    steps = torch.arange(max(lengths))
+    layout = packing.PackedGroups(prompt_mask, (steps < torch.tensor(lengths).unsqueeze(1)).long(), 2)
+    S = len(layout.positions)
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(S, 6, 8), (S, 2, 8), (S, 2, width)]
+    tensors = [torch.randn(s, generator=generator, dtype=torch.float64).requires_grad_() for s in shapes]
+    toward = torch.randn(S, 6, width, generator=generator, dtype=torch.float64)
+    calls, apply = [], packing.FusedAttention.apply
+    monkeypatch.setattr(packing.FusedAttention, "apply", lambda *args: calls.append(1) or apply(*args))
+    out = layout.attend(0, *tensors, 0.3)
+    assert bool(calls) == (width == 8)
+
+    prompts, completions = torch.split(torch.arange(S), [8, S - 8])
+    own = list(torch.split(completions, [n - 1 for n in lengths]))
+    expected = torch.zeros_like(out)
+    for b, prompt in enumerate(torch.split(prompts, [5, 3])):
+        for places in (prompt, *(torch.cat([prompt, own[2 * b + g]]) for g in range(2))):
+            q, k, v = (x[places].transpose(0, 1) for x in tensors)
+            k, v = (x.repeat_interleave(3, dim=0) for x in (k, v))
+            scores = (q @ k.transpose(1, 2) * 0.3).masked_fill(torch.ones(len(places), len(places)).triu(1) > 0, -1e9)
+            expected = expected.index_copy(0, places, (scores.softmax(dim=2) @ v).transpose(0, 1))
+    same(out, expected, 1e-12)
+    gradients, others = (torch.autograd.grad(x, tensors, toward) for x in (out, expected))
+    for gradient, other in zip(gradients, others, strict=True):
+        same(gradient, other, 1e-12)
+
+
 @pytest.mark.skipif(product_dtype(torch.bfloat16, CPU) != torch.bfloat16, reason="a CPU that multiplies bfloat16")
 def test_attention_in_products_in_bfloat16(monkeypatch):
     """As close to float32 as the fused attention, to rounding."""

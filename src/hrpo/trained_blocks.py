@@ -46,7 +46,7 @@ class TrainedBlock:
         except (AttributeError, KeyError) as error:
             raise NotLikeLlamaError(str(error)) from error
         self.dtype = self.first_norm.dtype
-        self.again = False
+        self.again = False  # see `standing_in`
         plain = {id(layer) for _, layer in linear_layers(block)}
         for layer in (*self.inward, *self.outward):
             if id(layer) not in plain or not (type(layer) is nn.Linear or simple(layer)):
