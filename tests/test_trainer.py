@@ -1,7 +1,10 @@
 """The training loop on the embedded model: run folder, resuming, modes, and what it refuses."""
 
+import ctypes
 import dataclasses
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -361,3 +364,24 @@ def test_refusals_write_nothing(config, tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
         train(dataclasses.replace(config, **changes))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc")
+def test_freed_memory_is_kept_until_it_is_given_back():
+    code = """
+import resource, torch
+from hrpo.memory import give_back, keep_freed
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    tensors = [torch.ones(2_000_000) for _ in range(10)]
+    del tensors
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+keep_freed()
+first, second = faults(), faults()
+give_back(torch.device("cpu"))
+print(first, second, faults())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    first, kept, given_back = map(int, done.stdout.split())
+    assert first > 15_000 and given_back > 15_000  # pages of 4 kB in 80 MB: 19,531
+    assert kept < 500

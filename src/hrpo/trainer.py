@@ -45,7 +45,7 @@ from hrpo.keep import hold_out, scores
 from hrpo.latent import MODES
 from hrpo.limits import fitting
 from hrpo.loss import hrpo_loss, token_weights
-from hrpo.memory import give_back
+from hrpo.memory import give_back, keep_freed
 from hrpo.model import HybridCausalLM, Lora
 from hrpo.packable import packs_up_to
 from hrpo.processes import together
@@ -133,6 +133,8 @@ class Trainer:
         self.lock = Lock.of(self.folder) if processes.first() else None
         if processes.first():
             self._begin()
+        if self.model.device.type == "cpu":
+            keep_freed()
         give_back(self.model.device)  # what loading has left
 
     def _begin(self) -> None:
