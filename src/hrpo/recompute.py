@@ -75,8 +75,9 @@ def share_to_recompute(kept: int, weights: int) -> float:
 def kept_bytes(lm: Any, tokens: int, dtype: torch.dtype, twins: Collection[str] = ()) -> int:
     """Return about what the blocks keep of so many tokens, computed in `dtype`: what linear layers read and write.
 
-    What else is kept, for SmolLM2-135M and sequences of 200 tokens: in float32 a hundredth more, with twins a twentieth;
-    in bfloat16, whose attention keeps its scores, two fifths to a half, and as much again where adapters are not fused.
+    What else is kept, for SmolLM2-135M and sequences of 200 tokens: in float32 a hundredth more, with twins a
+    twentieth; in bfloat16, whose attention keeps its scores, two fifths to a half, and as much again where adapters
+    are not fused.
 
     Args:
         lm: the model.
