@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from hrpo.config import TrainConfig
-from hrpo.head import HEAD_CHUNK
+from hrpo.head import COLUMNS, CPU_COLUMNS, ROWS
 from hrpo.latent import mode_of
 from hrpo.packing import LONG_PROMPT
 from hrpo.recompute import share_to_recompute
@@ -96,7 +96,7 @@ def estimate_memory(config: TrainConfig, lm_config: Any, *, cpu: bool, processes
     }
     update = {
         "activations": tokens * kept,
-        "head": 2 * HEAD_CHUNK * V * 4,
+        "head": 2 * min(ROWS, tokens) * min(V, CPU_COLUMNS if cpu else COLUMNS) * 4,
         "gradients": trained * 4 // shards,
         "gathered weights": running if shards > 1 else 0,
     }

@@ -8,7 +8,9 @@ from torch.nn import functional as F
 
 from hrpo.linear import onednn_linear, product_dtype
 
-HEAD_CHUNK = 128  # positions whose V logits exist at a time
+ROWS = 512  # positions at a time
+CPU_COLUMNS = 4096  # tokens of the vocabulary at a time: 8 MB of logits, which stay in the processor's cache
+COLUMNS = 32768  # the same on accelerators, where each operation costs a launch
 
 
 def head_logprobs(
@@ -19,9 +21,12 @@ def head_logprobs(
     *,
     temperature: float = 1.0,
     candidates: Tensor | None = None,
-    chunk: int = HEAD_CHUNK,
+    tile: tuple[int, int] | None = None,
 ) -> Tensor:
     """Return log softmax(hidden @ weight.T + bias)[tokens], with gradient.
+
+    Some positions and some of the vocabulary at a time, with the largest logit and the sum of exponentials so far
+    (online softmax, arXiv:1805.02867).
 
     d logprob / d logits = onehot(token) - softmax, so that one more product with the weight gives the gradient of a
     position's hidden state up to a factor, which is known only in the backward pass. Where the weight is frozen it is
@@ -34,13 +39,14 @@ def head_logprobs(
         tokens: (n,).
         temperature: divides the logits.
         candidates: (n, K) normalise over these only; None over all of V.
-        chunk: positions at a time.
+        tile: positions and tokens of the vocabulary at a time; None chooses by the device.
 
     Returns:
         (n,), float32 at least.
 
     """
-    arguments = (hidden, weight, bias, tokens, temperature, candidates, chunk)
+    tile = tile or (ROWS, CPU_COLUMNS if hidden.device.type == "cpu" else COLUMNS)
+    arguments = (hidden, weight, bias, tokens, temperature, candidates, tile)
     out: Tensor = _HeadLogprobs.apply(*arguments)  # type: ignore[no-untyped-call]
     return out
 
@@ -61,73 +67,87 @@ class _HeadLogprobs(torch.autograd.Function):
         tokens: Tensor,
         temperature: float,
         candidates: Tensor | None,
-        chunk: int,
+        tile: tuple[int, int],
     ) -> Tensor:
         ahead = ctx.needs_input_grad[0] and not ctx.needs_input_grad[1] and not ctx.needs_input_grad[2]
-        logprobs = hidden.new_empty(hidden.shape[0], dtype=torch.promote_types(hidden.dtype, torch.float32))
+        chosen = hidden.new_zeros(len(hidden), 1, dtype=torch.promote_types(hidden.dtype, torch.float32))
+        norms = torch.empty_like(chosen)  # logsumexp
         slopes = torch.empty_like(hidden) if ahead else None  # d logprob / d hidden
-        for rows in _chunks(hidden.shape[0], chunk):
-            near = None if candidates is None else candidates[rows]
-            masses, total, logprobs[rows] = _softmax(hidden[rows], weight, bias, tokens[rows], temperature, near)
+        for rows in _spans(len(hidden), tile[0]):
+            x, token = hidden[rows], tokens[rows].unsqueeze(1)
+            largest = torch.full_like(chosen[rows], torch.finfo(chosen.dtype).min)
+            total = torch.zeros_like(largest)
+            sums = torch.zeros_like(x, dtype=chosen.dtype)  # of exp(logit) * weight
+            for columns in _spans(len(weight), tile[1]):
+                logits = _logits(x, weight, bias, temperature, columns)
+                place, inside = _within(token, columns)
+                chosen[rows] += torch.where(inside, logits.gather(1, place), 0)
+                if candidates is not None:
+                    _only(logits, candidates[rows], columns)
+                before, largest = largest, torch.maximum(largest, logits.amax(dim=1, keepdim=True))
+                shrink = (before - largest).exp_()
+                masses = logits.sub_(largest).exp_()
+                total = total * shrink + masses.sum(dim=1, keepdim=True)
+                if ahead:
+                    sums.mul_(shrink).add_(_product(masses.to(weight.dtype), weight[columns].t()))
+                del logits, masses  # before there are the next ones
+            norms[rows] = largest + total.log()
             if slopes is not None:
-                mean = _product(masses.to(weight.dtype), weight.t()) / total  # E[weight] under the softmax
-                slopes[rows] = ((weight[tokens[rows]] - mean) / temperature).to(slopes.dtype)
-            del masses  # before there are the next logits
-        ctx.save_for_backward(slopes if ahead else hidden, weight, bias, tokens, candidates)
-        ctx.temperature, ctx.chunk, ctx.ahead = temperature, chunk, ahead
-        return logprobs
+                slopes[rows] = ((weight[tokens[rows]] - sums / total) / temperature).to(slopes.dtype)
+        ctx.save_for_backward(slopes if ahead else hidden, weight, bias, tokens, candidates, norms)
+        ctx.temperature, ctx.tile, ctx.ahead = temperature, tile, ahead
+        return (chosen - norms).squeeze(1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        saved, weight, bias, tokens, candidates = ctx.saved_tensors
+        saved, weight, bias, tokens, candidates, norms = ctx.saved_tensors
         factors = grad.unsqueeze(1)  # (n, 1)
         if ctx.ahead:
             return (saved * factors).to(saved.dtype), None, None, None, None, None, None
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        for_hidden = torch.empty_like(saved) if needs_hidden else None
+        for_hidden = torch.zeros_like(saved, dtype=norms.dtype) if needs_hidden else None
         for_weight = torch.zeros_like(weight) if needs_weight else None
         for_bias = torch.zeros_like(bias) if needs_bias else None
-        for rows in _chunks(saved.shape[0], ctx.chunk):
-            near = None if candidates is None else candidates[rows]
-            masses, total, _ = _softmax(saved[rows], weight, bias, tokens[rows], ctx.temperature, near)
-            slope = masses.div_(-total)  # (onehot - softmax) * grad / temperature
-            slope.scatter_add_(1, tokens[rows].unsqueeze(1), torch.ones_like(total))
-            slope = slope.mul_(factors[rows] / ctx.temperature).to(weight.dtype)
-            if for_hidden is not None:
-                for_hidden[rows] = _product(slope, weight.t())
-            if for_weight is not None:
-                for_weight.addmm_(slope.t(), saved[rows])
-            if for_bias is not None:
-                for_bias += slope.sum(0)
-            del masses, slope
+        for rows in _spans(len(saved), ctx.tile[0]):
+            for columns in _spans(len(weight), ctx.tile[1]):
+                logits = _logits(saved[rows], weight, bias, ctx.temperature, columns)
+                if candidates is not None:
+                    _only(logits, candidates[rows], columns)
+                slope = logits.sub_(norms[rows]).exp_().neg_()  # (onehot - softmax) * grad / temperature
+                place, inside = _within(tokens[rows].unsqueeze(1), columns)
+                slope.scatter_add_(1, place, inside.to(slope.dtype))
+                slope = slope.mul_(factors[rows] / ctx.temperature).to(weight.dtype)
+                if for_hidden is not None:
+                    for_hidden[rows] += _product(slope, weight[columns].t())
+                if for_weight is not None:
+                    for_weight[columns].addmm_(slope.t(), saved[rows])
+                if for_bias is not None:
+                    for_bias[columns] += slope.sum(0)
+                del logits, slope
+        for_hidden = None if for_hidden is None else for_hidden.to(saved.dtype)
         return for_hidden, for_weight, for_bias, None, None, None, None
 
 
-def _chunks(n: int, chunk: int) -> list[slice]:
-    return [slice(at, at + chunk) for at in range(0, n, chunk)]
+def _spans(n: int, length: int) -> list[slice]:
+    return [slice(at, min(at + length, n)) for at in range(0, n, length)]
 
 
-def _softmax(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    tokens: Tensor,
-    temperature: float,
-    candidates: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Softmax times its total, the total, and the tokens' log-probabilities: (c, V), (c, 1), (c,).
-
-    One tensor of V columns at a time, float32 at least, overwritten in place.
-    """
-    logits = _product(hidden, weight, bias)
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, columns: slice) -> Tensor:
+    """Logits of a part of the vocabulary, float32 at least: (c, D) -> (c, columns)."""
+    logits = _product(hidden, weight[columns], None if bias is None else bias[columns])
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if temperature != 1:
-        logits /= temperature
-    chosen = logits.gather(1, tokens.unsqueeze(1))
-    if candidates is not None:
-        places = candidates.long()
-        logits = torch.full_like(logits, -torch.inf).scatter_(1, places, logits.gather(1, places))
-    largest = logits.amax(dim=1, keepdim=True)
-    masses = logits.sub_(largest).exp_()
-    total = masses.sum(dim=1, keepdim=True)
-    return masses, total, (chosen - largest - total.log()).squeeze(1)
+    return logits if temperature == 1 else logits.div_(temperature)
+
+
+def _within(tokens: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
+    """Return places of tokens among some columns, any place for those of other columns, and which are not of others."""
+    places = tokens.long() - columns.start
+    width = columns.stop - columns.start
+    return places.clamp(0, width - 1), (places >= 0) & (places < width)
+
+
+def _only(logits: Tensor, candidates: Tensor, columns: slice) -> None:
+    """Set all logits but the candidates' to -inf: (c, columns), (c, K)."""
+    places, inside = _within(candidates, columns)
+    seen = torch.zeros_like(logits).scatter_add_(1, places, inside.to(logits.dtype))
+    logits.masked_fill_(seen == 0, -torch.inf)

@@ -12,7 +12,7 @@ from hrpo.attention import laid_out, packed_attention, packed_block, run_packed
 from hrpo.compiled import compiled_for
 from hrpo.config import Policy
 from hrpo.gate import mix_candidates
-from hrpo.head import HEAD_CHUNK, head_logprobs
+from hrpo.head import head_logprobs
 from hrpo.latent import feed, weigh
 from hrpo.linear import OneDNN
 from hrpo.model import HybridCausalLM
@@ -198,7 +198,7 @@ class _Packed:
             rollout.completion_ids[mask],
             temperature=1.0 if self.policy == "model" else rollout.temperature,
             candidates=rollout.support_ids[mask] if self.policy == "sampler" and rollout.top_k else None,
-            chunk=HEAD_CHUNK if self.techniques.chunked_head else int(mask.sum()),
+            tile=None if self.techniques.chunked_head else (int(mask.sum()), len(head.weight)),
         )  # (tokens,)
         return torch.zeros_like(rollout.sample_logprobs).masked_scatter(mask, chosen)
 

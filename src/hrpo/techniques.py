@@ -16,7 +16,8 @@ class Techniques:
             small updates away).
         fused_adapters: train an adapter beside its frozen layer in one operation (needs packed_groups and
             packed_weights).
-        chunked_head: head and log-softmax for a few completion positions at a time (needs packed_groups).
+        chunked_head: head and log-softmax for some completion positions and a part of the vocabulary at a time (needs
+            packed_groups).
         compiled: on CPUs, by compiled code what decoding does besides its products, and the products (attention needs
             packed_groups, and not static_shapes; the rest packed_weights), and what updates do besides theirs (needs
             fused_adapters). Needs a C++ compiler.
