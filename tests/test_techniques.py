@@ -2,6 +2,8 @@
 
 import dataclasses
 import logging
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -403,8 +405,8 @@ def test_bfloat16_keeps_small_updates_beside_the_weight():
 @pytest.mark.parametrize("frozen", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("temperature", "candidates"), [(1.0, False), (0.5, False), (0.5, True)])
-@pytest.mark.parametrize("chunk", [1, 3, 100])
-def test_head_logprobs(frozen, bias, temperature, candidates, chunk):
+@pytest.mark.parametrize("tile", [(1, 4), (3, 100), (100, 1), (100, 100), None])
+def test_head_logprobs(frozen, bias, temperature, candidates, tile):
     generator = torch.Generator().manual_seed(0)
     n, D, V = 7, 5, 11
 
@@ -422,15 +424,29 @@ def test_head_logprobs(frozen, bias, temperature, candidates, chunk):
     grad = draw(n)
     wanted = [x for x in inputs if x is not None and x.requires_grad]
     gradients = torch.autograd.grad(expected, wanted, grad)
-    actual = head_logprobs(
-        *inputs, tokens, temperature=temperature, candidates=near if candidates else None, chunk=chunk
-    )
+    actual = head_logprobs(*inputs, tokens, temperature=temperature, candidates=near if candidates else None, tile=tile)
     same(actual, expected, 1e-12)
     for one, other in zip(torch.autograd.grad(actual, wanted, grad), gradients, strict=True):
         same(one, other, 1e-12)
 
 
 # ---- oneDNN -------------------------------------------------------------------------------------------------------
+
+
+def test_products_of_ever_other_sizes_keep_little():
+    code = """
+import torch
+from hrpo.linear import onednn_linear
+from hrpo.memory import peak_memory
+x, weight = torch.randn(400, 64), torch.randn(32, 64)
+onednn_linear(x, weight)
+before = peak_memory(x.device)
+for rows in range(1, 400):
+    onednn_linear(x[:rows], weight)
+print(peak_memory(x.device) - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 80e6  # by default 240 MB
 
 
 @pytest.mark.parametrize("low_rank", [True, False])

@@ -5,6 +5,7 @@ packed ahead gain once more. docs/performance.md has the figures.
 """
 
 import ctypes
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,11 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from hrpo.compiled import Compiled
+
+# Code made for products of each new number of rows, .7 MB: by default the last thousand are kept, twice. Updates of
+# sequences of ever other lengths would come to hold a gigabyte. Read at the first product; an update has some 30.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+os.environ.setdefault("LRU_CACHE_CAPACITY", "64")
 
 _linear = torch.ops.mkldnn._linear_pointwise.default
 BLOCK = 64  # columns of a weight that stand together for `cpp/multiply.cpp`
