@@ -20,6 +20,7 @@ from rich.table import Table
 from hrpo import HybridCausalLM, files
 from hrpo.catalog import resolve
 from hrpo.errors import InputError
+from hrpo.memory import peak_memory
 from hrpo.prompts import encode
 from hrpo.tasks.task import SYSTEM_PROMPT, ask, make_preamble
 
@@ -142,23 +143,64 @@ def spread(values: Sequence[float]) -> str:
     return f"{min(values):.2f} to {max(values):.2f} ({len(values)})"
 
 
-def peak_gigabytes(device: str, module: str, *arguments: str) -> float:
-    """Return the peak memory of `python -m module arguments`, a process of its own: what it reports last."""
-    command = [sys.executable, "-m", module, "--device", device, *arguments]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
-    return float(done.stdout.splitlines()[-1])
+class Peer:
+    """A peer in a process of its own, where no other's libraries, allocator and heap reach it; it works when asked.
 
+    Args:
+        module: what the process runs: `python -m module arguments`. It has an `Asked`.
+        arguments: of the command.
 
-def report_peak() -> None:
-    """Print the peak memory of this process in gigabytes: that of the GPU in use, else resident memory.
-
-    Not `getrusage`: it counts what the process that started this one held.
     """
-    if torch.cuda.is_initialized():
-        print(torch.cuda.max_memory_allocated() / 1e9)
-        return
-    status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
-    print(int(status["VmHWM"].split()[0]) * 1024 / 1e9)  # in kB there
+
+    def __init__(self, module: str, *arguments: str) -> None:
+        command = [sys.executable, "-m", module, *arguments]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(self, **numbers: float) -> dict[str, float]:
+        """Let it work once and return what it answers."""
+        requests, answers = self.process.stdin, self.process.stdout
+        assert requests is not None
+        assert answers is not None
+        requests.write(json.dumps(numbers) + "\n")
+        requests.flush()
+        line = answers.readline()
+        if not line:
+            raise RuntimeError(f"a peer has ended: {self.process.args}")
+        return dict(json.loads(line))
+
+    def __enter__(self) -> "Peer":
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.communicate()
+
+
+class Asked:
+    """The other side of a `Peer`. What libraries print goes to stderr."""
+
+    def __init__(self) -> None:
+        self.answers = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)
+
+    def wait(self) -> dict[str, float]:
+        """Return what comes with the next request; nobody asks any more: the process ends."""
+        line = sys.stdin.readline()
+        if not line:
+            raise SystemExit
+        return dict(json.loads(line))
+
+    def answer(self, **numbers: float) -> None:
+        """Send numbers, and the peak of memory so far."""
+        self.answers.write(json.dumps({**numbers, "peak_gigabytes": peak_gigabytes()}) + "\n")
+        self.answers.flush()
+
+
+def peak_gigabytes() -> float:
+    """Return the peak memory of this process: that of the GPU in use, else resident memory."""
+    return peak_memory(torch.device("cuda" if torch.cuda.is_initialized() else "cpu")) / 1e9
 
 
 def lengths_note(lengths: Sequence[int]) -> str:

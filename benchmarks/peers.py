@@ -16,7 +16,7 @@ from trl import GRPOConfig, GRPOTrainer
 from hrpo import HybridCausalLM
 from hrpo.decoder import left_pad
 
-from .harness import clock, conversation, note
+from .harness import clock, conversation
 
 WARM_UP_TOKENS = 150  # of each prompt, in TRL's first step on a given rollout
 
@@ -152,13 +152,13 @@ class TrlTrainer:
         self.started = 0.0
 
     def seconds(
-        self, steps: int, between: Callable[[int], object] = lambda step: None, until: float = math.inf
+        self, steps: int, between: Callable[[int, float], object] = lambda turn, seconds: None, until: float = math.inf
     ) -> list[float]:
         """Train one step more than `steps` and return the seconds of each but the first, which warms up.
 
         A step on a given rollout begins when TRL has received it, a step of its own when the last one has ended.
-        `between` is called after each step, the first too: there the others have their turn. Steps that would end
-        after `until` are left out, but for the first two.
+        `between` gets each step's number and seconds, the first's (0) too: there the others have their turn. Steps that
+        would end after `until` are left out, but for the first two.
         """
         times: list[float] = []
         this = self
@@ -169,8 +169,7 @@ class TrlTrainer:
 
             def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 times.append(clock() - this.started)
-                note("TRL", len(times) - 1, times[-1])
-                between(len(times) - 1)
+                between(len(times) - 1, times[-1])
                 if len(times) > 1 and time.perf_counter() + (time.perf_counter() - this.started) > until:
                     control.should_training_stop = True
 

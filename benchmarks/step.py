@@ -2,15 +2,19 @@
 
     python -m benchmarks.step [--json FILE] [--prompts FILE] [--device cuda]
 
-4 prompts x 8 completions of up to 64 tokens, LoRA. Each peak is that of a process of its own, after one step. On a CPU
-some of the model's blocks are recomputed in the backward pass by default, and all of them by TRL; the second row keeps
-everything (`recompute: false`). The last row is the limit: the step's products with the model's weights, nothing else.
+4 prompts x 8 completions of up to 64 tokens, LoRA. Each peer has a process of its own; they step in turn. Peaks are
+those of the first step. On a CPU some of the model's blocks are recomputed in the backward pass by default, and all of
+them by TRL; the second row keeps everything (`recompute: false`). The last row is the limit: the step's products with
+the model's weights, nothing else.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import math
+import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +25,21 @@ from torch.nn import functional as F
 from hrpo import HybridCausalLM
 from hrpo.catalog import resolve
 from hrpo.copies import linear_layers
-from hrpo.head import HEAD_CHUNK
+from hrpo.head import CPU_COLUMNS, ROWS
 from hrpo.linear import OneDNN
 
 from . import ours
 from .harness import (
+    Asked,
+    Peer,
     clock,
+    compare,
     finish,
     lengths_note,
     medians,
-    note,
     parse,
-    peak_gigabytes,
     problems,
     prompt_ids,
-    report_peak,
     share,
     show,
     spread,
@@ -43,7 +47,6 @@ from .harness import (
 from .ours import decode_products
 
 PROMPTS, GROUP, TOKENS = 4, 8, 64
-SECONDS_FOR_PEAKS = 100
 KEEPING, PRODUCTS = "hrpo, recompute: false", "its matrix products alone"
 RECOMPUTE = {"hrpo": "auto", KEEPING: False}
 ROLLOUT = {"prompts": PROMPTS, "group_size": GROUP, "max_new_tokens": TOKENS}
@@ -53,20 +56,13 @@ def main() -> None:
     """Measure and print."""
     options = parse(__doc__)
     if options.child:
-        return one_step(options)
+        return work(options)
     middle: dict[str, dict[str, float]] = {}
     details: dict[str, Any] = {}
     peaks: dict[str, dict[str, float]] = {}
     for left, dtype in zip(range(len(options.dtypes), 0, -1), options.dtypes, strict=True):
-        seconds, lengths = measure(options, dtype, share(options, 1 / left) - SECONDS_FOR_PEAKS)
+        seconds, lengths, peaks[dtype] = measure(options, dtype, share(options, 1 / left))
         middle[dtype] = medians(seconds)
-        arguments = ["--prompts", str(options.prompts), "--dtype", dtype, "--model", options.model]
-        arguments += ["--threads", str(options.threads)]
-        peaks[dtype] = {
-            name: peak_gigabytes(options.device, "benchmarks.step", *arguments, "--child", name)
-            for name in seconds
-            if name != PRODUCTS
-        }
         details[dtype] = {"seconds": seconds, "lengths": lengths, "peak_gigabytes": peaks[dtype]}
         show(
             f"training step, {PROMPTS} x {GROUP}, up to {TOKENS} tokens, {dtype}",
@@ -89,30 +85,33 @@ def main() -> None:
     return finish(options, ratios, details)
 
 
-def measure(options: argparse.Namespace, dtype: str, until: float) -> tuple[dict[str, list[float]], list[int]]:
-    """Return the seconds of each step, measured by then, and the lengths of our completions."""
-    seconds: dict[str, list[float]] = {"hrpo": [], KEEPING: [], "TRL": [], PRODUCTS: []}
+def measure(
+    options: argparse.Namespace, dtype: str, until: float
+) -> tuple[dict[str, list[float]], list[int], dict[str, float]]:
+    """Return the seconds of each peer's steps, measured by then, lengths of our completions, and peaks of memory."""
+    arguments = ["--prompts", str(options.prompts), "--dtype", dtype, "--model", options.model]
+    arguments += ["--threads", str(options.threads), "--device", options.device]
     lengths: list[int] = []
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = our_trainer(options, dtype, Path(folder))
-        prompts = [len(prompt) for prompt in prompt_ids(trainer.model.tokenizer, options.prompts, PROMPTS)]
+    peaks: dict[str, float] = {}
+    with contextlib.ExitStack() as stack:
+        peers: dict[str, Callable[[], float]] = {}
 
-        def our_turn(turn: int) -> None:
-            for name in ("hrpo", KEEPING):
-                trainer.config = dataclasses.replace(trainer.config, recompute=RECOMPUTE[name])
-                start = clock()
-                metrics = trainer.train_step()
-                took = clock() - start
-                note(name, turn, took)
-                if turn:
-                    seconds[name].append(took)
-                    lengths.append(round(metrics["length"]))
-            if turn:
-                seconds[PRODUCTS].append(products_alone(trainer.model, prompts, round(metrics["length"])))
-                note(PRODUCTS, turn, seconds[PRODUCTS][-1])
+        def add(name: str) -> None:
+            peer = stack.enter_context(Peer("benchmarks.step", *arguments, "--child", name))
 
-        seconds["TRL"] = their_trainer(options, dtype).seconds(options.runs, our_turn, until)
-    return seconds, lengths
+            def step() -> float:
+                answer = peer.ask(length=lengths[-1] if lengths else TOKENS)
+                if name != PRODUCTS:
+                    peaks.setdefault(name, answer["peak_gigabytes"])
+                if "length" in answer:
+                    lengths.append(round(answer["length"]))
+                return answer["seconds"]
+
+            peers[name] = step
+
+        for name in ("hrpo", KEEPING, "TRL", PRODUCTS):
+            add(name)
+        return compare(peers, options.runs, until), lengths, peaks
 
 
 @torch.no_grad()
@@ -142,10 +141,11 @@ def products_alone(model: HybridCausalLM, prompts: list[int], length: int) -> fl
             fed = prompt + GROUP * (length - 1)
             through(fed, back=False)
             through(fed, back=True)
-        for _ in range(PROMPTS * GROUP * length // HEAD_CHUNK):
-            hidden = head.new_ones(HEAD_CHUNK, head.shape[1])
-            F.linear(F.linear(hidden, head), head.t())
-            F.linear(hidden, head)
+        for _ in range(PROMPTS * GROUP * length // ROWS):
+            hidden = head.new_ones(ROWS, head.shape[1])
+            for part in head.split(CPU_COLUMNS):
+                F.linear(F.linear(hidden, part), part.t())
+                F.linear(hidden, part)
     return seconds + clock() - start
 
 
@@ -164,17 +164,30 @@ def their_trainer(options: argparse.Namespace, dtype: str) -> Any:
     )
 
 
-def one_step(options: argparse.Namespace) -> None:
-    """Take a step of one side, for its peak of memory."""
+def work(options: argparse.Namespace) -> None:
+    """Be one of the peers."""
     (dtype,) = options.dtypes
+    asked = Asked()
     if options.child == "TRL":
-        their_trainer(options, dtype).seconds(0)
-        return report_peak()
+        asked.wait()
+
+        def report(turn: int, seconds: float) -> None:
+            asked.answer(seconds=seconds)
+            asked.wait()
+
+        their_trainer(options, dtype).seconds(sys.maxsize - 1, report)
     with tempfile.TemporaryDirectory() as folder:
         trainer = our_trainer(options, dtype, Path(folder))
+        if options.child == PRODUCTS:
+            prompts = [len(prompt) for prompt in prompt_ids(trainer.model.tokenizer, options.prompts, PROMPTS)]
+            while True:
+                asked.answer(seconds=products_alone(trainer.model, prompts, int(asked.wait()["length"])))
         trainer.config = dataclasses.replace(trainer.config, recompute=RECOMPUTE[options.child])
-        trainer.train_step()
-    return report_peak()
+        while True:
+            asked.wait()
+            start = clock()
+            metrics = trainer.train_step()
+            asked.answer(seconds=clock() - start, length=metrics["length"])
 
 
 if __name__ == "__main__":

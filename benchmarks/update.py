@@ -54,7 +54,8 @@ def measure(
         advantages = torch.linspace(-1, 1, GROUP).repeat(count).to(trainer.model.device)
         seconds: dict[str, list[float]] = {"hrpo": [], "TRL": []}
 
-        def our_turn(turn: int) -> None:
+        def our_turn(turn: int, theirs: float) -> None:
+            note("TRL", turn, theirs)
             start = clock()
             trainer.update(rollout, advantages)
             took = clock() - start
