@@ -30,6 +30,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _pointer, _size = ctypes.c_void_p, ctypes.c_int64
 ARGUMENTS: dict[str, list[Any]] = {  # the last of each: threads
     "attend": [_pointer, ctypes.c_int],
+    "attend_packed": [_pointer, ctypes.c_int],
+    "attend_packed_backward": [_pointer, ctypes.c_int],
     "multiply": [*3 * [_pointer], _size, ctypes.c_int],
     "rms_norm": [*3 * [_pointer], *2 * [_size], ctypes.c_float, ctypes.c_bool, ctypes.c_int],
     "rms_norm_backward": [*5 * [_pointer], *2 * [_size], ctypes.c_float, ctypes.c_int],

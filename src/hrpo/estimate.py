@@ -10,7 +10,6 @@ from torch import nn
 from hrpo.config import TrainConfig
 from hrpo.head import COLUMNS, CPU_COLUMNS, ROWS
 from hrpo.latent import mode_of
-from hrpo.packing import LONG_PROMPT
 from hrpo.recompute import share_to_recompute
 
 LIBRARIES = 450_000_000  # Python, torch and transformers in a process on a CPU, measured
@@ -65,18 +64,18 @@ def estimate_memory(config: TrainConfig, lm_config: Any, *, cpu: bool, processes
     tokens = min(budget, own * group)
     tokens = tokens // group * group if tokens > group else tokens  # groups are not cut where they need not be
     # Bytes that a block keeps for its backward pass, per token: with compiled operations (`trained_blocks.py`), or
-    # without. Attention keeps copies where `FusedAttention` does not serve it, and in bfloat16 its scores. Or norms
-    # work in float32 there, and so do adapters that are not fused with their layers: they keep their inputs once more.
+    # without. Attention keeps copies where `PackedAttention` does not serve it. In bfloat16 norms of other blocks work
+    # in float32, and so do adapters that are not fused with their layers: they keep their inputs once more.
     outs = sum(layer.out_features for layer in linears)
     plain = config.model.quantization == "none" and config.model.dtype != "float64"
     if cpu and rank and plain and _like_llama(lm, text):
-        block = (4 * D + 2 * kv + 2 * inner + 7 * rank) * act + (5 * D if half else 0)
+        block = (4 * D + 2 * kv + 2 * inner + 7 * rank) * act
         passed = act * (outs + L * heads * width)
     else:
         block = (6 * D + 2 * kv + 4 * inner + 7 * rank) * act
         block += 4 * (6 * D + inner) if half and rank else 0
         passed = act * (outs + sum(layer.in_features for layer in linears))
-    block += (D + 4 * kv) * act if half or not cpu or P >= LONG_PROMPT else 0
+    block += (D + 4 * kv) * act if not cpu or act == 8 else 0
     share = float(config.recompute) if config.recompute != "auto" else 0.0
     if config.recompute == "auto" and cpu:
         share = share_to_recompute(tokens * passed, total * stored)

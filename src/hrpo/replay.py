@@ -126,7 +126,8 @@ class _Packed:
     ) -> None:
         self.model, self.rollout, self.policy = model, rollout, policy
         self.techniques, self.recompute = techniques, recompute
-        self.layout = PackedGroups(rollout.prompt_mask, rollout.completion_mask, rollout.group_size)
+        library = compiled_for(techniques, model.device)
+        self.layout = PackedGroups(rollout.prompt_mask, rollout.completion_mask, rollout.group_size, library)
         self.twins: dict[nn.Module, TrainedBlock] = {}
 
     def inputs(self, *, reference: bool) -> Tensor:

@@ -19,9 +19,9 @@ constexpr int WIDEST = 1;
 #endif
 constexpr int TALLEST = 6;
 
-// C (M, W vectors) += A (M, K) B (K, W vectors); lda, ldb, ldc: from a row to the next. What is read after this, 64 bytes
-// for each row of B, is fetched on the way where `ahead` is given.
-template <int M, int W, class T>
+// C (M, W vectors) += A (M, K) B (K, W vectors); lda, ldb, ldc: from a row to the next; `across`: A is stored as (K, M).
+// What is read after this, 64 bytes for each row of B, is fetched on the way where `ahead` is given.
+template <int M, int W, bool across = false, class T>
 void tile(const float* a, int64_t lda, const T* b, int64_t ldb, float* c, int64_t ldc, int64_t K, const char* ahead) {
     Floats sum[M][W];
     for (int m = 0; m < M; m++)
@@ -31,7 +31,7 @@ void tile(const float* a, int64_t lda, const T* b, int64_t ldb, float* c, int64_
         for (int w = 0; w < W; w++) row[w] = load(b + k * ldb + w * LANES);
         if (ahead) __builtin_prefetch(ahead + k * 64);
         for (int m = 0; m < M; m++)
-            for (int w = 0; w < W; w++) sum[m][w] += a[m * lda + k] * row[w];
+            for (int w = 0; w < W; w++) sum[m][w] += (across ? a[k * lda + m] : a[m * lda + k]) * row[w];
     }
     for (int m = 0; m < M; m++)
         for (int w = 0; w < W; w++) store(c + m * ldc + w * LANES, sum[m][w]);
@@ -61,18 +61,23 @@ void tile(const BFloat16* a, int64_t lda, const BFloat16* b, int64_t ldb, float*
 #endif
 
 // The same for any number of rows, and of columns up to the next whole vector.
-template <int M = TALLEST, class A, class B>
+template <int M = TALLEST, bool across = false, class A, class B>
 void product(const A* a, int64_t lda, const B* b, int64_t ldb, float* c, int64_t ldc, int64_t rows, int64_t K,
              int64_t columns, const char* ahead = nullptr) {
     constexpr int64_t beside = std::is_same<A, float>::value ? 1 : 2;
-    for (; rows >= M; rows -= M, a += M * lda, c += M * ldc, ahead += ahead ? K / beside * 64 : 0) {
+    const auto some = [&](auto W, int64_t n) {
+        if constexpr (beside == 1)
+            tile<M, W(), across>(a, lda, b + n, ldb, c + n, ldc, K, ahead);
+        else
+            tile<M, W()>(a, lda, b + n * beside, ldb, c + n, ldc, K, ahead);
+    };
+    for (; rows >= M; rows -= M, a += across ? M : M * lda, c += M * ldc, ahead += ahead ? K / beside * 64 : 0) {
         int64_t n = 0;
-        for (; n + WIDEST * LANES <= whole(columns); n += WIDEST * LANES)
-            tile<M, WIDEST>(a, lda, b + n * beside, ldb, c + n, ldc, K, ahead);
-        for (; n < columns; n += LANES) tile<M, 1>(a, lda, b + n * beside, ldb, c + n, ldc, K, ahead);
+        for (; n + WIDEST * LANES <= whole(columns); n += WIDEST * LANES) some(std::integral_constant<int, WIDEST>{}, n);
+        for (; n < columns; n += LANES) some(std::integral_constant<int, 1>{}, n);
     }
     if constexpr (M > 1)
-        if (rows) product<M - 1>(a, lda, b, ldb, c, ldc, rows, K, columns, ahead);
+        if (rows) product<M - 1, across>(a, lda, b, ldb, c, ldc, rows, K, columns, ahead);
 }
 
 }  // namespace

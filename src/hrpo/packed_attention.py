@@ -1,0 +1,69 @@
+"""Attention of packed groups on CPUs as one call of compiled code (`cpp/packed_attention.cpp`), and one back.
+
+It reads queries, keys and values where they are packed: no padding, no copy of a prompt for each of its completions.
+Kept for the backward pass are those, the output, and the logarithm of each softmax's sum (arXiv:2205.14135).
+"""
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hrpo.compiled import Compiled
+from hrpo.decode_attention import LANES
+
+
+class _Packed(ctypes.Structure):
+    """`Packed` of the C++ code."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("query", "key", "value", "out", "logs")),
+        *((name, ctypes.c_void_p) for name in ("grad", "to_query", "to_key", "to_value", "sequences")),
+        *((name, ctypes.c_int64) for name in ("n", "H", "heads", "d")),
+        ("scale", ctypes.c_float),
+    )
+
+
+class PackedAttention(torch.autograd.Function):
+    """Prompts attend to themselves; completions to their group's prompt and to themselves; causally.
+
+    query: (S, H, d). key, value: (S, H_kv, d). sequences: (n, 4) int64: where each begins, its tokens, where its prompt
+    begins, that one's tokens (0 for prompts). library: has the code, see `serves`. scale: of the scores.
+    Returns (S, H, d).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, sequences: Tensor, library: Compiled, scale: float
+    ) -> Tensor:
+        """Attend."""
+        query, key, value = (x.contiguous() for x in (query, key, value))
+        out, logs = torch.empty_like(query), query.new_empty(query.shape[:2], dtype=torch.float32)
+        _call(library, "attend_packed", (query, key, value, out, logs), (), sequences, scale)
+        ctx.save_for_backward(query, key, value, out, logs, sequences)
+        ctx.library, ctx.scale = library, scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Compute the shares again, and from them all gradients."""
+        *kept, sequences = ctx.saved_tensors
+        grads = [torch.empty_like(x) for x in kept[:3]]
+        _call(ctx.library, "attend_packed_backward", kept, (grad.contiguous(), *grads), sequences, ctx.scale)
+        return *grads, None, None, None
+
+
+def serves(library: Compiled, query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether the code is for tensors like these."""
+    d = query.shape[2]
+    alike = query.dtype == key.dtype == value.dtype and key.shape == value.shape and key.shape[2] == d
+    return alike and d % LANES == 0 and library.find("attend_packed", query) is not None
+
+
+def _call(library: Compiled, name: str, tensors: Any, grads: Any, sequences: Tensor, scale: float) -> None:
+    query, key = tensors[:2]
+    function: Any = library.find(name, query)
+    places = [x.data_ptr() for x in (*tensors, *grads)] + [None] * (4 - len(grads))
+    packed = _Packed(*places, sequences.data_ptr(), len(sequences), query.shape[1], *key.shape[1:], scale)
+    function(ctypes.byref(packed), torch.get_num_threads())
