@@ -5,6 +5,7 @@ Kept for the backward pass are those, the output, and the logarithm of each soft
 """
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -61,7 +62,10 @@ def serves(library: Compiled, query: Tensor, key: Tensor, value: Tensor) -> bool
     return alike and d % LANES == 0 and library.find("attend_packed", query) is not None
 
 
-def _call(library: Compiled, name: str, tensors: Any, grads: Any, sequences: Tensor, scale: float) -> None:
+def _call(
+    library: Compiled, name: str, tensors: Sequence[Tensor], grads: Sequence[Tensor], sequences: Tensor, scale: float
+) -> None:
+    """Run it on query, key, value, output and logarithms, and the gradients of the output and of the first three."""
     query, key = tensors[:2]
     function: Any = library.find(name, query)
     places = [x.data_ptr() for x in (*tensors, *grads)] + [None] * (4 - len(grads))
