@@ -337,8 +337,12 @@ class Trainer:
 
     def backward(self, loss: Tensor) -> None:
         """Add the loss's gradients to those that are there."""
+        first = all(p.grad is None for p in self.trained())
         # fully_shard leaves the mean over the processes of what they add
         torch.autograd.backward(loss if self.sharded is None else loss * processes.count())
+        if first and self.model.device.type == "cpu":  # out of the way: what is free now stays in large pieces
+            for parameter in self.trained():
+                parameter.grad = None if parameter.grad is None else parameter.grad.clone()
 
     def sum_gradients(self) -> None:
         """Let every process have the gradients of the whole batch; `fully_shard` has added them up already."""
