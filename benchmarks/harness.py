@@ -1,6 +1,7 @@
 """Peers in turn, medians and ratios, peak memory, tables and JSON: what all benchmarks share."""
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -153,19 +154,22 @@ class Peer:
     """
 
     def __init__(self, module: str, *arguments: str) -> None:
-        command = [sys.executable, "-m", module, *arguments]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.command = [sys.executable, "-m", module, *arguments]
+        self.process: subprocess.Popen[str] | None = None
 
     def ask(self, **numbers: float) -> dict[str, float]:
-        """Let it work once and return what it answers."""
+        """Let it work once, started if it has not been yet, and return what it answers."""
+        if self.process is None:
+            self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         requests, answers = self.process.stdin, self.process.stdout
         assert requests is not None
         assert answers is not None
-        requests.write(json.dumps(numbers) + "\n")
-        requests.flush()
+        with contextlib.suppress(BrokenPipeError):
+            requests.write(json.dumps(numbers) + "\n")
+            requests.flush()
         line = answers.readline()
         if not line:
-            raise RuntimeError(f"a peer has ended: {self.process.args}")
+            raise RuntimeError(f"a peer has ended: {' '.join(self.command)}")
         return dict(json.loads(line))
 
     def __enter__(self) -> "Peer":
@@ -174,8 +178,12 @@ class Peer:
 
     def __exit__(self, *_: object) -> None:
         """End the process."""
+        if self.process is None:
+            return
+        with contextlib.suppress(BrokenPipeError, subprocess.TimeoutExpired):
+            self.process.communicate(timeout=20)  # closes its input: it ends by itself, and takes its files with it
         self.process.kill()
-        self.process.communicate()
+        self.process.wait()
 
 
 class Asked:

@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import dataclasses
 import math
+import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from hrpo import HybridCausalLM
 from hrpo.catalog import resolve
 from hrpo.copies import linear_layers
 from hrpo.head import CPU_COLUMNS, ROWS
-from hrpo.linear import OneDNN
+from hrpo.linear import CACHES, OneDNN
 
 from . import ours
 from .harness import (
@@ -141,8 +142,9 @@ def products_alone(model: HybridCausalLM, prompts: list[int], length: int) -> fl
             fed = prompt + GROUP * (length - 1)
             through(fed, back=False)
             through(fed, back=True)
-        for _ in range(PROMPTS * GROUP * length // ROWS):
-            hidden = head.new_ones(ROWS, head.shape[1])
+        tokens = PROMPTS * GROUP * length
+        for first in range(0, tokens, ROWS):
+            hidden = head.new_ones(min(ROWS, tokens - first), head.shape[1])
             for part in head.split(CPU_COLUMNS):
                 F.linear(F.linear(hidden, part), part.t())
                 F.linear(hidden, part)
@@ -169,6 +171,8 @@ def work(options: argparse.Namespace) -> None:
     (dtype,) = options.dtypes
     asked = Asked()
     if options.child == "TRL":
+        for name in CACHES:  # of hrpo's choice
+            os.environ.pop(name, None)
         asked.wait()
 
         def report(turn: int, seconds: float) -> None:
@@ -176,6 +180,7 @@ def work(options: argparse.Namespace) -> None:
             asked.wait()
 
         their_trainer(options, dtype).seconds(sys.maxsize - 1, report)
+        return
     with tempfile.TemporaryDirectory() as folder:
         trainer = our_trainer(options, dtype, Path(folder))
         if options.child == PRODUCTS:

@@ -17,10 +17,11 @@ from torch.overrides import TorchFunctionMode
 
 from hrpo.compiled import Compiled
 
-# Code made for products of each new number of rows, .7 MB: by default the last thousand are kept, twice. Updates of
-# sequences of ever other lengths would come to hold a gigabyte. Read at the first product; an update has some 30.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
-os.environ.setdefault("LRU_CACHE_CAPACITY", "64")
+# oneDNN makes code for products of each new number of rows, .7 MB, and keeps that of the last thousand, twice: updates
+# of sequences of ever other lengths would come to hold a gigabyte. A micro-batch has some 30. Read at a first product.
+CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+for cache in CACHES:
+    os.environ.setdefault(cache, "64")
 
 _linear = torch.ops.mkldnn._linear_pointwise.default
 BLOCK = 64  # columns of a weight that stand together for `cpp/multiply.cpp`

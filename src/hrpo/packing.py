@@ -63,15 +63,15 @@ class PackedGroups(Layout):
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Prompts attend to themselves; completions to their group's prompt and to themselves."""
-        library = self.library
-        if library and serves(library, query, key, value) and not torch.is_autocast_enabled("cpu"):
-            out: Tensor = PackedAttention.apply(query, key, value, self.sequences, library, scale)  # type: ignore[no-untyped-call]
+        library, G = self.library, self.group_size
+        if library and serves(library, query, key, value):
+            out: Tensor = PackedAttention.apply(query, key, value, self.sequences, G, library, scale)  # type: ignore[no-untyped-call]
             return out
         q, k, v = (_take(x, self.prompt_places) for x in (query, key, value))  # (B, heads, P, d)
         parts = [F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)]
         if self.completion_places.shape[1]:
             own = [_take(x, self.completion_places) for x in (query, key, value)]  # (N, heads, own, d)
-            k, v = (x.repeat_interleave(self.group_size, dim=0) for x in (k, v))
+            k, v = (x.repeat_interleave(G, dim=0) for x in (k, v))
             k, v = torch.cat([k, own[1]], dim=2), torch.cat([v, own[2]], dim=2)
             parts.append(
                 F.scaled_dot_product_attention(own[0], k, v, attn_mask=self.mask, scale=scale, enable_gqa=True)

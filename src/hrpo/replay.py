@@ -61,15 +61,14 @@ def replay(
     if policy == "sampler" and rollout.top_k > kept:
         raise ValueError(f"policy: sampler needs {rollout.top_k} candidates; a rollout on hidden states keeps {kept}")
     fast = techniques.packed_groups
-    path: _Packed | _Plain = _Plain(model, rollout, policy)
-    if fast and rollout.prompt_ids.shape[1] + rollout.completion_ids.shape[1] <= packs_up_to(model):
-        path = _Packed(model, rollout, policy, techniques, recompute)
+    packs = fast and rollout.prompt_ids.shape[1] + rollout.completion_ids.shape[1] <= packs_up_to(model)
+    reference = None
     with _products(techniques):
-        logprobs = path.logprobs(reference=False)
-        if not with_reference:
-            return logprobs, None
-        with torch.no_grad():
-            return logprobs, path.logprobs(reference=True)
+        path = _Packed(model, rollout, policy, techniques, recompute) if packs else _Plain(model, rollout, policy)
+        if with_reference:  # first: what it needs is free again before anything is kept
+            with torch.no_grad():
+                reference = path.logprobs(reference=True)
+        return path.logprobs(reference=False), reference
 
 
 def _products(techniques: Techniques) -> contextlib.AbstractContextManager[Any]:
@@ -129,6 +128,8 @@ class _Packed:
         library = compiled_for(techniques, model.device)
         self.layout = PackedGroups(rollout.prompt_mask, rollout.completion_mask, rollout.group_size, library)
         self.twins: dict[nn.Module, TrainedBlock] = {}
+        with model.weights(reference=False) as lm:
+            self.find_twins(lm, reference=False)
 
     def inputs(self, *, reference: bool) -> Tensor:
         """(S, D)."""
@@ -185,7 +186,7 @@ class _Packed:
         model, rollout, layout = self.model, self.rollout, self.layout
         inputs = self.inputs(reference=reference)
         with model.weights(reference=reference) as lm:
-            if not reference or lm is not model.bare_lm:
+            if lm is not model.bare_lm:
                 self.find_twins(lm, reference=reference)
             with model.precision(), packed_attention(lm), self.fused(lm), self.blocks(lm, reference=reference):
                 hidden = run_packed(lm, inputs, layout.positions, layout).index_select(0, layout.predicts_from)

@@ -314,6 +314,11 @@ class Trainer:
             places = [(mine.start * G + first, mine.start * G + last) for first, last in own.micro_batches(budget)]
         most = max(processes.gather(len(places))) if self.sharded else len(places)
         for at, (first, last) in enumerate([*places, *(most - len(places)) * [(0, 1)]]):
+            if (
+                at == 1 and self.model.device.type == "cpu"
+            ):  # gradients out of the way: what is free stays in large pieces
+                for parameter in self.trained():
+                    parameter.grad = None if parameter.grad is None else parameter.grad.clone()
             part = rollout.select(first, last)
             weight = weights[first:last, : part.completion_mask.shape[1]]
             yield part, slice(first, last), weight if at < len(places) else torch.zeros_like(weight)
@@ -337,12 +342,8 @@ class Trainer:
 
     def backward(self, loss: Tensor) -> None:
         """Add the loss's gradients to those that are there."""
-        first = all(p.grad is None for p in self.trained())
         # fully_shard leaves the mean over the processes of what they add
         torch.autograd.backward(loss if self.sharded is None else loss * processes.count())
-        if first and self.model.device.type == "cpu":  # out of the way: what is free now stays in large pieces
-            for parameter in self.trained():
-                parameter.grad = None if parameter.grad is None else parameter.grad.clone()
 
     def sum_gradients(self) -> None:
         """Let every process have the gradients of the whole batch; `fully_shard` has added them up already."""

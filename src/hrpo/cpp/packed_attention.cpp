@@ -3,10 +3,11 @@
 //
 // Scores are laid out (keys, queries), a vector of queries each, so that the softmax needs no sums across a vector. All
 // are computed for 64 queries at a time, and again in the backward pass (arXiv:2205.14135). All sums are in float32,
-// whatever the tensors hold.
+// whatever the tensors hold. A thread takes a sequence and a key-value head at a time.
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <vector>
 
 #include "product.h"
@@ -27,11 +28,11 @@ struct Packed {
     float* logs;                   // (S, H), of the sum of exponentials
     const T* grad;                 // (S, H, d), and those of query, key and value
     T *to_query, *to_key, *to_value;
-    const Sequence* sequences;
-    int64_t n, H, heads, d;
+    const Sequence* sequences;  // B prompts, then G completions of each
+    int64_t B, G, H, heads, d;
     float scale;
 
-    // Numbers of a thread, kept from call to call.
+    // Numbers of a thread.
     struct Room {
         std::vector<float> keys, values, queries, across, scores, slopes, sums, delta;
     };
@@ -52,9 +53,8 @@ struct Packed {
         for (int64_t k = 0; k < own; k++, to += d) widen_row(from + ((s.first + k) * all + head) * d, to, d);
     }
 
-    // Rows q to q + count of one head of H, (count, d), and the same across, (d, QUERIES) with zeros in what is too much.
+    // Rows q to q + count of one head of H, (count, d), and the same across, (d, QUERIES), zeros up to a whole vector.
     void block(const T* from, int64_t head, int64_t q, int64_t count, float scale, float* rows, float* across) const {
-        std::fill_n(across, d * QUERIES, 0.0f);
         for (int64_t i = 0; i < count; i++) widen_row(from + ((q + i) * H + head) * d, rows + i * d, d, scale);
         for (int64_t i = 0; i < count; i += LANES)
             transpose((int32_t*)(rows + i * d), std::min(LANES, count - i), d, (int32_t*)(across + i), QUERIES);
@@ -97,7 +97,8 @@ struct Packed {
                     }
                     for (int64_t k = 0; k < n_keys; k++) {
                         float* at = scores + k * QUERIES + lane;
-                        const Floats share = exponential(load(at) - top);
+                        Floats share = exponential(load(at) - top);
+                        if (k >= P + q) share = hidden(k - P, q + lane) ? Floats{} : share;  // it was next to nothing
                         total += share;
                         store(at, share);
                     }
@@ -116,8 +117,9 @@ struct Packed {
             }
     }
 
-    // Gradients of a sequence's queries, keys and values, and those of its prompt's keys and values, (2, P, heads, d).
-    void backward(const Sequence& s, int64_t head, float* to_prompt, Room& kept) const {
+    // Gradients of a sequence's queries, keys and values. Those of a prompt's keys and values, (2, P, heads, d), are
+    // written to its room, or added to what others have put there.
+    void backward(const Sequence& s, int64_t head, float* to_prompt, bool add, Room& kept) const {
         const int64_t per = H / heads, P = s.prompt_length, most = P + s.length;
         float *keys = room(kept.keys, 2 * most * d, true), *to_keys = keys + most * d;
         float *values = room(kept.values, 2 * most * d, true), *to_values = values + most * d;
@@ -161,12 +163,14 @@ struct Packed {
                 product(slopes, QUERIES, rows, d, to_keys, d, n_keys, count, d);
                 product(shares, QUERIES, grads, d, to_values, d, n_keys, count, d);
             }
-        for (int64_t k = 0; k < P; k++)
+        const int64_t shared = P ? P : s.length;
+        for (int64_t k = 0; k < shared; k++)
             for (int64_t c = 0; c < d; c += LANES) {
-                store(to_prompt + (k * heads + head) * d + c, load(to_keys + k * d + c));
-                store(to_prompt + ((P + k) * heads + head) * d + c, load(to_values + k * d + c));
+                float *key_at = to_prompt + (k * heads + head) * d + c, *value_at = key_at + shared * heads * d;
+                store(key_at, load(to_keys + k * d + c) + (add ? load(key_at) : Floats{}));
+                store(value_at, load(to_values + k * d + c) + (add ? load(value_at) : Floats{}));
             }
-        for (int64_t k = 0; k < s.length; k++)
+        for (int64_t k = 0; P && k < s.length; k++)
             for (int64_t c = 0; c < d; c += LANES) {
                 const int64_t at = ((s.first + k) * heads + head) * d + c;
                 store(to_key + at, load(to_keys + (P + k) * d + c));
@@ -181,38 +185,43 @@ void attend(const Packed<T>& packed, int threads) {
     {
         typename Packed<T>::Room kept;
 #pragma omp for collapse(2) schedule(dynamic)
-        for (int64_t s = 0; s < packed.n; s++)
+        for (int64_t s = 0; s < packed.B * (1 + packed.G); s++)
             for (int64_t head = 0; head < packed.heads; head++) packed.forward(packed.sequences[s], head, kept);
     }
 }
 
+// A prompt's gradients have some from itself and from each of its completions: the latter are dealt out to as many rooms
+// as there are threads, and those added up in order, so that the same threads give the same numbers.
 template <class T>
 void attend_back(const Packed<T>& packed, int threads) {
-    const int64_t width = packed.heads * packed.d;
-    std::vector<int64_t> places(packed.n + 1);  // of what each sequence adds to its prompt's gradients
-    for (int64_t s = 0; s < packed.n; s++)
-        places[s + 1] = places[s] + 2 * packed.sequences[s].prompt_length * width;
-    std::vector<float> to_prompts(places[packed.n]);
+    const int64_t B = packed.B, G = packed.G, width = packed.heads * packed.d;
+    const int64_t rooms = 1 + std::min<int64_t>(threads, G);
+    std::vector<int64_t> places(B + 1);
+    for (int64_t b = 0; b < B; b++) places[b + 1] = places[b] + rooms * 2 * packed.sequences[b].length * width;
+    const std::unique_ptr<float[]> to_prompts(new float[places[B]]);
 #pragma omp parallel num_threads(threads)
     {
         typename Packed<T>::Room kept;
 #pragma omp for collapse(2) schedule(dynamic)
-        for (int64_t s = 0; s < packed.n; s++)
-            for (int64_t head = 0; head < packed.heads; head++)
-                packed.backward(packed.sequences[s], head, to_prompts.data() + places[s], kept);
-#pragma omp for schedule(dynamic)
-        for (int64_t p = 0; p < packed.n; p++) {  // in a fixed order, whatever thread did what
-            const Sequence& prompt = packed.sequences[p];
-            if (prompt.prompt_length) continue;
-            for (int64_t half = 0; half < 2; half++)
-                for (int64_t at = 0; at < prompt.length * width; at += LANES) {
-                    T* to = (half ? packed.to_value : packed.to_key) + prompt.first * width + at;
-                    Floats sum = load(to);
-                    for (int64_t s = 0; s < packed.n; s++)
-                        if (packed.sequences[s].prompt_length && packed.sequences[s].prompt == prompt.first)
-                            sum += load(to_prompts.data() + places[s] + half * prompt.length * width + at);
-                    store(to, sum);
-                }
+        for (int64_t b = 0; b < B * rooms; b++)
+            for (int64_t head = 0; head < packed.heads; head++) {
+                const Sequence& prompt = packed.sequences[b / rooms];
+                const int64_t room = b % rooms;
+                float* to = to_prompts.get() + places[b / rooms] + room * 2 * prompt.length * width;
+                if (room == 0) packed.backward(prompt, head, to, false, kept);
+                for (int64_t g = room - 1; room && g < G; g += rooms - 1)
+                    packed.backward(packed.sequences[B + b / rooms * G + g], head, to, g >= rooms - 1, kept);
+            }
+        for (int64_t b = 0; b < B; b++) {
+            const Sequence& prompt = packed.sequences[b];
+            const int64_t half = prompt.length * width;
+#pragma omp for
+            for (int64_t at = 0; at < 2 * half; at += LANES) {
+                Floats sum = {};
+                for (int64_t room = 0; room < rooms; room++)
+                    sum += load(to_prompts.get() + places[b] + room * 2 * half + at);
+                store((at < half ? packed.to_key + at : packed.to_value + at - half) + prompt.first * width, sum);
+            }
         }
     }
 }

@@ -65,6 +65,7 @@ template <int M = TALLEST, bool across = false, class A, class B>
 void product(const A* a, int64_t lda, const B* b, int64_t ldb, float* c, int64_t ldc, int64_t rows, int64_t K,
              int64_t columns, const char* ahead = nullptr) {
     constexpr int64_t beside = std::is_same<A, float>::value ? 1 : 2;
+    static_assert(!across || beside == 1, "pairs of bfloat16 are not stored across");
     const auto some = [&](auto W, int64_t n) {
         if constexpr (beside == 1)
             tile<M, W(), across>(a, lda, b + n, ldb, c + n, ldc, K, ahead);
