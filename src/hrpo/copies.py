@@ -80,12 +80,12 @@ def decoding_gate(model: HybridCausalLM, techniques: Techniques) -> HybridGate:
 
 def linear_layers(lm: Any) -> Iterator[tuple[str, Any]]:
     """Yield the linear layers of a model, adapted or not, that a copy can replace."""
-    inside: tuple[str, ...] = ()  # prefixes of what an adapted layer is made of
+    inside = None  # prefix of what the last adapted layer is made of, which comes right after it
     for name, layer in lm.named_modules():
-        if inside and name.startswith(inside):
+        if inside is not None and name.startswith(inside):
             continue
         if isinstance(layer, LoraLayer):
-            inside += (name + ".",)
+            inside = name + "."
             plain = isinstance(layer, LoraLinear) and not layer.lora_variant and not any(layer.lora_bias.values())
             if plain and type(layer.base_layer) is nn.Linear:
                 yield name, layer

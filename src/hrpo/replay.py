@@ -118,7 +118,7 @@ class _Plain:
 
 
 class _Packed:
-    """Each group's prompt once and its completions in one row without padding; the head in chunks."""
+    """Each group's prompt once and its completions in one row without padding; the head in parts."""
 
     def __init__(
         self, model: HybridCausalLM, rollout: Rollout, policy: Policy, techniques: Techniques, recompute: float

@@ -19,8 +19,8 @@ class Techniques:
         chunked_head: head and log-softmax for some completion positions and a part of the vocabulary at a time (needs
             packed_groups).
         compiled: on CPUs, by compiled code what decoding does besides its products, and the products (attention needs
-            packed_groups, and not static_shapes; the rest packed_weights), and what updates do besides theirs (needs
-            fused_adapters). Needs a C++ compiler.
+            packed_groups, and not static_shapes; the rest packed_weights), and what updates do besides theirs
+            (attention needs packed_groups, the rest fused_adapters). Needs a C++ compiler.
         static_shapes: decode with steps that are all alike, over the full length and without dropping rows (so
             compact does nothing), and on CUDA capture one as a graph to repeat (needs packed_groups). Off until it is
             measured on a GPU.
