@@ -199,7 +199,6 @@ class Trainer:
         written = write_down(self.model, self.task, examples, self.config.sft.target)
         nll = self.likelihood_gradients(written)
         stats = self.step_optimizer(nll)
-        give_back(self.model.device)
         if stats["skipped"]:
             self.put_aside(None, written, examples, decode(self.model.tokenizer, written))
         self.step += 1
@@ -373,6 +372,7 @@ class Trainer:
         torch.nn.utils.clip_grads_with_norm_(parameters, settings.max_grad_norm, norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        give_back(self.model.device)
         return metrics
 
     def put_aside(
