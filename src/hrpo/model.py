@@ -418,7 +418,7 @@ def check_whole(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _without_adapters(lm: PeftModel) -> Iterator[None]:
-    """Within it, adapters are off. PEFT's own `disable_adapter` goes through their parameters, too, and takes .07 s."""
+    """Within it, adapters are off. PEFT's own `disable_adapter` goes through their parameters, too: 34 ms, not 6."""
     modules: Iterator[Any] = lm.modules()
     on = [module for module in modules if getattr(module, "_disable_adapters", None) is False]
     for module in on:

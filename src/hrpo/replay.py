@@ -60,8 +60,8 @@ def replay(
     kept = rollout.support_ids.shape[2]
     if policy == "sampler" and rollout.top_k > kept:
         raise ValueError(f"policy: sampler needs {rollout.top_k} candidates; a rollout on hidden states keeps {kept}")
-    fast = techniques.packed_groups
-    packs = fast and rollout.prompt_ids.shape[1] + rollout.completion_ids.shape[1] <= packs_up_to(model)
+    longest = rollout.prompt_ids.shape[1] + rollout.completion_ids.shape[1]
+    packs = techniques.packed_groups and longest <= packs_up_to(model)
     reference = None
     with _products(techniques):
         path = _Packed(model, rollout, policy, techniques, recompute) if packs else _Plain(model, rollout, policy)
@@ -187,7 +187,7 @@ class _Packed:
         inputs = self.inputs(reference=reference)
         with model.weights(reference=reference) as lm:
             if lm is not model.bare_lm:
-                self.find_twins(lm, reference=reference)
+                self.find_twins(lm, reference=True)
             with model.precision(), packed_attention(lm), self.fused(lm), self.blocks(lm, reference=reference):
                 hidden = run_packed(lm, inputs, layout.positions, layout).index_select(0, layout.predicts_from)
             head = lm.get_output_embeddings()

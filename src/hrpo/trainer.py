@@ -314,10 +314,8 @@ class Trainer:
             places = [(mine.start * G + first, mine.start * G + last) for first, last in own.micro_batches(budget)]
         most = max(processes.gather(len(places))) if self.sharded else len(places)
         for at, (first, last) in enumerate([*places, *(most - len(places)) * [(0, 1)]]):
-            if (
-                at == 1 and self.model.device.type == "cpu"
-            ):  # gradients out of the way: what is free stays in large pieces
-                for parameter in self.trained():
+            if at == 1 and self.model.device.type == "cpu":
+                for parameter in self.trained():  # gradients out of the way: what is free stays in large pieces
                     parameter.grad = None if parameter.grad is None else parameter.grad.clone()
             part = rollout.select(first, last)
             weight = weights[first:last, : part.completion_mask.shape[1]]

@@ -47,10 +47,10 @@ struct Packed {
         for (int64_t c = 0; c < d; c += LANES) store(to + c, load(from + c) * scale);
     }
 
-    // Rows of one head, a prompt's and then a completion's own up to `own`: (P + own, d).
-    void gather(const T* from, int64_t all, int64_t head, const Sequence& s, int64_t own, float* to) const {
-        for (int64_t k = 0; k < s.prompt_length; k++, to += d) widen_row(from + ((s.prompt + k) * all + head) * d, to, d);
-        for (int64_t k = 0; k < own; k++, to += d) widen_row(from + ((s.first + k) * all + head) * d, to, d);
+    // Rows of one head of `heads`, a prompt's and then the sequence's own: (P + length, d).
+    void gather(const T* from, int64_t head, const Sequence& s, float* to) const {
+        for (int64_t k = 0; k < s.prompt_length; k++, to += d) widen_row(from + ((s.prompt + k) * heads + head) * d, to, d);
+        for (int64_t k = 0; k < s.length; k++, to += d) widen_row(from + ((s.first + k) * heads + head) * d, to, d);
     }
 
     // Rows q to q + count of one head of H, (count, d), and the same across, (d, QUERIES), zeros up to a whole vector.
@@ -75,8 +75,8 @@ struct Packed {
     void forward(const Sequence& s, int64_t head, Room& kept) const {
         const int64_t per = H / heads, P = s.prompt_length, most = P + s.length;
         float *keys = room(kept.keys, most * d), *values = room(kept.values, most * d);
-        gather(key, heads, head, s, s.length, keys);
-        gather(value, heads, head, s, s.length, values);
+        gather(key, head, s, keys);
+        gather(value, head, s, values);
         float *rows = room(kept.queries, QUERIES * d), *across = room(kept.across, d * QUERIES);
         for (int64_t h = head * per; h < (head + 1) * per; h++)
             for (int64_t q = 0; q < s.length; q += QUERIES) {
@@ -123,8 +123,8 @@ struct Packed {
         const int64_t per = H / heads, P = s.prompt_length, most = P + s.length;
         float *keys = room(kept.keys, 2 * most * d, true), *to_keys = keys + most * d;
         float *values = room(kept.values, 2 * most * d, true), *to_values = values + most * d;
-        gather(key, heads, head, s, s.length, keys);
-        gather(value, heads, head, s, s.length, values);
+        gather(key, head, s, keys);
+        gather(value, head, s, values);
         float *rows = room(kept.queries, 2 * QUERIES * d), *grads = rows + QUERIES * d;
         float *across = room(kept.across, 2 * d * QUERIES), *grads_across = across + d * QUERIES;
         float* delta = room(kept.delta, 2 * QUERIES);
