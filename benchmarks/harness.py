@@ -169,7 +169,7 @@ class Peer:
             requests.flush()
         line = answers.readline()
         if not line:
-            raise RuntimeError(f"a peer has ended: {' '.join(self.command)}")
+            sys.exit(f"a peer has ended, for what it says above: {' '.join(self.command)}")
         return dict(json.loads(line))
 
     def __enter__(self) -> "Peer":
