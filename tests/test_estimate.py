@@ -64,6 +64,11 @@ def test_processes_share_groups_and_shards_share_parameters():
     long = dataclasses.replace(CONFIG.rollout, max_new_tokens=400)
     rolls = dataclasses.replace(full, token_budget=30, rollout=long)
     assert estimate_memory(rolls, LLAMA, cpu=True, processes=4)["gathered weights"] == 4 * (WEIGHTS + GATE)
+    short = dataclasses.replace(full, token_budget=5, rollout=dataclasses.replace(CONFIG.rollout, max_new_tokens=8))
+    parts = estimate_memory(short, LLAMA, cpu=True, processes=4)  # then a checkpoint takes most
+    assert parts["whole AdamW"] == 8 * (WEIGHTS + GATE)
+    assert parts.keys().isdisjoint({"keys and values", "activations"})
+    assert "whole AdamW" not in estimate_memory(short, LLAMA, cpu=False, processes=4)  # it is not on the accelerator
 
 
 def test_blocks_are_recomputed_on_a_cpu_where_it_tells():

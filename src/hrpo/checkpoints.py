@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hrpo import files
+from hrpo import files, processes
 from hrpo.config import TrainConfig
 from hrpo.errors import InputError
 from hrpo.settings import parse
@@ -235,10 +235,17 @@ def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> Itera
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return AdamW's state, flat: "INDEX.NAME" -> tensor, gathered where it is sharded."""
-    state = optimizer.state_dict()["state"]
-    flat = {f"{index}.{name}": value for index, part in state.items() for name, value in part.items()}
-    return {name: full(value).contiguous() for name, value in flat.items()}
+    """Return AdamW's state, flat: "INDEX.NAME" -> tensor.
+
+    Where it is sharded tensors are gathered one by one into the first process's memory, and none is left elsewhere.
+    """
+    flat: dict[str, Tensor] = {}
+    for index, part in optimizer.state_dict()["state"].items():
+        for name, value in part.items():
+            whole = full(value)
+            if processes.first():
+                flat[f"{index}.{name}"] = (whole if whole is value else whole.cpu()).contiguous()
+    return flat
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:

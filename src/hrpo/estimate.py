@@ -19,7 +19,8 @@ def estimate_memory(config: TrainConfig, lm_config: Any, *, cpu: bool, processes
     """Return bytes by what they are for in each process; their sum is its estimated peak.
 
     Activations are counted for decoder blocks as Llama has them. What decoding needs is free again when the update
-    needs its own, so that the larger of the two counts. Measured peaks beside it: docs/performance.md.
+    needs its own, and that when a checkpoint is written, so that the largest of these counts. Measured peaks beside it:
+    docs/performance.md.
 
     Args:
         config: of the run; prompts are taken to have `rollout.max_prompt_tokens` (512 where it is 0) and completions
@@ -99,6 +100,8 @@ def estimate_memory(config: TrainConfig, lm_config: Any, *, cpu: bool, processes
         "gradients": trained * 4 // shards,
         "gathered weights": running if shards > 1 else 0,
     }
+    # The first process gathers AdamW's state into main memory.
+    saving = {"whole AdamW": trained * 8 if shards > 1 and cpu else 0}
     parts = {
         "weights": total * stored // shards,
         "adapters and gate": (adapters + gate) * 4 // shards,
@@ -109,7 +112,8 @@ def estimate_memory(config: TrainConfig, lm_config: Any, *, cpu: bool, processes
     }
     if cpu:
         parts["libraries"] = LIBRARIES
-    parts |= decoding if sum(decoding.values()) > sum(update.values()) else update
+    phases: list[dict[str, int]] = [update, decoding, saving]
+    parts |= max(phases, key=lambda phase: sum(phase.values()))
     return {name: size for name, size in parts.items() if size}
 
 

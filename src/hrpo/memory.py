@@ -38,10 +38,23 @@ def keep_freed() -> None:
     By default it hands the end of the heap back each time, whose pages are then faulted in again: a twentieth of an
     update.
     """
+    _mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    _mallopt(M_MMAP_THRESHOLD, 2**25)  # the most it takes; it would not grow there by itself any more
+
+
+def map_tensors() -> None:
+    """Let glibc map each tensor of a megabyte and more by itself, and unmap it when it is freed.
+
+    Gathered weights and their gradients come and go between tensors that stay; in the heap they would leave holes.
+    """
+    _mallopt(M_MMAP_THRESHOLD, 2**20)
+
+
+def _mallopt(name: int, value: int) -> None:
+    """Set a parameter of the C library's allocator, where it has this call."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-        mallopt(M_MMAP_THRESHOLD, 2**25)  # the most it takes; it would not grow there by itself any more
+        mallopt(name, value)
 
 
 def give_back(device: torch.device) -> None:

@@ -45,7 +45,7 @@ from hrpo.keep import hold_out, scores
 from hrpo.latent import MODES
 from hrpo.limits import fitting
 from hrpo.loss import hrpo_loss, token_weights
-from hrpo.memory import give_back, keep_freed
+from hrpo.memory import give_back, keep_freed, map_tensors
 from hrpo.model import HybridCausalLM, Lora
 from hrpo.packable import packs_up_to
 from hrpo.processes import together
@@ -134,7 +134,7 @@ class Trainer:
         if processes.first():
             self._begin()
         if self.model.device.type == "cpu":
-            keep_freed()
+            (keep_freed if self.sharded is None else map_tensors)()
         give_back(self.model.device)  # what loading has left
 
     def _begin(self) -> None:
@@ -413,9 +413,14 @@ class Trainer:
         return self.model if self.sharded is None else self.sharded.whole()
 
     @together
-    def state(self) -> tuple[HybridCausalLM, dict[str, Tensor]]:
-        """Return the whole model and the optimizer's whole state."""
-        return self.whole(), optimizer_tensors(self.optimizer)
+    def gathered(self) -> HybridCausalLM:
+        """Return the model with all of its weights to the first process, which alone knows when; see `whole`."""
+        return self.whole()
+
+    @together
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """Return the optimizer's whole state to the first process."""
+        return optimizer_tensors(self.optimizer)
 
     def token_budget(self, rollout: Rollout) -> int:
         """Return the tokens of a micro-batch."""
@@ -434,10 +439,9 @@ class Trainer:
         """Write a checkpoint: the model, its settings, the optimizer's state and the step."""
         self.model.settings = dataclasses.replace(self.model.settings, step=self.step)
         path = self.folder / f"checkpoint-{self.step}"
-        model, optimizer = self.state()
-        with files.new_folder(path, replaces=["*"]) as draft:
-            model.write_files(draft)
-            save_file(optimizer, draft / OPTIMIZER_FILE)
+        with files.new_folder(path, replaces=["*"]) as draft:  # one after the other: each is large
+            self.gathered().write_files(draft)
+            save_file(self.optimizer_state(), draft / OPTIMIZER_FILE)
             (draft / STATE_FILE).write_text(json.dumps({"step": self.step, "threads": torch.get_num_threads()}) + "\n")
             seal(draft)
         return path
