@@ -112,8 +112,8 @@ def estimate_memory(config: TrainConfig, lm_config: Any, *, cpu: bool, processes
     }
     if cpu:
         parts["libraries"] = LIBRARIES
-    phases: list[dict[str, int]] = [update, decoding, saving]
-    parts |= max(phases, key=lambda phase: sum(phase.values()))
+    phase = max((update, decoding, saving), key=lambda phase: sum(phase.values()))
+    parts |= phase
     return {name: size for name, size in parts.items() if size}
 
 
