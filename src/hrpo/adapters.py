@@ -29,11 +29,13 @@ class Adapted(NamedTuple):
     B: Tensor | None = None
     scale: float = 1.0
 
-    def columns(self, dtype: torch.dtype) -> Tensor:
-        """Return B.T * scale: (r, O)."""
+    def columns(self, dtype: torch.dtype) -> tuple[Tensor, float]:
+        """Return B.T, (r, O), and what to multiply its products by: the scale, unless it is in what was rounded."""
         if self.B is None:
             raise ValueError("a layer without an adapter")
-        return (self.B * self.scale).to(dtype).t()
+        if dtype == self.B.dtype:
+            return self.B.t(), self.scale
+        return (self.B * self.scale).to(dtype).t(), 1.0
 
 
 def run(layers: Sequence[Adapted], x: Tensor) -> tuple[list[Tensor], Tensor | None]:
@@ -44,7 +46,8 @@ def run(layers: Sequence[Adapted], x: Tensor) -> tuple[list[Tensor], Tensor | No
     for layer in layers:
         out = _product(x, layer.weight, layer.bias)
         if layer.B is not None:
-            _rows(out).addmm_(next(lows), layer.columns(x.dtype))
+            columns, factor = layer.columns(x.dtype)
+            _rows(out).addmm_(next(lows), columns, alpha=factor)
         outs.append(out)
     return outs, low
 
@@ -65,7 +68,7 @@ def run_back(
     if low is None:
         return for_x, [None] * (2 * len(layers))
     rows = {i: _rows(grad) for i, grad in enumerate(grads) if layers[i].B is not None}
-    for_low = torch.cat([_product(part, layers[i].columns(x.dtype)) for i, part in rows.items()], dim=1)
+    for_low = _joined([_for_low(part, *layers[i].columns(x.dtype)) for i, part in rows.items()], dim=1)
     if for_x is not None:
         _rows(for_x).addmm_(for_low, _side_by_side(layers, x.dtype))
     lows, for_As = _split(low, layers, dim=1), _split(_product(for_low.t(), _rows(x).t()), layers, dim=0)
@@ -77,6 +80,11 @@ def run_back(
             for_B = _product(next(lows).t(), rows[i].t()).t()
             parameters += next(for_As).to(layer.A.dtype), for_B.to(layer.B.dtype) * layer.scale
     return for_x, parameters
+
+
+def _for_low(grad: Tensor, columns: Tensor, factor: float) -> Tensor:
+    """Return the gradient of x @ A.T: (n, O) -> (n, r)."""
+    return _product(grad, columns).mul_(factor)
 
 
 def _split(x: Tensor | None, layers: Sequence[Adapted], dim: int) -> Iterator[Tensor]:
@@ -91,7 +99,12 @@ def _ranks(layers: Sequence[Adapted]) -> list[int]:
 
 def _side_by_side(layers: Sequence[Adapted], dtype: torch.dtype) -> Tensor:
     """Return the A of all adapters: (r of all, I)."""
-    return torch.cat([layer.A for layer in layers if layer.A is not None]).to(dtype)
+    return _joined([layer.A for layer in layers if layer.A is not None], dim=0).to(dtype)
+
+
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
+    """Return tensors side by side; no copy of one that is alone."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 class _AdaptedLinear(torch.autograd.Function):

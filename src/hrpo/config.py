@@ -246,7 +246,7 @@ class TrainConfig:
             a group, or 1,024 to 4,096, on a CPU, where more is no faster, and 16,384 elsewhere.
         recompute: keep only the inputs of the model's blocks and compute the rest anew in the backward pass: less
             memory, more time. auto does it on a CPU, for as many blocks as it takes for the others to keep no more than
-            three quarters of what the weights take, or 256 MB.
+            what the weights take, or 256 MB.
         sharding: with several processes, "full" leaves each its share of the parameters, of their gradients and of the
             optimizer's state (torch's fully_shard); "none" gives each all of them.
         save_every: updates between checkpoints; the last is always kept.

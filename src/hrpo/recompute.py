@@ -59,7 +59,7 @@ def recomputed_blocks(lm: Any, share: float, context: Context) -> Iterator[None]
 
 
 def share_to_recompute(kept: int, weights: int) -> float:
-    """Return the share of blocks to compute anew, so that the others keep no more than 3/4 of the weights' bytes.
+    """Return the share of blocks to compute anew, so that the others keep no more bytes than the weights have.
 
     256 MB are kept in any case.
 
@@ -68,7 +68,7 @@ def share_to_recompute(kept: int, weights: int) -> float:
         weights: bytes of the model.
 
     """
-    most = max(LEAST_KEPT, weights * 3 / 4)
+    most = max(LEAST_KEPT, weights)
     return 1 - most / max(most, kept)
 
 

@@ -159,7 +159,6 @@ class Trainer:
         config, start = self.config, time.perf_counter()
         examples = self.batch(self.step)
         rollout = self.roll_out(examples, key=self.step)
-        give_back(self.model.device)
         completions = decode(self.model.tokenizer, rollout)
         G = config.rollout.group_size
         rewards, parts = self.score(examples, completions)  # (N,)
@@ -370,7 +369,6 @@ class Trainer:
         torch.nn.utils.clip_grads_with_norm_(parameters, settings.max_grad_norm, norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        give_back(self.model.device)
         return metrics
 
     def put_aside(
