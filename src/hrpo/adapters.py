@@ -84,7 +84,8 @@ def run_back(
 
 def _for_low(grad: Tensor, columns: Tensor, factor: float) -> Tensor:
     """Return the gradient of x @ A.T: (n, O) -> (n, r)."""
-    return _product(grad, columns).mul_(factor)
+    out = _product(grad, columns)
+    return out if factor == 1 else out.mul_(factor)
 
 
 def _split(x: Tensor | None, layers: Sequence[Adapted], dim: int) -> Iterator[Tensor]:

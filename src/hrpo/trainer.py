@@ -200,6 +200,7 @@ class Trainer:
         stats = self.step_optimizer(nll)
         if stats["skipped"]:
             self.put_aside(None, written, examples, decode(self.model.tokenizer, written))
+        give_back(self.model.device)  # with a policy each rollout does
         self.step += 1
         tokens, seconds = int(written.completion_mask.sum()), time.perf_counter() - start
         return {
