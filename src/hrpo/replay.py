@@ -11,6 +11,7 @@ from hrpo.adapters import fused_adapters
 from hrpo.attention import laid_out, packed_attention, packed_block, run_packed
 from hrpo.compiled import compiled_for
 from hrpo.config import Policy
+from hrpo.copies import linear_layers
 from hrpo.gate import mix_candidates
 from hrpo.head import head_logprobs
 from hrpo.latent import feed, weigh
@@ -63,12 +64,15 @@ def replay(
     longest = rollout.prompt_ids.shape[1] + rollout.completion_ids.shape[1]
     packs = techniques.packed_groups and longest <= packs_up_to(model)
     reference = None
-    with _products(techniques):
-        path = _Packed(model, rollout, policy, techniques, recompute) if packs else _Plain(model, rollout, policy)
-        if with_reference:  # first: what it needs is free again before anything is kept
-            with torch.no_grad():
-                reference = path.logprobs(reference=True)
-        return path.logprobs(reference=False), reference
+    path: _Packed | _Plain
+    if packs:
+        path = _Packed(model, rollout, policy, techniques, recompute)
+    else:
+        path = _Plain(model, rollout, policy, techniques)
+    if with_reference:  # first: what it needs is free again before anything is kept
+        with torch.no_grad():
+            reference = path.logprobs(reference=True)
+    return path.logprobs(reference=False), reference
 
 
 def _products(techniques: Techniques) -> contextlib.AbstractContextManager[Any]:
@@ -78,8 +82,8 @@ def _products(techniques: Techniques) -> contextlib.AbstractContextManager[Any]:
 class _Plain:
     """Padded batches, and the cache of transformers for the prompts; serves every architecture."""
 
-    def __init__(self, model: HybridCausalLM, rollout: Rollout, policy: Policy) -> None:
-        self.model, self.rollout, self.policy = model, rollout, policy
+    def __init__(self, model: HybridCausalLM, rollout: Rollout, policy: Policy, techniques: Techniques) -> None:
+        self.model, self.rollout, self.policy, self.techniques = model, rollout, policy, techniques
 
     def inputs(self, *, reference: bool) -> Tensor:
         """What is fed after the prompts: (N, T, D)."""
@@ -92,6 +96,11 @@ class _Plain:
         return torch.where(rollout.hybrid_mask.unsqueeze(2), mixed.to(tokens.dtype), tokens)
 
     def logprobs(self, *, reference: bool) -> Tensor:
+        """(N, T)."""
+        with _products(self.techniques):
+            return self.computed(reference=reference)
+
+    def computed(self, *, reference: bool) -> Tensor:
         """(N, T)."""
         model, rollout, inputs = self.model, self.rollout, self.inputs(reference=reference)
         G, T = rollout.group_size, inputs.shape[1]
@@ -128,6 +137,7 @@ class _Packed:
         library = compiled_for(techniques, model.device)
         self.layout = PackedGroups(rollout.prompt_mask, rollout.completion_mask, rollout.group_size, library)
         self.twins: dict[nn.Module, TrainedBlock] = {}
+        self.complete: set[nn.Module] = set()  # models, and blocks, whose linear layers are all run by twins
         with model.weights(reference=False) as lm:
             self.find_twins(lm, reference=False)
 
@@ -147,17 +157,22 @@ class _Packed:
     @contextlib.contextmanager
     def again(self, block: nn.Module) -> Iterator[None]:
         """What holds in the forward pass, for a block that is computed anew after it."""
-        with packed_block(block), laid_out(self.layout), _products(self.techniques), self.fused(block, again=True):
+        with packed_block(block), laid_out(self.layout), self.fused(block, again=True):
             yield
 
     @contextlib.contextmanager
     def fused(self, lm: nn.Module, *, again: bool = False) -> Iterator[None]:
-        """Within it, blocks that have a twin do what that does, and adapters run with their layers."""
-        if not self.fuses:
-            yield
-            return
-        twins = [(block, self.twins[block]) for block in lm.modules() if block in self.twins]
-        with fused_adapters(lm), standing_in(twins, again=again):
+        """Within it, blocks that have a twin do what that does; other layers run with their adapters, and by oneDNN.
+
+        The latter two cost something at every operation and every layer, so that they are left out where there is none.
+        """
+        twins = [(lm, self.twins[lm])] if lm in self.twins else self.twins.items()
+        with contextlib.ExitStack() as stack:
+            if lm not in self.complete:
+                stack.enter_context(_products(self.techniques))
+                if self.fuses:
+                    stack.enter_context(fused_adapters(lm))
+            stack.enter_context(standing_in(twins, again=again))
             yield
 
     @property
@@ -172,6 +187,9 @@ class _Packed:
         with self.model.precision():
             twins = trained_blocks(lm, library, self.model.tried_blocks) if library and self.fuses else {}
         self.twins |= {lm.get_submodule(name): twin for name, twin in twins.items()}
+        run = {id(layer) for twin in twins.values() for layer in (*twin.inward, *twin.outward)}
+        if all(id(layer) in run for _, layer in linear_layers(lm.base_model)):
+            self.complete |= {lm, *self.twins}
         if not reference:
             self.model.trained_blocks = list(twins)
 
