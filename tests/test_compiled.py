@@ -382,23 +382,31 @@ def test_a_compiled_block_is_the_block(dtype):
             torch.testing.assert_close(found, expected, atol=2**-5, rtol=2**-5)
 
 
+@pytest.mark.parametrize("changed", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("arch", sorted(LIKE_LLAMA - {"mistral"}))  # whose window is too short
-def test_a_step_of_a_block_in_one_call(arch, dtype, monkeypatch):
-    """To the bit what several calls give; rows of two prompts and of several ages, one of them gone."""
+def test_a_step_in_one_call(arch, dtype, changed, monkeypatch):
+    """To the bit what several calls give; rows of two prompts and of several ages, one of them gone.
+
+    Where something is changed between two blocks, they are not run together.
+    """
     monkeypatch.setattr(linear, "LEAST_BLOCKS", 0)
     model = random_model(arch, dtype)
-    if not compiled.compiled().find("block", model.embedding.weight):
+    if not compiled.compiled().find("blocks", model.embedding.weight):
         pytest.skip("this machine has no products of bfloat16")
 
     def steps(whole):
         decoder = make_decoder(model, FAST, prompts=3, longest_prompt=8, max_new_tokens=4)
         found = [block for block in decoder.lm.modules() if isinstance(block, CompiledBlock)]
         assert len(found) == 3
+        if changed:
+            found[1].register_forward_hook(lambda module, inputs, out: out * 1.5)
         for block in found:
             assert block.parts is not None
             block.parts = block.parts if whole else None
         decoder.admit([PROMPTS[0][:3], PROMPTS[1][:5]], 3)
+        together = [found[:2], found[:2], found[2:]] if changed else [found] * 3
+        assert [block.line.blocks for block in found] == (together if whole else [[block] for block in found])
         torch.manual_seed(0)
         x = torch.randn(9, model.embedding.weight.shape[1]).to(dtype)
         logits = [decoder.step(x[:6]), decoder.step(x[:6] / 2)]

@@ -2,8 +2,8 @@
 
 Norm, attention with rotary embeddings, norm, SwiGLU, each half added to what came in: so are the blocks of Llama,
 Mistral, Qwen, SmolLM and others (Qwen3's have norms of queries and keys, too). A block that looks like one is tried
-beside its compiled twin, and keeps its own way where they differ. A decode step of a block is one call where compiled
-code does its products, too.
+beside its compiled twin, and keeps its own way where they differ. A decode step of all blocks is one call where
+compiled code does their products, too.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hrpo.attention import Layout, laid_out, layout_in_use, packed_block
 from hrpo.compiled import Compiled
+from hrpo.decode_attention import Seating, Step
 from hrpo.linear import CompiledLayer, PackedLinear, PackedProduct
 from hrpo.norms import CompiledNorm
 
@@ -42,19 +43,64 @@ class NotLikeLlamaError(Exception):
     """A block is laid out in another way."""
 
 
+class _Line:
+    """Blocks that each read what the one before gave, at the same positions: a decode step of all is one call.
+
+    The first does it when it is called, and the others let through what it gave.
+    """
+
+    def __init__(self, first: "CompiledBlock") -> None:
+        self.blocks = [first]
+        self.seatings: list[Seating] = []
+        self.steps: Any = None
+        self.out: Tensor | None = None  # (1, n, D)
+
+    def step(self, x: Tensor, cosine: Tensor, sine: Tensor, seatings: list[Seating]) -> Tensor:
+        """(n, D), (n, d), (n, d) -> (1, n, D)."""
+        first, n = self.blocks[0], len(self.blocks)
+        if len(self.seatings) != n or any(a is not b for a, b in zip(self.seatings, seatings, strict=True)):
+            steps = (b.step(block.H, block.scale) for block, b in zip(self.blocks, seatings, strict=True))
+            self.seatings, self.steps = seatings, (Step * n)(*steps)
+        out = torch.empty_like(x)
+        parts = (ctypes.c_void_p * n)(*(ctypes.addressof(block.parts) for block in self.blocks if block.parts))
+        places = (part.data_ptr() for part in (x, cosine, sine, out))
+        first.whole(parts, self.steps, n, *places, len(x), torch.get_num_threads())
+        self.out = out.unsqueeze(0)
+        return self.out
+
+
+class _Lines:
+    """How the blocks of a copy make up lines, which shows while they run one by one, on prompts."""
+
+    def __init__(self) -> None:
+        self.last: tuple[_Line, Tensor, Tensor] | None = None
+
+    def add(self, block: "CompiledBlock", hidden: Tensor, cosine: Tensor, out: Tensor) -> None:
+        """Note what a block got and gave."""
+        block.line = _Line(block)
+        if self.last:
+            line, before, at = self.last
+            first = line.blocks[0]
+            if hidden is before and cosine is at and block.parts and first.parts and block.dtype == first.dtype:
+                line.blocks.append(block)
+                block.line = line
+        self.last = block.line, out, cosine
+
+
 class CompiledBlock(nn.Module):
     """A block for decoding only, which keeps no gradient.
 
     Args:
         block: the model's own, its linear layers and norms already those of a decoding copy.
         library: compiled code.
+        lines: of the copy.
 
     Raises:
         NotLikeLlamaError: it lacks a part, or has it in another form.
 
     """
 
-    def __init__(self, block: Any, library: Compiled) -> None:
+    def __init__(self, block: Any, library: Compiled, lines: _Lines) -> None:
         super().__init__()
         try:
             attention, mlp = block.self_attn, block.mlp
@@ -78,32 +124,35 @@ class CompiledBlock(nn.Module):
             raise NotLikeLlamaError("it computes in several types")
         self.rotate, self.swiglu = rotate, swiglu
         self.parts: _Block | None = None  # for one call
-        self.whole = library.find("block", self.first_norm.norm.weight)
+        self.lines, self.line = lines, _Line(self)
+        self.whole: Any = library.find("blocks", self.first_norm.norm.weight)
         if self.whole and all(product.multiply for product in products):
             ours = (self.first_norm, self.second_norm, self.q_norm, self.k_norm)
             self.parts = _Block(*(product.layer for product in products), *map(_norm, ours))
 
     def forward(self, hidden: Tensor, *_: Any, position_embeddings: tuple[Tensor, Tensor], **__: Any) -> Tensor:
         """(1, S, D), cosines and sines (1, S, d) -> (1, S, D)."""
+        if hidden is self.line.out and self.line.blocks[0] is not self:
+            return hidden
+        layout = layout_in_use()
         x = hidden[0].contiguous()
         cosine, sine = (part[0].to(self.dtype).contiguous() for part in position_embeddings)
-        seating = layout_in_use().seating(self.layer)
-        if self.whole and self.parts and seating:
-            out = torch.empty_like(x)
-            places = (part.data_ptr() for part in (x, cosine, sine, out))
-            step = seating.step(self.H, self.scale)
-            self.whole(ctypes.byref(self.parts), *places, len(x), ctypes.byref(step), torch.get_num_threads())
-            return out.unsqueeze(0)
+        if self.parts and self.line.blocks[0] is self:
+            seatings = [seating for block in self.line.blocks if (seating := layout.seating(block.layer))]
+            if len(seatings) == len(self.line.blocks):
+                return self.line.step(x, cosine, sine, seatings)
         query, key, value = (part.view(len(x), -1, self.d) for part in self.inward.compute(self.first_norm(x)))
         if self.q_norm is not None:
             query = self.q_norm(query)
         if self.k_norm is not None:
             key = self.k_norm(key)
         query, key = (rotated(self.rotate, part, cosine, sine) for part in (query, key))
-        out = layout_in_use().attend(self.layer, query, key, value, self.scale)
-        x = self.outward.compute(out.flatten(1))[0].add_(x)
+        attended = layout.attend(self.layer, query, key, value, self.scale)
+        x = self.outward.compute(attended.flatten(1))[0].add_(x)
         gate, up = self.gate_and_up.compute(self.second_norm(x))
-        return self.down.compute(activated(self.swiglu, gate, up))[0].add_(x).unsqueeze(0)
+        out = self.down.compute(activated(self.swiglu, gate, up))[0].add_(x).unsqueeze(0)
+        self.lines.add(self, hidden, position_embeddings[0], out)
+        return out
 
 
 def rotated(function: Any, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
@@ -133,12 +182,12 @@ def compiled_blocks(lm: Any, library: Compiled, known: Collection[str] | None) -
         known: names of the blocks for which it may, where that has been tried.
 
     """
-    twins = {}
+    twins, lines = {}, _Lines()
     rotary = getattr(lm.base_model, "rotary_emb", None)
     for name, block in lm.named_modules():
         if name.rpartition(".")[2].isdigit() and (known is None or name in known):
             with contextlib.suppress(NotLikeLlamaError):
-                twin = CompiledBlock(block, library)
+                twin = CompiledBlock(block, library, lines)
                 if known is not None or alike(block, twin, rotary):
                     twins[name] = twin
     return twins

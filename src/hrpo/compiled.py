@@ -36,7 +36,7 @@ ARGUMENTS: dict[str, list[Any]] = {  # the last of each: threads
     "rms_norm": [*3 * [_pointer], *2 * [_size], ctypes.c_float, ctypes.c_bool, ctypes.c_int],
     "rms_norm_backward": [*5 * [_pointer], *2 * [_size], ctypes.c_float, ctypes.c_int],
     "rotate": [_pointer, _size, *3 * [_pointer], *3 * [_size], ctypes.c_int],
-    "block": [*5 * [_pointer], _size, _pointer, ctypes.c_int],
+    "blocks": [*2 * [_pointer], _size, *4 * [_pointer], _size, ctypes.c_int],
     "swiglu": [*2 * [_pointer], _size, _pointer, *2 * [_size], ctypes.c_int],
     "swiglu_backward": [*5 * [_pointer], *2 * [_size], ctypes.c_int],
     "candidates": [_pointer, *3 * [_size], *3 * [_pointer], ctypes.c_int],

@@ -113,9 +113,9 @@ def _parts(layer: Any, dtype: torch.dtype, *, fold: bool) -> LinearParts:
     base, names = layer.base_layer, active_adapters(layer)
     if not names:
         return LinearParts(base.weight.to(dtype), base.bias)
-    if fold:
-        deltas = sum(layer.get_delta_weight(name) for name in names)
-        return LinearParts((base.weight + deltas).to(dtype), base.bias)
     A = torch.cat([layer.lora_A[name].weight for name in names])  # (r, I)
     B = torch.cat([layer.lora_B[name].weight * layer.scaling[name] for name in names], dim=1)  # (O, r)
+    if fold:
+        wide = torch.promote_types(base.weight.dtype, B.dtype)
+        return LinearParts(torch.addmm(base.weight.to(wide), B.to(wide), A.to(wide)).to(dtype), base.bias)
     return LinearParts(base.weight.to(dtype), base.bias, A.to(dtype), B.to(dtype))

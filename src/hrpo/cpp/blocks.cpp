@@ -41,7 +41,8 @@ struct Block {
     Norm first, second, q_norm, k_norm;  // the last two without weight where there are none
 };
 
-// x (S, D) -> out (S, D) at cosines and sines (S, d); of the step, query, key, value and out are filled in.
+// x (S, D) -> out (S, D), maybe in its place, at cosines and sines (S, d); of the step, query, key, value and out are
+// filled in.
 template <class T>
 void run(const Block<T>& block, const T* x, const T* cosine, const T* sine, T* out, int64_t S, Step<T> step,
          int threads) {
@@ -87,17 +88,25 @@ void run(const Block<T>& block, const T* x, const T* cosine, const T* sine, T* o
     }
 }
 
+// Blocks one after the other, n of them.
+template <class T>
+void run(const Block<T>* const* blocks, const Step<T>* steps, int64_t n, const T* x, const T* cosine, const T* sine, T* out,
+         int64_t S, int threads) {
+    for (int64_t i = 0; i < n; i++) run(*blocks[i], i ? out : x, cosine, sine, out, S, steps[i], threads);
+}
+
 }  // namespace
 
-extern "C" void block_float32(const Block<float>* block, const float* x, const float* cosine, const float* sine,
-                              float* out, int64_t S, const Step<float>* step, int threads) {
-    run(*block, x, cosine, sine, out, S, *step, threads);
+extern "C" void blocks_float32(const Block<float>* const* blocks, const Step<float>* steps, int64_t n, const float* x,
+                               const float* cosine, const float* sine, float* out, int64_t S, int threads) {
+    run(blocks, steps, n, x, cosine, sine, out, S, threads);
 }
 
 #ifdef __AVX512BF16__
-extern "C" void block_bfloat16(const Block<BFloat16>* block, const BFloat16* x, const BFloat16* cosine,
-                               const BFloat16* sine, BFloat16* out, int64_t S, const Step<BFloat16>* step, int threads) {
-    run(*block, x, cosine, sine, out, S, *step, threads);
+extern "C" void blocks_bfloat16(const Block<BFloat16>* const* blocks, const Step<BFloat16>* steps, int64_t n,
+                                const BFloat16* x, const BFloat16* cosine, const BFloat16* sine, BFloat16* out, int64_t S,
+                                int threads) {
+    run(blocks, steps, n, x, cosine, sine, out, S, threads);
 }
 #endif
 
