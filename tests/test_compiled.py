@@ -1,8 +1,10 @@
 """Compiled code for decoding computes what PyTorch computes, for each instruction set, and is no requirement."""
 
+import gc
 import logging
 import shlex
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -382,7 +384,15 @@ def test_a_compiled_block_is_the_block(dtype):
             torch.testing.assert_close(found, expected, atol=2**-5, rtol=2**-5)
 
 
-@pytest.mark.parametrize("changed", [False, True])
+def other_hidden(module, inputs, out):
+    return out * 1.5
+
+
+def other_positions(module, inputs, options):
+    return inputs, options | {"position_embeddings": tuple(-part for part in options["position_embeddings"])}
+
+
+@pytest.mark.parametrize("changed", ["", "hidden", "positions"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("arch", sorted(LIKE_LLAMA - {"mistral"}))  # whose window is too short
 def test_a_step_in_one_call(arch, dtype, changed, monkeypatch):
@@ -399,14 +409,16 @@ def test_a_step_in_one_call(arch, dtype, changed, monkeypatch):
         decoder = make_decoder(model, FAST, prompts=3, longest_prompt=8, max_new_tokens=4)
         found = [block for block in decoder.lm.modules() if isinstance(block, CompiledBlock)]
         assert len(found) == 3
-        if changed:
-            found[1].register_forward_hook(lambda module, inputs, out: out * 1.5)
+        if changed == "hidden":
+            found[1].register_forward_hook(other_hidden)
+        if changed == "positions":
+            found[2].register_forward_pre_hook(other_positions, with_kwargs=True)
         for block in found:
             assert block.parts is not None
             block.parts = block.parts if whole else None
         decoder.admit([PROMPTS[0][:3], PROMPTS[1][:5]], 3)
-        together = [found[:2], found[:2], found[2:]] if changed else [found] * 3
-        assert [block.line.blocks for block in found] == (together if whole else [[block] for block in found])
+        lines = [len(block.line.members) for block in found if block.leads]
+        assert lines == ([] if not whole else [2, 1] if changed else [3])
         torch.manual_seed(0)
         x = torch.randn(9, model.embedding.weight.shape[1]).to(dtype)
         logits = [decoder.step(x[:6]), decoder.step(x[:6] / 2)]
@@ -416,6 +428,22 @@ def test_a_step_in_one_call(arch, dtype, changed, monkeypatch):
 
     for one, other in zip(steps(whole=True), steps(whole=False), strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_copy_goes_with_its_rollout(monkeypatch):
+    """Without waiting for Python's collector of circles: packed weights are as large as the model."""
+    monkeypatch.setattr(linear, "LEAST_BLOCKS", 0)
+    decoder = make_decoder(random_model("llama", torch.float32), FAST, prompts=1, longest_prompt=8, max_new_tokens=4)
+    first = decoder.admit([PROMPTS[0]], 2)
+    decoder.step(torch.zeros(2, decoder.model.embedding.weight.shape[1]))
+    blocks = [weakref.ref(block) for block in decoder.lm.modules() if isinstance(block, CompiledBlock)]
+    assert len(blocks) == 3
+    gc.disable()
+    try:
+        del decoder, first
+        assert [block() for block in blocks] == [None] * 3
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("arch", sorted(LIKE_LLAMA))

@@ -9,14 +9,14 @@ compiled code does their products, too.
 import contextlib
 import ctypes
 from collections.abc import Collection
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from hrpo.attention import Layout, laid_out, layout_in_use, packed_block
 from hrpo.compiled import Compiled
-from hrpo.decode_attention import Seating, Step
+from hrpo.decode_attention import Step
 from hrpo.linear import CompiledLayer, PackedLinear, PackedProduct
 from hrpo.norms import CompiledNorm
 
@@ -43,28 +43,42 @@ class NotLikeLlamaError(Exception):
     """A block is laid out in another way."""
 
 
+class _Member(NamedTuple):
+    """A block of a line: its part of the C++ code's arguments, its layer, heads, and scale of scores."""
+
+    parts: _Block
+    layer: int
+    H: int
+    scale: float
+
+
 class _Line:
     """Blocks that each read what the one before gave, at the same positions: a decode step of all is one call.
 
-    The first does it when it is called, and the others let through what it gave.
+    The first does it when it is called, and the others let through what it gave. So nothing else may read or change
+    what is handed from one to the next; models do not. A line knows no blocks, and keeps no tensors but the last: with
+    a circle of references packed weights would outlive their rollout.
+
+    Args:
+        function: the C++ code's, for blocks of `dtype`.
+        dtype: of all.
+
     """
 
-    def __init__(self, first: "CompiledBlock") -> None:
-        self.blocks = [first]
-        self.seatings: list[Seating] = []
-        self.steps: Any = None
+    def __init__(self, function: Any, dtype: torch.dtype) -> None:
+        self.function, self.dtype = function, dtype
+        self.members: list[_Member] = []
         self.out: Tensor | None = None  # (1, n, D)
 
-    def step(self, x: Tensor, cosine: Tensor, sine: Tensor, seatings: list[Seating]) -> Tensor:
+    def step(self, x: Tensor, cosine: Tensor, sine: Tensor, layout: Layout) -> Tensor:
         """(n, D), (n, d), (n, d) -> (1, n, D)."""
-        first, n = self.blocks[0], len(self.blocks)
-        if len(self.seatings) != n or any(a is not b for a, b in zip(self.seatings, seatings, strict=True)):
-            steps = (b.step(block.H, block.scale) for block, b in zip(self.blocks, seatings, strict=True))
-            self.seatings, self.steps = seatings, (Step * n)(*steps)
+        seatings = [(layout.seating(member.layer), member) for member in self.members]
+        steps = [seating.step(member.H, member.scale) for seating, member in seatings if seating]
+        parts = [ctypes.addressof(member.parts) for member in self.members]
         out = torch.empty_like(x)
-        parts = (ctypes.c_void_p * n)(*(ctypes.addressof(block.parts) for block in self.blocks if block.parts))
         places = (part.data_ptr() for part in (x, cosine, sine, out))
-        first.whole(parts, self.steps, n, *places, len(x), torch.get_num_threads())
+        n = len(parts)
+        self.function((ctypes.c_void_p * n)(*parts), (Step * n)(*steps), n, *places, len(x), torch.get_num_threads())
         self.out = out.unsqueeze(0)
         return self.out
 
@@ -73,17 +87,17 @@ class _Lines:
     """How the blocks of a copy make up lines, which shows while they run one by one, on prompts."""
 
     def __init__(self) -> None:
-        self.last: tuple[_Line, Tensor, Tensor] | None = None
+        self.last: tuple[_Line | None, Tensor, Tensor] | None = None  # what ran last: its line, output and cosines
 
     def add(self, block: "CompiledBlock", hidden: Tensor, cosine: Tensor, out: Tensor) -> None:
         """Note what a block got and gave."""
-        block.line = _Line(block)
-        if self.last:
-            line, before, at = self.last
-            first = line.blocks[0]
-            if hidden is before and cosine is at and block.parts and first.parts and block.dtype == first.dtype:
-                line.blocks.append(block)
-                block.line = line
+        block.line = None
+        if block.parts:
+            before, given, at = self.last or (None, None, None)
+            follows = before is not None and hidden is given and cosine is at and block.dtype == before.dtype
+            block.line = before if follows and before else _Line(block.whole, block.dtype)
+            block.leads = not block.line.members
+            block.line.members.append(_Member(block.parts, block.layer, block.H, block.scale))
         self.last = block.line, out, cosine
 
 
@@ -124,7 +138,8 @@ class CompiledBlock(nn.Module):
             raise NotLikeLlamaError("it computes in several types")
         self.rotate, self.swiglu = rotate, swiglu
         self.parts: _Block | None = None  # for one call
-        self.lines, self.line = lines, _Line(self)
+        self.lines, self.leads = lines, False
+        self.line: _Line | None = None  # known once it has run by itself
         self.whole: Any = library.find("blocks", self.first_norm.norm.weight)
         if self.whole and all(product.multiply for product in products):
             ours = (self.first_norm, self.second_norm, self.q_norm, self.k_norm)
@@ -132,15 +147,17 @@ class CompiledBlock(nn.Module):
 
     def forward(self, hidden: Tensor, *_: Any, position_embeddings: tuple[Tensor, Tensor], **__: Any) -> Tensor:
         """(1, S, D), cosines and sines (1, S, d) -> (1, S, D)."""
-        if hidden is self.line.out and self.line.blocks[0] is not self:
-            return hidden
         layout = layout_in_use()
+        together = self.line if self.parts and layout.seating(self.layer) else None
+        if together and not self.leads:
+            if hidden is not together.out:
+                raise RuntimeError("a block got something else than what the one before gave, as it had on the prompts")
+            return hidden
         x = hidden[0].contiguous()
         cosine, sine = (part[0].to(self.dtype).contiguous() for part in position_embeddings)
-        if self.parts and self.line.blocks[0] is self:
-            seatings = [seating for block in self.line.blocks if (seating := layout.seating(block.layer))]
-            if len(seatings) == len(self.line.blocks):
-                return self.line.step(x, cosine, sine, seatings)
+        if together:
+            self.lines.last = None  # tensors of prompts
+            return together.step(x, cosine, sine, layout)
         query, key, value = (part.view(len(x), -1, self.d) for part in self.inward.compute(self.first_norm(x)))
         if self.q_norm is not None:
             query = self.q_norm(query)

@@ -156,7 +156,6 @@ class SharedDecoder(Layout):
         self.longest = longest_prompt + max_new_tokens
         self.shared: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> keys and values of prompts
         self.own: dict[int, tuple[Tensor, Tensor]] = {}  # and of completions
-        self.seatings: dict[int, Seating] = {}  # of layers, as long as they hold
         self.rows, self.capacity = 0, 0  # rows and positions that `own` has room for
         self.lengths: list[int] = []  # of each slot: prompt tokens
         self.slots: list[int] = []  # of each row
@@ -239,7 +238,6 @@ class SharedDecoder(Layout):
         members: list[list[int]] = [[] for _ in self.lengths]  # rows of each slot
         for row, slot in enumerate(self.slots):
             members[slot].append(row)
-        self.seatings.clear()
         self.seats = Seats(members, self.lengths)
         self.R = max(map(len, members))
         self.in_order = self.slots == [row // self.R for row in range(len(members) * self.R)]
@@ -272,15 +270,12 @@ class SharedDecoder(Layout):
                 _enlarged(values, rows, values.shape[1], capacity, values.shape[3]),
             )
         self.rows, self.capacity = rows, capacity
-        self.seatings.clear()
 
     def seating(self, layer: int) -> Seating | None:
         """See `Layout`."""
         if self.prefilling is not None or self.library is None:
             return None
-        if layer not in self.seatings:
-            self.seatings[layer] = Seating(self.shared[layer], self.own[layer], self.seats, self.age)
-        return self.seatings[layer]
+        return Seating(self.shared[layer], self.own[layer], self.seats, self.age)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """See `Layout`."""

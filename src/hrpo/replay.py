@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from hrpo.adapters import fused_adapters
 from hrpo.attention import laid_out, packed_attention, packed_block, run_packed
 from hrpo.compiled import compiled_for
 from hrpo.config import Policy
-from hrpo.copies import linear_layers
 from hrpo.gate import mix_candidates
 from hrpo.head import head_logprobs
 from hrpo.latent import feed, weigh
@@ -23,6 +23,8 @@ from hrpo.recompute import recomputed_blocks
 from hrpo.rollout import Rollout
 from hrpo.techniques import FAST, Techniques
 from hrpo.trained_blocks import TrainedBlock, standing_in, trained_blocks
+
+KINDS = (nn.Linear, LoraLayer)  # of linear layers
 
 
 def replay(
@@ -98,9 +100,9 @@ class _Plain:
     def logprobs(self, *, reference: bool) -> Tensor:
         """(N, T)."""
         with _products(self.techniques):
-            return self.computed(reference=reference)
+            return self.compute(reference=reference)
 
-    def computed(self, *, reference: bool) -> Tensor:
+    def compute(self, *, reference: bool) -> Tensor:
         """(N, T)."""
         model, rollout, inputs = self.model, self.rollout, self.inputs(reference=reference)
         G, T = rollout.group_size, inputs.shape[1]
@@ -166,7 +168,7 @@ class _Packed:
 
         The latter two cost something at every operation and every layer, so that they are left out where there is none.
         """
-        twins = [(lm, self.twins[lm])] if lm in self.twins else self.twins.items()
+        twins = [(block, twin) for block, twin in self.twins.items() if not again or block is lm]
         with contextlib.ExitStack() as stack:
             if lm not in self.complete:
                 stack.enter_context(_products(self.techniques))
@@ -187,9 +189,11 @@ class _Packed:
         with self.model.precision():
             twins = trained_blocks(lm, library, self.model.tried_blocks) if library and self.fuses else {}
         self.twins |= {lm.get_submodule(name): twin for name, twin in twins.items()}
-        run = {id(layer) for twin in twins.values() for layer in (*twin.inward, *twin.outward)}
-        if all(id(layer) in run for _, layer in linear_layers(lm.base_model)):
-            self.complete |= {lm, *self.twins}
+        self.complete |= self.twins.keys()
+        head, inside = lm.get_output_embeddings(), tuple(name + "." for name in twins)
+        linear = (name for name, part in lm.named_modules() if isinstance(part, KINDS) and part is not head)
+        if twins and all(name.startswith(inside) for name in linear):
+            self.complete.add(lm)
         if not reference:
             self.model.trained_blocks = list(twins)
 
@@ -202,7 +206,8 @@ class _Packed:
     def logprobs(self, *, reference: bool) -> Tensor:
         """(N, T)."""
         model, rollout, layout = self.model, self.rollout, self.layout
-        inputs = self.inputs(reference=reference)
+        with _products(self.techniques):
+            inputs = self.inputs(reference=reference)
         with model.weights(reference=reference) as lm:
             if lm is not model.bare_lm:
                 self.find_twins(lm, reference=True)

@@ -1,5 +1,5 @@
-// Blocks of Llama's layout: what they do between their matrix products, and a decode step of one whole. Called from
-// blocks.py and trained_blocks.py.
+// Blocks of Llama's layout: what they do between their matrix products, and a whole decode step. Called from blocks.py
+// and trained_blocks.py.
 
 #include "blocks.h"
 
@@ -90,8 +90,8 @@ void run(const Block<T>& block, const T* x, const T* cosine, const T* sine, T* o
 
 // Blocks one after the other, n of them.
 template <class T>
-void run(const Block<T>* const* blocks, const Step<T>* steps, int64_t n, const T* x, const T* cosine, const T* sine, T* out,
-         int64_t S, int threads) {
+void run(const Block<T>* const* blocks, const Step<T>* steps, int64_t n, const T* x, const T* cosine, const T* sine,
+         T* out, int64_t S, int threads) {
     for (int64_t i = 0; i < n; i++) run(*blocks[i], i ? out : x, cosine, sine, out, S, steps[i], threads);
 }
 
@@ -104,8 +104,8 @@ extern "C" void blocks_float32(const Block<float>* const* blocks, const Step<flo
 
 #ifdef __AVX512BF16__
 extern "C" void blocks_bfloat16(const Block<BFloat16>* const* blocks, const Step<BFloat16>* steps, int64_t n,
-                                const BFloat16* x, const BFloat16* cosine, const BFloat16* sine, BFloat16* out, int64_t S,
-                                int threads) {
+                                const BFloat16* x, const BFloat16* cosine, const BFloat16* sine, BFloat16* out,
+                                int64_t S, int threads) {
     run(blocks, steps, n, x, cosine, sine, out, S, threads);
 }
 #endif
