@@ -56,9 +56,11 @@ def parse(description: str, *, runs: int = 5, **paths: str) -> argparse.Namespac
     if not options.prompts.is_file():
         parser.error(f"--prompts: there is no file {options.prompts}; name one with a problem a line")
     try:
-        resolve(options.model)
+        folder = resolve(options.model)
     except InputError as error:
         parser.error(str(error).replace("model.name", "--model"))
+    if not Path(folder).is_dir():
+        parser.error(f"--model: there is no folder {folder}; name one, or a model from `hrpo model`")
     if options.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"  # trainers would take a GPU where there is one
     options.deadline = time.perf_counter() + 60 * options.minutes
