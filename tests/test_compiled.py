@@ -20,6 +20,7 @@ from hrpo.compiled import MACHINES, Compiled
 from hrpo.copies import decoding_copy
 from hrpo.decode_attention import Seating, Seats, attend_compiled, zeros
 from hrpo.decoder import make_decoder
+from hrpo.gate import mix_candidates
 from hrpo.linear import LinearParts, PackedProduct, product_dtype
 from hrpo.norms import CompiledNorm, compiled_norms
 from hrpo.packable import packs_up_to
@@ -209,6 +210,18 @@ def test_candidates(library, dtype, V, K):
     assert torch.equal(values, order.values[:, :K])
     assert torch.equal(ids, order.indices[:, :K])
     torch.testing.assert_close(totals.double(), torch.logsumexp(logits.double(), dim=1), atol=4e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("K", "D"), [(50, 576), (1, 20), (3, 7)])
+def test_mixed_candidates(library, dtype, K, D):
+    torch.manual_seed(0)
+    table, ids, weights = torch.randn(300, D).to(dtype), torch.randint(300, (2, 5, K)), torch.rand(2, 5, K)
+    expected = (weights.double().unsqueeze(2) @ table.double()[ids]).squeeze(2)
+    found = mix_candidates(ids.int(), weights, table, library=library)
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
+    with pytest.raises((IndexError, RuntimeError)):  # PyTorch's word, and nothing read behind the table
+        mix_candidates(ids + 300, weights, table, library=library)
 
 
 def test_candidates_without_compiled_code():

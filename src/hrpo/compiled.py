@@ -32,6 +32,7 @@ ARGUMENTS: dict[str, list[Any]] = {  # the last of each: threads
     "attend": [_pointer, ctypes.c_int],
     "attend_packed": [_pointer, ctypes.c_int],
     "attend_packed_backward": [_pointer, ctypes.c_int],
+    "mix": [*4 * [_pointer], *3 * [_size], ctypes.c_int],
     "multiply": [*3 * [_pointer], _size, ctypes.c_int],
     "rms_norm": [*3 * [_pointer], *2 * [_size], ctypes.c_float, ctypes.c_bool, ctypes.c_int],
     "rms_norm_backward": [*5 * [_pointer], *2 * [_size], ctypes.c_float, ctypes.c_int],

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from hrpo.catalog import KNOWN, fetch_hybrid, resolve
+from hrpo.compiled import Compiled
 from hrpo.config import Dtype, LatentMode, MixedIn, Quantization, TaskConfig
 from hrpo.errors import InputError, model_named_by
 from hrpo.exact import stay_in_float64
@@ -313,10 +314,10 @@ class HybridCausalLM(nn.Module):
                 return self.embedding.weight.detach()
             return self.embed(torch.arange(self.embedding.weight.shape[0], device=self.device))
 
-    def mix(self, ids: Tensor, weights: Tensor) -> Tensor:
-        """Return the weighted sum of candidates' embeddings: (n, K), (n, K) -> (n, D)."""
+    def mix(self, ids: Tensor, weights: Tensor, library: Compiled | None = None) -> Tensor:
+        """Return the weighted sum of candidates' embeddings, maybe by compiled code: (n, K), (n, K) -> (n, D)."""
         if type(self.embedding) is nn.Embedding:
-            return mix_candidates(ids, weights, self.embedding.weight)
+            return mix_candidates(ids, weights, self.embedding.weight, library=library)
         with torch.no_grad():
             rows = self.embed(ids.long()).to(weights.dtype)  # (n, K, D), scale included
         return torch.bmm(weights.unsqueeze(1), rows).squeeze(1)

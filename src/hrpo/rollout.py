@@ -384,7 +384,7 @@ def generate(
             if mode.latent == "hidden":
                 latents = hidden
             elif table is None:
-                latents = model.mix(candidates, weigh(mode, probs))
+                latents = model.mix(candidates, weigh(mode, probs), library)
             else:
                 latents = weigh(mode, chosen_from) @ table
             if noise is not None:
