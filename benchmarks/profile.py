@@ -24,7 +24,8 @@ from .harness import finish, parse, problems, show
 KINDS = {  # the first that a name holds
     "compiled attend": "attention",
     "compiled candidates": "candidates",
-    "compiled block": "steps of whole blocks (compiled)",
+    "compiled mix": "candidates",
+    "compiled blocks": "steps of all blocks (compiled)",
     "compiled multiply": "matrix products with weights (compiled)",
     "compiled": "norms, rotary embeddings, SwiGLU (compiled)",
     "mkldnn::_linear_pointwise": "matrix products with weights (oneDNN)",

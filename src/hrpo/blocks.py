@@ -72,8 +72,7 @@ class _Line:
 
     def step(self, x: Tensor, cosine: Tensor, sine: Tensor, layout: Layout) -> Tensor:
         """(n, D), (n, d), (n, d) -> (1, n, D)."""
-        seatings = [(layout.seating(member.layer), member) for member in self.members]
-        steps = [seating.step(member.H, member.scale) for seating, member in seatings if seating]
+        steps = [seating.step(m.H, m.scale) for m in self.members if (seating := layout.seating(m.layer))]
         parts = [ctypes.addressof(member.parts) for member in self.members]
         out = torch.empty_like(x)
         places = (part.data_ptr() for part in (x, cosine, sine, out))
@@ -91,12 +90,14 @@ class _Lines:
 
     def add(self, block: "CompiledBlock", hidden: Tensor, cosine: Tensor, out: Tensor) -> None:
         """Note what a block got and gave."""
+        before, given, at = self.last or (None, None, None)
         block.line = None
         if block.parts:
-            before, given, at = self.last or (None, None, None)
-            follows = before is not None and hidden is given and cosine is at and block.dtype == before.dtype
-            block.line = before if follows and before else _Line(block.whole, block.dtype)
-            block.leads = not block.line.members
+            follows = hidden is given and cosine is at
+            if before and follows and before.dtype == block.dtype:
+                block.line = before
+            else:
+                block.line = _Line(block.whole, block.dtype)
             block.line.members.append(_Member(block.parts, block.layer, block.H, block.scale))
         self.last = block.line, out, cosine
 
@@ -138,26 +139,30 @@ class CompiledBlock(nn.Module):
             raise NotLikeLlamaError("it computes in several types")
         self.rotate, self.swiglu = rotate, swiglu
         self.parts: _Block | None = None  # for one call
-        self.lines, self.leads = lines, False
+        self.lines = lines
         self.line: _Line | None = None  # known once it has run by itself
         self.whole: Any = library.find("blocks", self.first_norm.norm.weight)
         if self.whole and all(product.multiply for product in products):
             ours = (self.first_norm, self.second_norm, self.q_norm, self.k_norm)
             self.parts = _Block(*(product.layer for product in products), *map(_norm, ours))
 
+    @property
+    def leads(self) -> bool:
+        """Whether it is the first of its line."""
+        return self.line is not None and self.line.members[0].parts is self.parts
+
     def forward(self, hidden: Tensor, *_: Any, position_embeddings: tuple[Tensor, Tensor], **__: Any) -> Tensor:
         """(1, S, D), cosines and sines (1, S, d) -> (1, S, D)."""
-        layout = layout_in_use()
-        together = self.line if self.parts and layout.seating(self.layer) else None
-        if together and not self.leads:
-            if hidden is not together.out:
-                raise RuntimeError("a block got something else than what the one before gave, as it had on the prompts")
+        if self.line and hidden is self.line.out and not self.leads:
             return hidden
+        layout = layout_in_use()
         x = hidden[0].contiguous()
         cosine, sine = (part[0].to(self.dtype).contiguous() for part in position_embeddings)
-        if together:
+        if self.line and layout.seating(self.layer):
+            if not self.leads:
+                raise RuntimeError("a block got something else than what the one before gave, as it had on the prompts")
             self.lines.last = None  # tensors of prompts
-            return together.step(x, cosine, sine, layout)
+            return self.line.step(x, cosine, sine, layout)
         query, key, value = (part.view(len(x), -1, self.d) for part in self.inward.compute(self.first_norm(x)))
         if self.q_norm is not None:
             query = self.q_norm(query)

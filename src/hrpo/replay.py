@@ -24,7 +24,7 @@ from hrpo.rollout import Rollout
 from hrpo.techniques import FAST, Techniques
 from hrpo.trained_blocks import TrainedBlock, standing_in, trained_blocks
 
-KINDS = (nn.Linear, LoraLayer)  # of linear layers
+LINEAR = (nn.Linear, LoraLayer)
 
 
 def replay(
@@ -191,7 +191,7 @@ class _Packed:
         self.twins |= {lm.get_submodule(name): twin for name, twin in twins.items()}
         self.complete |= self.twins.keys()
         head, inside = lm.get_output_embeddings(), tuple(name + "." for name in twins)
-        linear = (name for name, part in lm.named_modules() if isinstance(part, KINDS) and part is not head)
+        linear = (name for name, part in lm.named_modules() if isinstance(part, LINEAR) and part is not head)
         if twins and all(name.startswith(inside) for name in linear):
             self.complete.add(lm)
         if not reference:
