@@ -177,20 +177,21 @@ class CompiledBlock(nn.Module):
         return out
 
 
-def rotated(function: Any, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Apply rotary embeddings by the compiled function: (S, H, d), (S, d), (S, d) -> (S, H, d)."""
+def rotated(function: Any, x: Tensor, cosine: Tensor, sine: Tensor, out: Tensor | None = None) -> Tensor:
+    """Apply rotary embeddings by the compiled function: (S, H, d), (S, d), (S, d) -> (S, H, d), `out` may be x."""
     S, H, d = x.shape
     if x.stride()[1:] != (d, 1):
         x = x.contiguous()
-    out = x.new_empty(S, H, d)
+    out = x.new_empty(S, H, d) if out is None else out
     places = (cosine.data_ptr(), sine.data_ptr(), out.data_ptr())
     function(x.data_ptr(), x.stride(0), *places, S, H, d, torch.get_num_threads())
     return out
 
 
-def activated(function: Any, gate: Tensor, up: Tensor) -> Tensor:
+def activated(function: Any, gate: Tensor, up: Tensor, out: Tensor | None = None) -> Tensor:
     """Return SwiGLU's product by the compiled function: (S, I), (S, I), rows as far apart -> (S, I)."""
-    out, (S, width) = gate.new_empty(gate.shape), gate.shape
+    S, width = gate.shape
+    out = gate.new_empty(S, width) if out is None else out
     function(gate.data_ptr(), up.data_ptr(), gate.stride(0), out.data_ptr(), S, width, torch.get_num_threads())
     return out
 

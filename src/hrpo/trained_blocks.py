@@ -21,6 +21,23 @@ from hrpo.copies import linear_layers
 from hrpo.norms import CompiledNorm, compiled_norms
 
 
+class Scratch:
+    """Room for what no block keeps, used by one after the other.
+
+    Taken anew by each it would lie between what blocks keep, and leave holes there.
+    """
+
+    def __init__(self) -> None:
+        self.rooms: dict[str, Tensor] = {}
+
+    def like(self, x: Tensor, name: str) -> Tensor:
+        """Return room of x's shape, and with a name: what it held before is lost."""
+        room = self.rooms.get(name)
+        if room is None or room.shape != x.shape or room.dtype != x.dtype:
+            room = self.rooms[name] = torch.empty_like(x)
+        return room
+
+
 class TrainedBlock:
     """What a block does, for its `forward`.
 
@@ -28,13 +45,15 @@ class TrainedBlock:
         block: the model's own.
         norms: compiled ones, by the `id` of the model's own.
         library: compiled code.
+        scratch: shared by all blocks.
 
     Raises:
         NotLikeLlamaError: it lacks a part, or has it in another form, or something but adapters in it is trained.
 
     """
 
-    def __init__(self, block: Any, norms: dict[int, CompiledNorm], library: Compiled) -> None:
+    def __init__(self, block: Any, norms: dict[int, CompiledNorm], library: Compiled, scratch: Scratch) -> None:
+        self.scratch = scratch
         try:
             attention, mlp = block.self_attn, block.mlp
             self.inward = (attention.q_proj, attention.k_proj, attention.v_proj)
@@ -78,13 +97,17 @@ class TrainedBlock:
         y: Tensor = _Outward.apply(out.flatten(1), x, self, outward, *_trained(outward))  # type: ignore[no-untyped-call]
         return y.unsqueeze(0)
 
-    def rotated(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-        """(S, H, d), (S, d), (S, d) -> (S, H, d)."""
-        return rotated(self.functions["rotate"], x, cosine, sine)
+    def rotated(self, x: Tensor, cosine: Tensor, sine: Tensor, out: Tensor | None = None) -> Tensor:
+        """(S, H, d), (S, d), (S, d) -> (S, H, d), x itself if it is given twice."""
+        return rotated(self.functions["rotate"], x, cosine, sine, out)
+
+    def normed(self, norm: CompiledNorm, x: Tensor) -> Tensor:
+        """(S, D) -> (S, D), in the scratch."""
+        return norm(x, self.scratch.like(x, "normed"))  # type: ignore[no-any-return]
 
     def activated(self, gate: Tensor, up: Tensor) -> Tensor:
-        """(S, I), (S, I) -> (S, I)."""
-        return activated(self.functions["swiglu"], gate, up)
+        """(S, I), (S, I) -> (S, I), in the scratch."""
+        return activated(self.functions["swiglu"], gate, up, self.scratch.like(gate, "active"))
 
     def activated_back(self, gate: Tensor, up: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradients of gate and up, the second in the place of what is given: (S, I) each."""
@@ -107,12 +130,11 @@ class _Inward(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, block: TrainedBlock, cosine: Tensor, sine: Tensor, layers: list[Adapted], *_: Tensor
     ) -> tuple[Tensor, ...]:
-        normed = block.first_norm(x)
-        outs, low = run(layers, normed)
+        outs, low = run(layers, block.normed(block.first_norm, x))
         query, key, value = (out.view(len(x), -1, block.d) for out in outs)
         ctx.save_for_backward(x, cosine, sine, low, *_trained(layers))
         ctx.block, ctx.layers = block, [layer._replace(A=None, B=None) for layer in layers]
-        return block.rotated(query, cosine, sine), block.rotated(key, cosine, sine), value
+        return block.rotated(query, cosine, sine, query), block.rotated(key, cosine, sine, key), value
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
@@ -122,7 +144,8 @@ class _Inward(torch.autograd.Function):
         query, key = (block.rotated(grad, cosine, back) for grad in grads[:2])
         flat = [grad.reshape(len(x), -1) for grad in (query, key, grads[2])]
         needs_x = ctx.needs_input_grad[0]
-        for_normed, parameters = run_back(layers, block.first_norm(x), low, flat, needs_x=needs_x)
+        normed = block.normed(block.first_norm, x)
+        for_normed, parameters = run_back(layers, normed, low, flat, needs_x=needs_x)
         for_x = block.normed_back(block.first_norm, x, for_normed) if needs_x else None
         return for_x, None, None, None, None, *parameters
 
@@ -137,7 +160,7 @@ class _Outward(torch.autograd.Function):
         o, *gate_and_up, down = layers
         (out,), low = run([o], attended)
         middle = out.add_(x)
-        (gate, up), low_inside = run(gate_and_up, block.second_norm(middle))
+        (gate, up), low_inside = run(gate_and_up, block.normed(block.second_norm, middle))
         active = block.activated(gate, up)
         if block.again:  # for what is kept: nobody reads the output
             y, low_down = torch.empty_like(x), low_of([down], active)
@@ -156,7 +179,7 @@ class _Outward(torch.autograd.Function):
         grad = grad.contiguous()
         for_active, for_down = run_back([down], block.activated(gate, up), low_down, [grad])
         both = block.activated_back(gate, up, for_active)
-        for_normed, for_gate_and_up = run_back(gate_and_up, block.second_norm(middle), low_inside, both)
+        for_normed, for_gate_and_up = run_back(gate_and_up, block.normed(block.second_norm, middle), low_inside, both)
         del for_active, both
         for_middle = block.normed_back(block.second_norm, middle, for_normed, grad)
         for_attended, for_o = run_back([o], attended, low, [for_middle])
@@ -189,11 +212,11 @@ def trained_blocks(lm: Any, library: Compiled, tried: dict[str, bool]) -> dict[s
     """
     norms = {id(norm): compiled for norm, compiled in compiled_norms(lm, library)}
     rotary = getattr(lm.base_model, "rotary_emb", None)
-    twins = {}
+    twins, scratch = {}, Scratch()
     for name, block in lm.named_modules():
         if name.rpartition(".")[2].isdigit() and tried.get(name, True):
             with contextlib.suppress(NotLikeLlamaError):
-                twin = TrainedBlock(block, norms, library)
+                twin = TrainedBlock(block, norms, library, scratch)
                 if name not in tried:
                     with fused_adapters(block):
                         tried[name] = alike(block, twin, rotary)
