@@ -28,6 +28,7 @@ from hrpo.tasks.task import SYSTEM_PROMPT, ask, make_preamble
 PROBLEMS = Path(__file__).parent / "problems.txt"
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 SLOW_SECONDS, SLOW_RUNS = 60, 3
+CLEAR_REFS = Path("/proc/self/clear_refs")  # of Linux
 console = Console(width=140)
 
 
@@ -208,8 +209,16 @@ class Asked:
         self.answers.flush()
 
 
+def forget_peak() -> None:
+    """Begin anew with the peak, where that can be: what loading a model took is no step's."""
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+    elif CLEAR_REFS.exists():
+        CLEAR_REFS.write_text("5")
+
+
 def peak_gigabytes() -> float:
-    """Return the peak memory of this process: that of the GPU in use, else resident memory."""
+    """Return the peak memory of this process since then: that of the GPU in use, else resident memory."""
     return peak_memory(torch.device("cuda" if torch.cuda.is_initialized() else "cpu")) / 1e9
 
 

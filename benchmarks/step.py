@@ -3,9 +3,9 @@
     python -m benchmarks.step [--json FILE] [--prompts FILE] [--device cuda]
 
 4 prompts x 8 completions of up to 64 tokens, LoRA. Each peer has a process of its own; they step in turn. Peaks are
-those of the first step. On a CPU some of the model's blocks are recomputed in the backward pass by default, and all of
-them by TRL; the second row keeps everything (`recompute: false`). The last row is the limit: the step's products with
-the model's weights, nothing else.
+those of the first step, from its start on: loading a model maps its file, and the pages would count. On a CPU some of
+the model's blocks are recomputed in the backward pass by default, and all of them by TRL; the second row keeps
+everything (`recompute: false`). The last row is the limit: the step's products with the model's weights, nothing else.
 """
 
 import argparse
@@ -36,6 +36,7 @@ from .harness import (
     clock,
     compare,
     finish,
+    forget_peak,
     lengths_note,
     medians,
     parse,
@@ -179,7 +180,9 @@ def work(options: argparse.Namespace) -> None:
             asked.answer(seconds=seconds)
             asked.wait()
 
-        their_trainer(options, dtype).seconds(sys.maxsize - 1, report)
+        trainer = their_trainer(options, dtype)
+        forget_peak()
+        trainer.seconds(sys.maxsize - 1, report)
         return
     with tempfile.TemporaryDirectory() as folder:
         trainer = our_trainer(options, dtype, Path(folder))
@@ -188,6 +191,7 @@ def work(options: argparse.Namespace) -> None:
             while True:
                 asked.answer(seconds=products_alone(trainer.model, prompts, int(asked.wait()["length"])))
         trainer.config = dataclasses.replace(trainer.config, recompute=RECOMPUTE[options.child])
+        forget_peak()
         while True:
             asked.wait()
             start = clock()
