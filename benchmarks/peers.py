@@ -16,7 +16,7 @@ from trl import GRPOConfig, GRPOTrainer
 from hrpo import HybridCausalLM
 from hrpo.decoder import left_pad
 
-from .harness import clock, conversation
+from .harness import clock, conversation, forget_peak
 
 WARM_UP_TOKENS = 150  # of each prompt, in TRL's first step on a given rollout
 
@@ -165,6 +165,8 @@ class TrlTrainer:
 
         class Clock(TrainerCallback):
             def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+                if not times:
+                    forget_peak()
                 this.started = clock()
 
             def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

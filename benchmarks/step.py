@@ -180,9 +180,7 @@ def work(options: argparse.Namespace) -> None:
             asked.answer(seconds=seconds)
             asked.wait()
 
-        trainer = their_trainer(options, dtype)
-        forget_peak()
-        trainer.seconds(sys.maxsize - 1, report)
+        their_trainer(options, dtype).seconds(sys.maxsize - 1, report)
         return
     with tempfile.TemporaryDirectory() as folder:
         trainer = our_trainer(options, dtype, Path(folder))

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+from benchmarks import harness
 from hrpo.advice import Signs, advice, distinct_share, memory_advice
 from hrpo.check import check, check_run
 from hrpo.checkpoints import newest_checkpoint
@@ -167,3 +168,12 @@ def test_patience():
 def test_check_run_leaves_the_folder_alone(config, tmp_path):
     check_run(config)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not harness.CLEAR_REFS.exists(), reason="Linux alone forgets a peak")
+def test_benchmarks_begin_anew_with_the_peak():
+    room = torch.ones(50_000_000)  # .2 GB
+    before = harness.peak_gigabytes()
+    del room
+    harness.forget_peak()
+    assert harness.peak_gigabytes() < before - 0.15
