@@ -213,12 +213,15 @@ def forget_peak() -> None:
     """Begin anew with the peak, where that can be: what loading a model took is no step's."""
     if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
-    elif CLEAR_REFS.exists():
+        return
+    try:
         CLEAR_REFS.write_text("5")
+    except OSError:  # no Linux, or one that does not let us
+        print("peaks count from the start of each process: they cannot be reset here", file=sys.stderr)
 
 
 def peak_gigabytes() -> float:
-    """Return the peak memory of this process since then: that of the GPU in use, else resident memory."""
+    """Return the peak memory of this process since `forget_peak`: that of the GPU in use, else resident memory."""
     return peak_memory(torch.device("cuda" if torch.cuda.is_initialized() else "cpu")) / 1e9
 
 

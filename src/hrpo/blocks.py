@@ -178,7 +178,10 @@ class CompiledBlock(nn.Module):
 
 
 def rotated(function: Any, x: Tensor, cosine: Tensor, sine: Tensor, out: Tensor | None = None) -> Tensor:
-    """Apply rotary embeddings by the compiled function: (S, H, d), (S, d), (S, d) -> (S, H, d), `out` may be x."""
+    """Apply rotary embeddings by the compiled function: (S, H, d), (S, d), (S, d) -> (S, H, d).
+
+    `out` is contiguous, and may be x.
+    """
     S, H, d = x.shape
     if x.stride()[1:] != (d, 1):
         x = x.contiguous()

@@ -19,10 +19,11 @@ from hrpo.compiled import Compiled
 
 # oneDNN makes code for products of each new number of rows, .7 MB in half a millisecond, and keeps that of the last
 # thousand, twice: updates of sequences of ever other lengths would come to hold a gigabyte, scattered over the heap.
-# Blocks have up to 16 kinds of products forward, and 23 back. Read at a first product.
+# A block that is recomputed has some 30 kinds of products, forward and back; with fewer, each is made anew for each
+# block. Read at a first product.
 CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 for cache in CACHES:
-    os.environ.setdefault(cache, "24")
+    os.environ.setdefault(cache, "32")
 
 _linear = torch.ops.mkldnn._linear_pointwise.default
 BLOCK = 64  # columns of a weight that stand together for `cpp/multiply.cpp`

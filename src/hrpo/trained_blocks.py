@@ -34,7 +34,7 @@ class Scratch:
         """Return room of x's shape, and with a name: what it held before is lost."""
         room = self.rooms.get(name)
         if room is None or room.shape != x.shape or room.dtype != x.dtype:
-            room = self.rooms[name] = torch.empty_like(x)
+            room = self.rooms[name] = x.new_empty(x.shape)
         return room
 
 
