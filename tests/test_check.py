@@ -69,6 +69,18 @@ def test_advice_names_the_option(changes, named):
         assert option in tip
 
 
+def test_advice_asks_first_whether_an_end_is_known():
+    cut = dataclasses.replace(GOOD, truncation_rate=1.0)
+    (tip,) = advice(cut, TrainConfig(), [])
+    assert "no token is known to end a completion" in tip
+    assert "rollout.max_new_tokens" not in tip
+    (tip,) = advice(cut, TrainConfig(), ["<eos>", "<|im_end|>"])
+    assert "none with what ends one ('<eos>', '<|im_end|>'): " in tip
+    assert tip.endswith("else raise rollout.max_new_tokens (now 512)")
+    (tip,) = advice(dataclasses.replace(cut, truncation_rate=0.9), TrainConfig(), ["<eos>"])
+    assert tip.endswith("before an answer: raise rollout.max_new_tokens (now 512)")
+
+
 def test_advice_does_not_repeat_what_was_done():
     config = TrainConfig(task=TaskConfig(shots=4))
     (tip,) = advice(dataclasses.replace(GOOD, format_rate=0.2), config)

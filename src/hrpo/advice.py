@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hrpo.config import TrainConfig
+from hrpo.turns import NO_END
 
 
 @dataclass(frozen=True)
@@ -39,15 +40,29 @@ def distinct_share(completion_ids: Tensor, group_size: int) -> float:
     return distinct / completion_ids.shape[0]
 
 
-def advice(signs: Signs, config: TrainConfig) -> list[str]:
-    """Return what to change, most important first, each naming its option; nothing where all is well."""
+def advice(signs: Signs, config: TrainConfig, ends: Sequence[str] = ("EOS",)) -> list[str]:
+    """Return what to change, most important first, each naming its option; nothing where all is well.
+
+    Args:
+        signs: of the run.
+        config: its settings.
+        ends: the tokens that end a completion, as text.
+
+    """
     rollout, shots = config.rollout, config.task.shots
     reward = signs.reward / (sum(weight for weight in config.task.rewards.values() if weight > 0) or 1.0)
     tips = []
-    if signs.truncation_rate > 0.2:
+    if not ends:
+        tips.append(NO_END)
+    elif signs.truncation_rate > 0.2:
+        cut = f"{signs.truncation_rate:.0%} of the completions are cut off"
+        longer = f"raise rollout.max_new_tokens (now {rollout.max_new_tokens})"
+        named = ", ".join(map(repr, ends))
         tips.append(
-            f"{signs.truncation_rate:.0%} of the completions are cut off before an answer: "
-            f"raise rollout.max_new_tokens (now {rollout.max_new_tokens})"
+            f"{cut} before an answer: {longer}"
+            if signs.truncation_rate < 1
+            else f"{cut}, none with what ends one ({named}): if the model ends its turns with another token, add that "
+            f"to eos_token_id in generation_config.json; else {longer}"
         )
     if signs.format_rate < 0.5:
         shown = f"in spite of {shots} worked examples" if shots else "and none is shown how"

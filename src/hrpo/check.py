@@ -122,7 +122,7 @@ def check(trainer: Trainer) -> Check:
         run_seconds=config.updates * update_seconds + answers * per_completion,
         peak_bytes=peak,
         available_bytes=available,
-        advice=advice(signs, config) + memory_advice(peak, available, config),
+        advice=advice(signs, config, model.end_texts) + memory_advice(peak, available, config),
     )
 
 
@@ -154,4 +154,4 @@ def show(result: Check) -> None:
     title = f"check: {result.completions} completions of {result.prompts} training problems"
     print_table(title, ["", "measured"], rows(result))
     for tip in result.advice or ["nothing stands in the way"]:
-        console.print(f"- {tip}")
+        console.print(f"- {tip}", markup=False)

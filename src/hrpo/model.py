@@ -5,9 +5,10 @@ import copy
 import dataclasses
 import inspect
 import json
+import logging
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -29,6 +30,7 @@ from hrpo.files import new_folder, read_json
 from hrpo.gate import HybridGate, mix_candidates
 from hrpo.latent import MODES
 from hrpo.quantize import check_quantization, keep_differentiable, quantization_options
+from hrpo.turns import NO_END, end_tokens
 from hrpo.usable import check_usable
 
 SETTINGS_FILE, GATE_FILE = "hybrid.json", "gate.safetensors"
@@ -62,6 +64,7 @@ ADAPTER_SETTINGS = {
     *("modules_to_save", "layers_to_transform"),
 }
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "head_dim")
+log = logging.getLogger("hrpo")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
@@ -246,6 +249,8 @@ class HybridCausalLM(nn.Module):
         autocast = torch.bfloat16 if half and not has_adapter else None
         model = cls(lm, gate, settings, tokenizer, autocast).to(device)
         check_usable(model)
+        if not model.eos_token_ids:
+            log.warning("model.name: %s: %s", base, NO_END)
         return model
 
     @property
@@ -280,9 +285,14 @@ class HybridCausalLM(nn.Module):
 
     @property
     def eos_token_ids(self) -> list[int]:
-        """Token ids that end a completion, from the generation config; empty where it names none."""
-        eos = self.bare_lm.generation_config.eos_token_id
-        return [] if eos is None else list(eos) if isinstance(eos, Sequence) else [eos]
+        """Token ids that end a completion, see `end_tokens`; empty where nothing names one."""
+        return end_tokens(self.bare_lm, self.tokenizer)
+
+    @property
+    def end_texts(self) -> list[str]:
+        """The same as text; as numbers without a tokenizer."""
+        ids = self.eos_token_ids
+        return list(map(str, ids)) if self.tokenizer is None else [str(self.tokenizer.decode([token])) for token in ids]
 
     @contextlib.contextmanager
     def weights(self, *, reference: bool = False) -> Iterator[Any]:

@@ -229,7 +229,7 @@ def generate(
         greedy: take the likeliest token instead of sampling.
         seed: with prompt and sample index it gives each completion its key.
         sample_keys: N integers; a completion's random numbers depend on its key alone.
-        eos_token_id: one or several; default the generation config's.
+        eos_token_id: one or several; default the model's `eos_token_ids`.
         delimiter: text (needs a tokenizer), or the token ids of one sequence.
         tokenizer: default the model's.
         latent_mode: a name, or a mode of `hrpo.latent` with values of your own; default the model's own.

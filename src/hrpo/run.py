@@ -92,7 +92,7 @@ def _lead(trainer: Trainer, stop: Stop) -> dict[str, Any]:
             progress.advance(note=metrics_note(metrics))
             for line in onsets(updates):
                 console.print(f"warning: {line}")
-            reason = _reason(updates, config)
+            reason = _reason(updates, trainer)
             if reason or stop.asked or _due(trainer.step, config):
                 trainer.save()
                 stop.saved()
@@ -124,8 +124,9 @@ def without_signal(updates: list[Metrics], patience: int) -> bool:
     return len(last) == patience > 0 and not any(update.get("signal", 1) for update in last)
 
 
-def _reason(updates: list[Metrics], config: TrainConfig) -> str:
+def _reason(updates: list[Metrics], trainer: Trainer) -> str:
     """Return why to stop; nothing where training is to go on."""
+    config = trainer.config
     if skipped_in_a_row(updates) >= config.check.max_skipped:
         return (
             f"the last {config.check.max_skipped} updates were skipped, since something in them was not finite "
@@ -134,6 +135,7 @@ def _reason(updates: list[Metrics], config: TrainConfig) -> str:
         )
     if not without_signal(updates, config.check.patience):
         return ""
-    tips = advice(Signs.of_updates(updates[-config.check.patience :]), config)
+    signs = Signs.of_updates(updates[-config.check.patience :])
+    tips = advice(signs, config, trainer.model.end_texts)
     head = f"no group had a signal in the last {config.check.patience} updates, so nothing was learnt (check.patience)"
     return "\n".join([head, *(f"- {tip}" for tip in tips)])
