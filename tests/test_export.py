@@ -221,6 +221,18 @@ def test_what_cannot_be_merged_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_weights_beyond_the_number_format_are_refused(tmp_path):
+    model = HybridCausalLM.from_pretrained("tiny")
+    with torch.no_grad():
+        model.bare_lm.model.norm.weight[0] = 7e4
+        model.gate.Lambda[0] = 7e4  # stays float32
+    model.save_pretrained(tmp_path / "saved")
+    with pytest.raises(InputError, match=r"--dtype: float16 goes to 6.55e\+04, and model.norm.weight has 7e\+04"):
+        export(str(tmp_path / "saved"), tmp_path / "half", dtype="float16")
+    assert not (tmp_path / "half").exists()
+    export(str(tmp_path / "saved"), tmp_path / "bfloat16", dtype="bfloat16")
+
+
 def test_refusals(pair, tmp_path):
     adapter, whole = pair
     with pytest.raises(InputError, match=r"--out: .*not empty"):

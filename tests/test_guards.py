@@ -86,6 +86,17 @@ def test_broken_replay():
     assert broken_replay({"replay_error": nan, "replay_error_mean": nan}, exact=True) is None
 
 
+@pytest.mark.parametrize("exact", [True, False])
+def test_rounding_is_told_from_a_mistake(exact):
+    gaps = {"replay_error": 0.5, "replay_error_mean": 0.2}
+    assert "report it" in broken_replay(gaps, exact=exact)
+    assert "report it" in broken_replay(gaps, exact=exact, rounded={"replay_error": 0.01, "replay_error_mean": 0.005})
+    said = broken_replay(gaps, exact=exact, rounded={"replay_error": 0.1, "replay_error_mean": 0.1})
+    assert "report it" not in said
+    assert "alone makes 0.1; lower optimizer.lr" in said
+    assert ("float32" in said) != exact
+
+
 def test_skipped_in_a_row():
     assert skipped_in_a_row([]) == 0
     assert skipped_in_a_row([{"skipped": 1}, {"skipped": 0}, {"skipped": 1}, {"skipped": 1}]) == 2

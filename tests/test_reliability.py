@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from hrpo import HybridCausalLM, files
 from hrpo.checkpoints import SUMS_FILE, checkpoints, damage, model_in, seal
@@ -186,6 +187,19 @@ def test_where_no_checkpoint_is_whole_nothing_is_thrown_away(run, capsys):
     assert exit_info.value.code == 2
     assert "there is no other; put one back, or delete them all" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+@pytest.mark.parametrize(("name", "value"), [("exp_avg_sq", -1.0), ("exp_avg_sq", float("inf")), ("step", -1.0)])
+def test_an_optimizer_that_no_update_makes_is_refused(run, capsys, name, value):
+    """Its checksums are right: it was spoilt before it was written."""
+    path = run / "checkpoint-4" / "optimizer.safetensors"
+    state = load_file(path)
+    state[f"0.{name}"].fill_(value)
+    save_file(state, path)
+    seal(path.parent)
+    with pytest.raises(SystemExit):
+        main(["train", "--config", str(run / "config.yaml"), "--folder", str(run.parent), "--resume"])
+    assert f"optimizer.safetensors is damaged (0.{name} has values that no update makes)" in capsys.readouterr().err
 
 
 # ---- a folder takes another's place ------------------------------------------------------------------------------

@@ -311,6 +311,43 @@ def test_logits_that_are_not_finite(config, monkeypatch, capsys):
         train(dataclasses.replace(config, name="evaluated", eval=EvalConfig(problems=2)))
 
 
+@pytest.mark.parametrize("objective", ["hrpo", "sft"])
+@pytest.mark.parametrize(("damage", "named"), [(-1.0, "lm."), (float("nan"), "lm."), (float("inf"), "second moment")])
+def test_weights_that_are_not_finite_are_not_saved(config, objective, damage, named):
+    """Also where the second moment is infinite: the weights would never move again."""
+    trainer = Trainer(dataclasses.replace(config, objective=objective, sft=SftConfig(batch=4)))
+    trainer.train_step()
+    trainer.save()
+    trainer.optimizer.state[trainer.model.embedding.weight]["exp_avg_sq"][3, 4] = damage
+    with pytest.raises(StoppedError, match=rf"update 2 left numbers that are not finite in .*{named}.*optimizer\.lr"):
+        trainer.train_step()
+    assert newest_checkpoint(trainer.folder).name == "checkpoint-1"
+
+
+def test_a_bias_that_keeps_ids_from_being_sampled_is_trained_beside(config):
+    """A value that was infinite from the start, as on ids that are no tokens, does not end a run."""
+    trainer = Trainer(config)
+    trainer.never_finite = ["lm.model.norm.weight"]
+    with torch.no_grad():
+        trainer.model.bare_lm.model.norm.weight[0] = -float("inf")
+    assert trainer.spoilt() == []
+    with torch.no_grad():
+        trainer.model.gate.Lambda[0] = float("inf")
+    assert trainer.spoilt() == ["gate.Lambda"]
+
+
+def test_weights_so_large_that_rounding_decides_are_blamed(config):
+    trainer = Trainer(config)
+    with torch.no_grad():
+        for layer in trainer.model.bare_lm.model.layers:
+            layer.self_attn.q_proj.weight *= 3e4
+    with pytest.raises(
+        StoppedError, match=r"a rounding of the embeddings alone makes .*; lower optimizer\.lr"
+    ) as caught:
+        trainer.train_step()
+    assert "bug" not in str(caught.value)
+
+
 def test_what_is_replayed_otherwise_is_not_learnt_from(config, monkeypatch):
     trainer = Trainer(config)
     trainer.train_step()

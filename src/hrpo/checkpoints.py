@@ -259,6 +259,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:
             like = parameters[int(index)]
             if name not in ADAMW or value.shape != (() if name == "step" else like.shape):
                 raise ValueError(f"{key} is none of this optimizer's")
+            if not value.isfinite().all() or (name != "exp_avg" and (value < 0).any()):
+                raise ValueError(f"{key} has values that no update makes")
             state.setdefault(int(index), {})[name] = value if name == "step" else as_sharded(value, like)
         if any(part.keys() != ADAMW for part in state.values()):
             raise ValueError("a part is missing")

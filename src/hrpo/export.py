@@ -47,8 +47,9 @@ def export(checkpoint: str, out: str | Path, *, dtype: str = "", trust_remote_co
         exact: Dtype = "float64" if settings.dtype == "float64" else "float32"
         config = _config(resolve(settings.base_model) if has_adapter else str(folder), trust_remote_code)
         model = HybridCausalLM.from_pretrained(folder, dtype=exact, trust_remote_code=trust_remote_code)
-    lm = _merged(model).to(getattr(torch, dtype) if dtype else config.dtype or torch.float32)
-    merged = HybridCausalLM(lm, model.gate, settings, model.tokenizer)
+    lm, stored = _merged(model), getattr(torch, dtype) if dtype else config.dtype or torch.float32
+    _check_range(lm, stored)
+    merged = HybridCausalLM(lm.to(stored), model.gate, settings, model.tokenizer)
     with new_folder(out) as draft:
         merged.write_files(draft)
         model_card(draft, results_of(folder)).save(draft / CARD_FILE)
@@ -85,6 +86,17 @@ def _config(name: str, trust_remote_code: bool) -> Any:
 def _check_whole(config: Any, name: str) -> None:
     if getattr(config, "quantization_config", None):
         raise InputError(f"--checkpoint: its base model {name} is quantized, and nothing can be merged into it")
+
+
+def _check_range(lm: Any, dtype: torch.dtype) -> None:
+    """Refuse a number format in which weights would be infinite."""
+    for name, p in lm.named_parameters():
+        if not p.to(dtype).isfinite().equal(p.isfinite()):
+            largest = p[p.isfinite()].abs().max().item()
+            raise InputError(
+                f"--dtype: {str(dtype).removeprefix('torch.')} goes to {torch.finfo(dtype).max:.3g}, and {name} has "
+                f"{largest:.3g}; take float32"
+            )
 
 
 def _merged(model: HybridCausalLM) -> Any:

@@ -1,10 +1,13 @@
-"""What is not finite: refused in an answer; in training the batch is kept in the run folder for a look."""
+"""What is not finite, or hangs on a rounding: found, told, and in training the batch is kept for a look."""
 
+import contextlib
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -37,7 +40,32 @@ def check_finite(model: HybridCausalLM, rollout: Rollout) -> None:
 def not_finite(model: HybridCausalLM) -> list[str]:
     """Return which gradients are not finite: names of parameters, the first twenty."""
     bad = [name for name, p in model.named_parameters() if p.grad is not None and not full(p.grad).isfinite().all()]
-    return [*bad[:NAMED], f"and {len(bad) - NAMED} more"] if len(bad) > NAMED else bad
+    return _first(bad)
+
+
+def _first(names: list[str]) -> list[str]:
+    return [*names[:NAMED], f"and {len(names) - NAMED} more"] if len(names) > NAMED else names
+
+
+def spoilt(model: HybridCausalLM, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Return which trained weights, and which of AdamW's second moments, are not finite: the first twenty."""
+    values: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    seconds = {name: optimizer.state[p]["exp_avg_sq"] for name, p in values.items() if p in optimizer.state}
+    values |= {f"the second moment of {name}": value for name, value in seconds.items()}
+    if full(torch.nn.utils.get_total_norm(list(values.values()), math.inf)).isfinite():
+        return []
+    return _first([name for name, value in values.items() if not full(value).isfinite().all()])
+
+
+@contextlib.contextmanager
+def rounded_embeddings(model: HybridCausalLM) -> Iterator[None]:
+    """Within it, each number of a token's embedding is another by one rounding."""
+    step = torch.finfo(model.rounding).eps
+    handle = model.embedding.register_forward_hook(lambda module, inputs, e: e + step * e.abs())
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def keep_batch(

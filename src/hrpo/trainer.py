@@ -58,7 +58,7 @@ from hrpo.rewards import score
 from hrpo.rollout import Rollout, generate, sample_key
 from hrpo.sft import target_text, write_down
 from hrpo.sharding import Sharded, full
-from hrpo.sick import keep_batch, not_finite
+from hrpo.sick import keep_batch, not_finite, rounded_embeddings, spoilt
 from hrpo.tasks import Example, Task, load_task, remembered
 from hrpo.tasks.judge import DELIMITER
 from hrpo.techniques import FAST
@@ -128,6 +128,7 @@ class Trainer:
         self.optimizer = _make_optimizer(self.model, config)
         if checkpoint is not None:
             load_optimizer(self.optimizer, checkpoint)
+        self.never_finite = spoilt(self.model, self.optimizer)  # as a bias of -inf on ids that are no tokens
         self.evaluation()  # whatever is damaged is told before anything is written
         processes.wait()  # until all have read the folder as it was
         self.lock = Lock.of(self.folder) if processes.first() else None
@@ -166,8 +167,12 @@ class Trainer:
         rolled_out = time.perf_counter()
         stats = self.update(rollout, advantages)
         broken = broken_replay(stats, exact=self.exact)
+        if broken:
+            broken = broken_replay(stats, exact=self.exact, rounded=self.rounding_errors(rollout))
         if broken or stats["skipped"]:
             self.put_aside(broken, rollout, examples, completions, rewards.tolist())
+        else:
+            self.refuse_spoilt()
         end = time.perf_counter()
         self.step += 1
         self.write_samples(examples[0], completions[:G], rewards)
@@ -200,6 +205,8 @@ class Trainer:
         stats = self.step_optimizer(nll)
         if stats["skipped"]:
             self.put_aside(None, written, examples, decode(self.model.tokenizer, written))
+        else:
+            self.refuse_spoilt()
         give_back(self.model.device)  # with a policy each rollout does
         self.step += 1
         tokens, seconds = int(written.completion_mask.sum()), time.perf_counter() - start
@@ -289,6 +296,18 @@ class Trainer:
         return {**result, **replay_errors(torch.cat(processes.gather(torch.cat(gaps))))}
 
     @together
+    @torch.no_grad()
+    def rounding_errors(self, rollout: Rollout) -> Metrics:
+        """Return how far replayed log-probabilities move where the embeddings are rounded otherwise."""
+        gaps = [torch.empty(0, device=self.model.device)]
+        for part, _, _ in self.micro_batches(rollout, rollout.completion_mask):
+            logprobs, _ = self.replay(part, with_reference=False)
+            with rounded_embeddings(self.model):
+                others, _ = self.replay(part, with_reference=False)
+            gaps.append((others - logprobs).abs()[part.completion_mask.bool()])
+        return replay_errors(torch.cat(processes.gather(torch.cat(gaps))))
+
+    @together
     def likelihood_gradients(self, written: Rollout) -> float:
         """Return the mean over all tokens of -log p (nats), and leave its gradient in the parameters."""
         weights = token_weights(written.completion_mask, "token")  # (N, T)
@@ -371,6 +390,25 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         return metrics
+
+    @together
+    def spoilt(self) -> list[str]:
+        """Return which weights and second moments are not finite that were so at the start."""
+        return [name for name in spoilt(self.model, self.optimizer) if name not in self.never_finite]
+
+    def refuse_spoilt(self) -> None:
+        """End the run where its weights are no numbers any more.
+
+        Raises:
+            StoppedError: they are not.
+
+        """
+        if names := self.spoilt():
+            raise StoppedError(
+                f"update {self.step + 1} left numbers that are not finite in {', '.join(names)}: the optimizer's state "
+                "is damaged, or learning rates are too high (optimizer.lr, optimizer.gate_lr, optimizer.lambda_lr); "
+                "nothing of it is saved, and the newest checkpoint is of before"
+            )
 
     def put_aside(
         self,
