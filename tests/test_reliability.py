@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from hrpo import HybridCausalLM, files
@@ -31,7 +32,9 @@ from hrpo.config import (
 )
 from hrpo.errors import InputError, StoppedError
 from hrpo.keep import hold_out, prune
+from hrpo.progress import console
 from hrpo.run import train
+from hrpo.stop import SIGNALS
 from hrpo.tasks import load_task
 from hrpo.tasks.task import essence
 from hrpo.trainer import Trainer
@@ -271,10 +274,10 @@ def signalled(monkeypatch, numbers, *, when: int | str):
 
 
 def exit_code(words) -> int:
-    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    handlers = [signal.getsignal(number) for number in SIGNALS]
     with pytest.raises(SystemExit) as exit_info:
         main(words)
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert [signal.getsignal(number) for number in SIGNALS] == handlers
     return exit_info.value.code
 
 
@@ -283,6 +286,7 @@ def exit_code(words) -> int:
     [
         (signal.SIGTERM, 3, [2, 3]),
         (signal.SIGINT, 4, [2, 4]),
+        (signal.SIGHUP, 3, [2, 3]),
         (signal.SIGTERM, "before", []),
         (signal.SIGINT, "after", [2, 4, 6]),
     ],
@@ -305,6 +309,28 @@ def test_asked_twice_it_quits_at_once(config, tmp_path, monkeypatch):
     signalled(monkeypatch, [signal.SIGINT, signal.SIGINT], when=3)
     assert exit_code([*words(config), "--resume"]) == 130
     assert sorted(checkpoints(config.run_folder)) == [2]
+
+
+def test_a_terminal_may_say_twice_that_it_closes(config, monkeypatch):
+    Trainer(config)
+    signalled(monkeypatch, [signal.SIGHUP, signal.SIGHUP], when=3)
+    assert exit_code([*words(config), "--resume"]) == 4
+    assert sorted(checkpoints(config.run_folder)) == [2, 3]
+
+
+def test_asked_before_there_is_a_folder(config, tmp_path, monkeypatch, capfd):
+    """Nothing can be resumed then, so nothing of the kind is promised."""
+    begin = Trainer.__init__
+
+    def asked(self, *args, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        begin(self, *args, **options)
+
+    monkeypatch.setattr(Trainer, "__init__", asked)
+    command = ["train", "--name", "run", "--folder", str(tmp_path), "--rollout.max_new_tokens", "16"]
+    assert exit_code(command) == 4
+    assert capfd.readouterr().err == "hrpo: interrupted; nothing is lost, the same command begins the run\n"
+    assert not config.run_folder.exists()
 
 
 def test_a_comparison_ends_and_goes_on(config, tmp_path, monkeypatch):
@@ -337,6 +363,103 @@ def test_a_thread_can_train(config):
     thread.start()
     thread.join()
     assert results[0].keys() == {"before", "after"}
+
+
+# ---- what ends a run between checkpoints -------------------------------------------------------------------------
+
+ENDS = {
+    "an error": RuntimeError("odd"),
+    "what a user gave": InputError("odd"),
+    "no memory": MemoryError(),
+    "sys.exit": SystemExit(0),
+    "Ctrl-C in a notebook": KeyboardInterrupt(),
+}
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_what_ends_a_run_saves_first(config, never, tmp_path, monkeypatch, how):
+    """The updates that no checkpoint holds; the error says where they are."""
+
+    def ending(self, step):
+        if step == 3:
+            raise ENDS[how]
+        return batch(self, step)
+
+    batch = Trainer.batch
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "batch", ending)
+        with pytest.raises(type(ENDS[how])) as error:
+            train(config)
+    saved = config.run_folder / "checkpoint-3"
+    assert error.value.__notes__ == [f"saved first, in {saved}: --resume goes on from there"]
+    assert sorted(checkpoints(config.run_folder)) == [2, 3]
+    assert damage(saved) is None
+    train(config, resume=True)
+    assert outcome(config.run_folder) == outcome(never)
+
+
+def test_supervised_updates_are_saved_too(config, monkeypatch):
+    def ending(self, step):
+        if step == 1:
+            raise RuntimeError("odd")
+        return batch(self, step)
+
+    batch = Trainer.batch
+    monkeypatch.setattr(Trainer, "batch", ending)
+    with pytest.raises(RuntimeError, match="odd"):
+        train(dataclasses.replace(config, objective="sft", eval=EvalConfig(problems=0)))
+    assert sorted(checkpoints(config.run_folder)) == [1]
+
+
+@pytest.mark.parametrize("where", ["in the optimizer", "before the log"])
+def test_no_half_update_is_saved(config, monkeypatch, where):
+    """Once some weights have changed and others not, or an update is not in the log, the last checkpoint counts."""
+
+    def ending(self, *args):
+        if len(checkpoints(config.run_folder)) == 1:  # in the third update
+            raise RuntimeError("odd")
+        return step(self, *args) if where == "in the optimizer" else None
+
+    step = torch.optim.AdamW.step
+    if where == "in the optimizer":
+        monkeypatch.setattr(torch.optim.AdamW, "step", ending)
+    else:
+        monkeypatch.setattr(Trainer, "write_samples", ending)
+    with pytest.raises(RuntimeError, match="odd") as error:
+        train(dataclasses.replace(config, eval=EvalConfig(problems=0)))
+    assert not hasattr(error.value, "__notes__")
+    assert sorted(checkpoints(config.run_folder)) == [2]
+
+
+@pytest.fixture
+def nobody_reads():
+    """A pipe whose reader has ended."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    return os.fdopen(writes, "w")
+
+
+@pytest.mark.parametrize("output", ["nobody reads", "full"])
+def test_an_output_that_takes_nothing(config, nobody_reads, tmp_path, monkeypatch, capfd, output):
+    """As in `hrpo train | head`, or with output to a full disk, which is not that of the run folder."""
+    with monkeypatch.context() as patch, Path("/dev/full").open("w") as full:
+        patch.setattr(sys, "stdout", nobody_reads if output == "nobody reads" else full)
+        command = ["train", "--name", "run", "--folder", str(tmp_path), "--rollout.max_new_tokens", "16"]
+        command += ["--eval.problems", "0", "--check.prompts", "0", "--rollout.prompts", "2", "--updates", "3"]
+        code = exit_code(command)
+        sys.stdout.close()
+    console.begin_capture()
+    console.end_capture()  # forgets what it could not print
+    said = capfd.readouterr().err
+    assert said.endswith(f"saved first, in {config.run_folder / 'checkpoint-1'}: --resume goes on from there\n")
+    assert said.count("\n") == 1
+    if output == "nobody reads":
+        assert code == 128 + signal.SIGPIPE
+        assert said.startswith("hrpo: nobody reads on; saved first")
+    else:
+        assert code == 3
+        assert said.startswith("hrpo: stopped: nothing can be written to standard output (No space left on device)")
+    assert sorted(checkpoints(config.run_folder)) == [1]
 
 
 # ---- a full disk -------------------------------------------------------------------------------------------------

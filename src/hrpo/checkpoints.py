@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import Tensor
 from hrpo import files, processes
 from hrpo.config import TrainConfig
 from hrpo.errors import InputError
+from hrpo.output import warn
 from hrpo.settings import parse
 from hrpo.sharding import as_sharded, full
 
@@ -70,7 +70,7 @@ def whole_checkpoint(folder: Path, field: str) -> Path | None:
     for path in checkpoints(folder).values():
         if (problem := damage(path)) is None:
             for line in damaged:
-                print(f"hrpo: {line}; going back to {path.name}", file=sys.stderr)
+                warn(f"hrpo: {line}; going back to {path.name}")
             return path
         damaged.append(f"{path} is damaged ({problem})")
     if damaged:
@@ -196,7 +196,7 @@ def read_step(checkpoint: Path) -> int:
     here = torch.get_num_threads()
     try:
         if (there := int(state.get("threads", here))) != here:
-            print(f"hrpo: it ran on {there} threads, now {here}: the same numbers but for rounding", file=sys.stderr)
+            warn(f"hrpo: it ran on {there} threads, now {here}: the same numbers but for rounding")
         return int(state["step"])
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise InputError(f"--resume: {checkpoint / STATE_FILE} has no step; {_go_back(checkpoint)}") from error

@@ -18,7 +18,8 @@ from jsonargparse import ArgumentParser, Namespace
 from hrpo import __version__
 from hrpo.catalog import KNOWN
 from hrpo.config import CompareConfig, TrainConfig
-from hrpo.errors import InputError, Interrupted, StoppedError, model_named_by, named_by
+from hrpo.errors import InputError, Interrupted, OutputError, StoppedError, model_named_by, named_by
+from hrpo.output import failures_told, give_up_output, say, visible, warn
 from hrpo.settings import check_settings_file
 from hrpo.stop import listening
 
@@ -67,6 +68,10 @@ class Parser(ArgumentParser):
         hint = f"did you mean {close[0]}?" if close else "see --help"
         self.exit(2, f"{self.prog}: error: unknown option {name}; {hint}\n")
 
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """Exit with a message that may quote what the user gave."""
+        super().exit(status, message and visible(message))
+
     def parse_args(self, *args: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
         """Parse; a whole number too large for a float, of 400 digits say, is an error as any other."""
         try:
@@ -98,7 +103,9 @@ def _train(args: Namespace) -> None:
 
         show_plan(config, resume=args.resume)
         return
-    with listening() as stop:
+    folder = config.run_folder
+    begun = folder / "config.yaml"
+    with listening(lambda: "--resume goes on" if begun.exists() else "the same command begins the run") as stop:
         _quiet()
         from hrpo.files import read_lines
         from hrpo.progress import console, print_table
@@ -106,7 +113,6 @@ def _train(args: Namespace) -> None:
         from hrpo.run import train
 
         evaluation = train(config, resume=args.resume, stop=stop)
-    folder = config.run_folder
     title = f"{config.eval.problems} held-out problems of {config.task.name}, {config.latent_mode}; 95 % intervals"
     print_table(title, ["", "before", "after"], result_rows(evaluation, read_lines(folder / "metrics.jsonl")))
     console.print(f"report: {folder / 'report.md'}")
@@ -170,7 +176,7 @@ def _compare(args: Namespace) -> None:
         if "seed" in changes:
             raise InputError(f"arms.{arm}: seed is not an arm's own; give seeds for all of them")
     arms = {name: _changed(config, name, changes) for name, changes in args.arms.items()}
-    with listening() as stop:
+    with listening(lambda: "the same command goes on") as stop:
         _quiet()
         from hrpo.compare import compare, of_modes
         from hrpo.comparison import show
@@ -200,7 +206,7 @@ def _report(args: Namespace) -> None:
     from hrpo.overview import report
 
     for path in report(args.runs, args.out):
-        print(path)
+        say(path)
 
 
 def _eval_parser(parser: Parser) -> None:
@@ -279,7 +285,7 @@ def _generate(args: Namespace) -> None:
             trace=args.trace,
             trust_remote_code=args.trust_remote_code,
         ):
-            print(text)
+            say(text)
 
 
 def _inspect_parser(parser: Parser) -> None:
@@ -319,7 +325,7 @@ def _inspect(args: Namespace) -> None:
             batch=args.batch,
             trust_remote_code=args.trust_remote_code,
         )
-    print(args.out)
+    say(args.out)
 
 
 def _export_parser(parser: Parser) -> None:
@@ -333,7 +339,7 @@ def _export(args: Namespace) -> None:
     _quiet()
     from hrpo.export import export
 
-    print(export(args.checkpoint, args.out, dtype=args.dtype, trust_remote_code=args.trust_remote_code))
+    say(export(args.checkpoint, args.out, dtype=args.dtype, trust_remote_code=args.trust_remote_code))
 
 
 def _push_parser(parser: Parser) -> None:
@@ -348,7 +354,7 @@ def _push(args: Namespace) -> None:
     _quiet()
     from hrpo.hub import push_to_hub
 
-    print(
+    say(
         push_to_hub(
             args.checkpoint,
             args.repo,
@@ -375,7 +381,7 @@ def _import_release(args: Namespace) -> None:
     _quiet()
     from hrpo.release import import_release
 
-    print(
+    say(
         import_release(
             args.folder,
             args.out,
@@ -398,10 +404,10 @@ def _model(args: Namespace) -> None:
 
     if args.name:
         with model_named_by("NAME"):
-            print(fetch(args.name, say=lambda line: print(line, file=sys.stderr)))
+            say(fetch(args.name, say=warn))
         return
     for name, known in KNOWN.items():
-        print(f"{name:15} {known.description} ({known.licence}; {known.source})")
+        say(f"{name:15} {known.description} ({known.licence}; {known.source})")
 
 
 def _tasks_parser(parser: Parser) -> None:
@@ -415,7 +421,7 @@ def _tasks(args: Namespace) -> None:
 
     with named_by({"task.name": "NAME", "task.path": "--path", "task.test_path": "--path"}):
         for line in show_task(args.name, args.path) if args.name else list_tasks(args.path):
-            print(line)
+            say(line)
 
 
 def _retrieve_parser(parser: Parser) -> None:
@@ -486,40 +492,51 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run_command(words: list[str]) -> int:
     """Run a command and return the exit code that it ends with."""
-    if not words or words[0] in ("-h", "--help"):
-        print(USAGE, "", *(f"  {name:14} {summary}" for name, (_, _, summary) in COMMANDS.items()), sep="\n")
-        print("\n`hrpo COMMAND --help` lists a command's options.")
-        return 0 if words else 2
-    if words[0] == "--version":
-        print(f"hrpo {__version__}")
-        return 0
-    if words[0] not in COMMANDS:
-        close = difflib.get_close_matches(words[0], COMMANDS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"it is one of {', '.join(COMMANDS)}"
-        return _complain(f"unknown command {words[0]}; {hint}")
-    add_arguments, run, summary = COMMANDS[words[0]]
     try:
-        parser = Parser(prog=f"hrpo {words[0]}", description=summary)
-        add_arguments(parser)
-        run(parser.instantiate(parser.parse_args(words[1:])))
-        sys.stdout.flush()
+        code = _run(words)
+        with failures_told():
+            sys.stdout.flush()
     except InputError as error:
-        return _complain(str(error))
-    except BrokenPipeError:  # `hrpo tasks | head`: nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor what Python still holds back
+        return _complain(_with_notes(error))
+    except OutputError as error:
+        give_up_output()
+        if not isinstance(error.__cause__, BrokenPipeError):
+            warn(f"hrpo: stopped: {_with_notes(error)}")
+            return 3
+        for note in _notes(error):  # else `hrpo tasks | head` ends as other programs do
+            warn(f"hrpo: nobody reads on; {note}")
         return 128 + signal.SIGPIPE
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
         return _complain(f"{error.filename or 'disk'}: {error.strerror}")
     except StoppedError as error:
-        print(f"hrpo: stopped: {error}", file=sys.stderr)
+        warn(f"hrpo: stopped: {_with_notes(error)}")
         return 3
-    except Interrupted:
-        print("hrpo: interrupted; nothing is lost, --resume goes on (hrpo compare goes on by itself)", file=sys.stderr)
+    except Interrupted as error:
+        warn(f"hrpo: interrupted; nothing is lost, {error}")
         return 4
     except KeyboardInterrupt:
         return 130
+    return code
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        say("\n".join([USAGE, "", *(f"  {name:14} {summary}" for name, (_, _, summary) in COMMANDS.items())]))
+        say("\n`hrpo COMMAND --help` lists a command's options.")
+        return 0 if words else 2
+    if words[0] == "--version":
+        say(f"hrpo {__version__}")
+        return 0
+    if words[0] not in COMMANDS:
+        close = difflib.get_close_matches(words[0], COMMANDS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"it is one of {', '.join(COMMANDS)}"
+        raise InputError(f"unknown command {words[0]}; {hint}")
+    add_arguments, run, summary = COMMANDS[words[0]]
+    parser = Parser(prog=f"hrpo {words[0]}", description=summary)
+    add_arguments(parser)
+    run(parser.instantiate(parser.parse_args(words[1:])))
     return 0
 
 
@@ -542,5 +559,14 @@ def _quiet() -> None:
 def _complain(message: str) -> int:
     if os.environ.get("LOCAL_RANK", "0") != "0":
         time.sleep(5)  # the first process says it too, and its end ends this one: unless the fault is this one's alone
-    print(f"hrpo: error: {' '.join(message.split())}", file=sys.stderr)  # one line, whatever a library says
+    warn(f"hrpo: error: {' '.join(message.split())}")  # one line, whatever a library says
     return 2
+
+
+def _with_notes(error: BaseException) -> str:
+    """Return what an error says, and what was noted on its way, such as where a run was saved."""
+    return "; ".join([str(error), *_notes(error)])
+
+
+def _notes(error: BaseException) -> list[str]:
+    return getattr(error, "__notes__", [])

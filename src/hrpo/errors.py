@@ -12,8 +12,12 @@ class StoppedError(RuntimeError):
     """A run ended itself; its checkpoints are whole. The message says why and what to change; `hrpo` exits with 3."""
 
 
+class OutputError(StoppedError):
+    """Standard output takes nothing any more; `__cause__` is the system's error. `hrpo` exits with 3."""
+
+
 class Interrupted(KeyboardInterrupt):
-    """A run was asked to end by SIGTERM or Ctrl-C, and has saved what it had; `hrpo` exits with 4."""
+    """A run was asked to end by a signal, and has saved what it had; `hrpo` exits with 4."""
 
 
 @contextlib.contextmanager

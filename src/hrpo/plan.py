@@ -32,7 +32,7 @@ def show_plan(config: TrainConfig, *, resume: bool = False) -> None:
     source = resolve(model_in(config.model.name))
     check_whole(Path(source))
     planned = rows(config, source)
-    console.print(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False).rstrip(), markup=False)
+    console.print(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False).rstrip())
     print_table(f"plan of {config.run_folder}; nothing is loaded or written", ["", "planned"], planned)
 
 

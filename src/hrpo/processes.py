@@ -18,6 +18,8 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
+from hrpo.stop import SIGNALS
+
 BUCKET = 2**25  # numbers that are added up at a time: 128 MB of float32
 T = TypeVar("T")
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -110,11 +112,14 @@ def _reduce(bucket: list[nn.Parameter]) -> None:
 
 
 def together(method: Method) -> Method:
-    """Mark a method that all processes run when the first one calls it, at the same step; none calls another."""
+    """Mark a method that all processes run when the first one calls it, at the same step; none calls another.
+
+    Where the first process has failed in one of them, it is by itself from there on: see `alone`.
+    """
 
     @functools.wraps(method)
     def call(self: Led, *args: Any, **options: Any) -> Any:
-        if count() == 1 or not first():
+        if count() == 1 or not first() or _busy:
             return method(self, *args, **options)
         _send((method.__name__, self.step, args, options))
         _busy.append(method.__name__)
@@ -126,6 +131,11 @@ def together(method: Method) -> Method:
 
 
 _busy: list[str] = []  # what the others are in too, of the process that leads
+
+
+def alone() -> bool:
+    """Whether the others have been left in a method that this process has failed in: they can do nothing with it."""
+    return bool(_busy)
 
 
 @contextmanager
@@ -147,7 +157,7 @@ def leading(trainer: Led) -> Iterator[bool]:
 
 def _follow(trainer: Led) -> None:
     """Do what the first process does, until it has done; it alone hears of signals, and decides what they mean."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     while (message := _receive()) is not None:
         name, trainer.step, args, options = message

@@ -3,21 +3,63 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
-console = Console(highlight=False, soft_wrap=True)
+from hrpo.output import failures_told, visible
+
+
+class Screen(Console):
+    """Standard output, on which texts are shown as they are: nothing in them is markup, an emoji or a command.
+
+    What writes raises an OutputError where standard output takes nothing any more.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Make a text ready; whatever is printed comes by here, the cells of tables too."""
+        return super().render_str(visible(text), **options)
+
+    @property  # type: ignore[misc]  # rich's can be set, too
+    def file(self) -> IO[str]:
+        """Standard output as it is at the moment."""
+        return cast(IO[str], _Told(super().file))
+
+
+class _Told:
+    """A stream that tells its own failures from those of files."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        with failures_told():
+            return self.stream.write(text)
+
+    def flush(self) -> None:
+        with failures_told():
+            self.stream.flush()
+
+
+console = Screen(soft_wrap=True)
 
 
 @contextmanager
 def bar(label: str, total: int, done: int = 0) -> Iterator["Bar"]:
     """Show how far something is; the block calls `advance` on what it gets."""
-    columns = [TextColumn("{task.description}"), BarColumn(bar_width=16), MofNCompleteColumn()]
-    columns += [TextColumn("{task.fields[note]}"), TimeRemainingColumn()]
+    columns = [TextColumn("{task.description}", markup=False), BarColumn(bar_width=16), MofNCompleteColumn()]
+    columns += [TextColumn("{task.fields[note]}", markup=False), TimeRemainingColumn()]
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        yield Bar(progress, label, total, done)
+        yield Bar(progress, visible(label), total, done)
 
 
 class Bar:
@@ -60,7 +102,7 @@ def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
     screen = console
     if not console.is_terminal:
         wide = console.measure(table, options=console.options.update(max_width=10_000)).maximum
-        screen = Console(highlight=False, width=max(wide, console.width), quiet=console.quiet)
+        screen = Screen(width=max(wide, console.width), quiet=console.quiet)
     screen.print(table)
 
 

@@ -1,6 +1,8 @@
 """A run from its first look at the rewards to its report."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from safetensors import SafetensorError
@@ -42,7 +44,11 @@ def train(config: TrainConfig, *, resume: bool = False, stop: Stop | None = None
         InputError: a setting cannot be used, or the folder is another run's.
         StoppedError: no group has had a signal for `check.patience` updates, and a checkpoint is saved; or the disk is
             full.
+        OutputError: standard output takes nothing any more.
         Interrupted: `stop` has been asked for; everything is saved.
+
+    Whatever ends it between two checkpoints, an error of a reward's or of hrpo's own, the updates are saved first and
+    the exception has a note that says where.
 
     """
     try:
@@ -76,7 +82,33 @@ def _lead(trainer: Trainer, stop: Stop) -> dict[str, Any]:
     evaluation = trainer.evaluation()
     if "before" not in evaluation:
         evaluation["before"] = trainer.evaluate("before")
-    updates = read_lines(trainer.folder / "metrics.jsonl")
+    with saving(trainer, stop):
+        _update(trainer, stop)
+    if "after" not in evaluation:
+        evaluation["after"] = trainer.evaluate("after")
+    write_report(trainer.folder)
+    return evaluation
+
+
+@contextmanager
+def saving(trainer: Trainer, stop: Stop) -> Iterator[None]:
+    """Save before whatever ends the block, and note that on it: an error, an output that nobody reads, Ctrl-C.
+
+    Only a second signal, which asks to end at once, saves nothing.
+    """
+    try:
+        yield
+    except BaseException as error:
+        at_once = isinstance(error, KeyboardInterrupt) and stop.asked
+        if not at_once and (path := trainer.save_unsaved()):
+            error.add_note(f"saved first, in {path}: --resume goes on from there")
+        stop.unsaved = False
+        raise
+
+
+def _update(trainer: Trainer, stop: Stop) -> None:
+    """Do the updates that are left, and say, log, save and validate on the way."""
+    config, updates = trainer.config, read_lines(trainer.folder / "metrics.jsonl")
     with tracking(config, trainer.step) as track, bar("update", config.updates, trainer.step) as progress:
         while True:
             if _due(trainer.step, config):  # saved already, so that a kill loses nothing here: a resumed run is back
@@ -98,10 +130,6 @@ def _lead(trainer: Trainer, stop: Stop) -> dict[str, Any]:
                 stop.saved()
             if reason:
                 raise StoppedError(reason)
-    if "after" not in evaluation:
-        evaluation["after"] = trainer.evaluate("after")
-    write_report(trainer.folder)
-    return evaluation
 
 
 def _due(step: int, config: TrainConfig) -> bool:

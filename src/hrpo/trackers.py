@@ -70,7 +70,7 @@ class _Tracker:
         except Exception as error:  # whatever it is: of another's service, over the network
             self.works = False
             reason = " ".join(str(error).split()) or type(error).__name__
-            console.print(f"warning: {self.name} has failed and is off, training goes on: {reason}", markup=False)
+            console.print(f"warning: {self.name} has failed and is off, training goes on: {reason}")
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

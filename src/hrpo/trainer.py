@@ -104,6 +104,8 @@ class Trainer:
         _check_train(self.task, config)
         set_seed(config.seed)  # of the fresh gate and adapters; sampling has keys of its own
         self.step = 0 if checkpoint is None else read_step(checkpoint)
+        self.saved = self.step  # updates in the newest checkpoint
+        self.logged: int | None = self.step  # updates that the weights have behind them; None in the midst of one
         self.model = _load_model(config, checkpoint, accelerator.device)
         _check_top_k(config, self.model)
         self.held_out, self.task = hold_out(fitting(self.task, self.model, config), config.keep.problems, config.seed)
@@ -387,6 +389,7 @@ class Trainer:
         if not math.isfinite(metrics["grad_norm"]) or not math.isfinite(loss):
             return {**metrics, "skipped": 1.0}
         torch.nn.utils.clip_grads_with_norm_(parameters, settings.max_grad_norm, norm)
+        self.logged = None  # from here on until `log` the weights are those of no update that is known
         self.optimizer.step()
         self.optimizer.zero_grad()
         return metrics
@@ -430,8 +433,6 @@ class Trainer:
         kept = keep_batch(self.folder, self.step + 1, why, rollout, examples, completions, facts)
         self.forget_gradients()
         if broken:
-            if self.step:
-                self.save()
             raise StoppedError(f"update {self.step + 1} was not taken: {broken}; {kept}")
         console.print(f"warning: update {self.step + 1} was skipped, {why}; {kept}")
 
@@ -481,7 +482,17 @@ class Trainer:
             save_file(self.optimizer_state(), draft / OPTIMIZER_FILE)
             (draft / STATE_FILE).write_text(json.dumps({"step": self.step, "threads": torch.get_num_threads()}) + "\n")
             seal(draft)
+        self.saved = self.step
         return path
+
+    def save_unsaved(self) -> Path | None:
+        """Save the updates that no checkpoint holds; None where there are none, or what is there is not whole.
+
+        It is not in the midst of an update, nor where only all processes together have the weights and have lost
+        each other.
+        """
+        whole = self.logged == self.step and (self.sharded is None or not processes.alone())
+        return self.save() if whole and self.step > self.saved else None
 
     def validate(self) -> None:
         """Answer the held-out training problems greedily, and log how many are right; each update once."""
@@ -528,6 +539,7 @@ class Trainer:
             name: value for name, value in metrics.items() if not isinstance(value, float) or math.isfinite(value)
         }
         append(self.folder / "metrics.jsonl", [metrics])
+        self.logged = self.step
 
     def write_samples(self, example: Example, completions: list[str], rewards: Tensor) -> None:
         """Append some completions of the update's first problem to samples.jsonl."""
