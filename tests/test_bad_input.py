@@ -3,6 +3,7 @@
 Every case is a command line as a user types it, in a folder with data, models and runs, most of them broken in one way.
 """
 
+import dataclasses
 import json
 import os
 import shlex
@@ -15,9 +16,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hrpo import HybridCausalLM, HybridGate, Lora
+from hrpo.bounds import SETTINGS as BOUNDED
 from hrpo.catalog import local_folder
 from hrpo.checkpoints import seal
 from hrpo.cli import COMMANDS, main
+from hrpo.config import TrainConfig
 
 # What makes `train` short; cases come after it, and the last value of an option counts.
 TRAIN = "train --folder runs --name new --updates 2 --save_every 1 --rollout.prompts 2 --rollout.group_size 2"
@@ -352,6 +355,30 @@ CASES = [
     (TRAIN + "--model.quantization 4bit --model.lora_rank 0", "model.quantization", "set model.lora_rank above 0"),
     (SFT + "--sft.batch 0", "sft.batch", "at least 1"),
     ("check --check.prompts 0", "check.prompts", "at least 1"),
+    # numbers beyond what anyone can train
+    *((TRAIN + f"--{name} {10**23 - 1}", f"{name}: must be at most ") for name in BOUNDED),
+    (TRAIN + "--rollout.group_size 100000000", "rollout.group_size: must be at most 100,000"),
+    (TRAIN + "--rollout.group_size 100000 --rollout.prompts 100000", "rollout.group_size: 10,000,000,000 completions"),
+    (TRAIN + "--check.prompts 100000 --rollout.group_size 100000", "rollout.group_size: 10,000,000,000 completions"),
+    (TRAIN + "--task.max_terms 1000000000", "task.max_terms: must be at most 100"),
+    (DRY + "--updates 99999999999999999999999", "updates: must be at most"),
+    (
+        TRAIN + "--rollout.group_size 1 --seed=-1 --optimizer.lr 3 --task.name gsmk8",
+        "rollout.group_size: must be at least 2",
+        "also seed: must be from 0",
+        "also optimizer.lr: must be from 0 to 1",
+        "also task.name: there is no task 'gsmk8'; did you mean gsm8k?",
+    ),
+    *(
+        (f"eval --checkpoint tiny --tasks arithmetic --{name} 99999999999", f"--{name}: must be at most ")
+        for name in ("problems", "samples", "shots", "max_new_tokens", "batch", "seed")
+    ),
+    *(
+        (f"inspect --checkpoint tiny --task arithmetic --out x.html --{name} 99999999999", f"-{name}: must be at most ")
+        for name in ("n", "max_new_tokens", "batch", "seed")
+    ),
+    ("import-release release --out out --max_new_tokens 99999999999", "--max_new_tokens: ", "at most 10,000,000"),
+    ("retrieve add --task nq --index x --out y -k 99999999999", "-k: must be at most 10,000"),
     # prompts over the limit
     (GSM8K + "data/good --rollout.max_prompt_tokens 5", "rollout.max_prompt_tokens: of 8", "raise it"),
     (
@@ -563,7 +590,11 @@ CASES = [
     ("inspect --checkpoint tiny --task arithmetic -n -1 --out page.html", "-n", "at least 0"),
     ("inspect --checkpoint tiny --task arithmetic --n many --out page.html", "n: ", "a whole number"),
     ("inspect --checkpoint tiny --task arithmetic --batch 0 --out page.html", "--batch", "at least 1"),
-    ("inspect --checkpoint tiny --task arithmetic --out page.html", "--max_new_tokens: 512 leave no room", "lower it"),
+    (
+        "inspect --checkpoint tiny --task arithmetic --max_new_tokens 512 --out page.html",
+        "--max_new_tokens: 512 leave no room",
+        "lower it",
+    ),
     (
         "inspect --checkpoint tiny --task arithmetic --latent_mode hybrid --out page.html",
         "--latent_mode: tiny has no trained gate",
@@ -664,6 +695,21 @@ def test_refused(place, capfd, words, parts):
     line = refused(place, capfd, shlex.split(words))
     for part in parts:
         assert part in line
+
+
+def test_every_whole_number_is_bounded():
+    """Those of the settings by the table that the cases above go through, or by a rule of their own."""
+    sections = {field.name: field.default_factory for field in dataclasses.fields(TrainConfig) if field.default_factory}
+    fields = [("", TrainConfig), *((f"{name}.", section) for name, section in sections.items())]
+    found = {
+        prefix + field.name
+        for prefix, section in fields
+        if section is not dataclasses.MISSING
+        for field in dataclasses.fields(section)
+        if field.type is int
+    }
+    rules = {"seed", "rollout.group_size", "task.min_terms", "task.max_terms"}
+    assert found - rules == set(BOUNDED)
 
 
 def test_every_command_is_tried():

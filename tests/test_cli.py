@@ -1,6 +1,7 @@
 """The command line: help, bad input, and each command once for real."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -66,7 +67,7 @@ def test_help_is_quick_and_needs_no_torch(command):
         ("eval --checkpoint tiny --tasks arithmetic --latent_mode hybrid", "tiny has no trained gate"),
         ("eval --checkpoint tiny --tasks arithmetic --latent_mode fuzzy", "--latent_mode: must be of own, hybrid"),
         ("eval --checkpoint tiny --tasks arithmetic --prompt rude", "--prompt: must be of own, direct, cot"),
-        ("eval --checkpoint tiny --tasks arithmetic", "--max_new_tokens: 512 leave no room"),
+        ("eval --checkpoint tiny --tasks arithmetic --max_new_tokens 512", "--max_new_tokens: 512 leave no room"),
         ("eval --checkpoint tiny --tasks arithmetic --out src", "src is there already and holds no evaluation"),
         ("eval --checkpoint tiny --tasks arithmetic --shots 1 --shots_path x.jsonl", "--shots_path"),
         ("train --task.name gsm8k --task.path missing.jsonl", "no file missing.jsonl"),
@@ -130,6 +131,38 @@ def test_model_list(capsys):
     listed = capsys.readouterr().out
     assert "tiny" in listed
     assert "smollm2-135m" in listed
+
+
+@pytest.mark.parametrize("words", ["tasks", "model", "--help", "--version", "tasks --help"])
+@pytest.mark.parametrize("streams", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
+def test_closed_streams(words, streams):
+    done = subprocess.run(["bash", "-c", f"{sys.executable} -m hrpo {words} {streams}"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert bool(done.stdout) == (">&- " not in f" {streams} ".replace("2>&-", ""))
+
+
+@pytest.mark.parametrize("words", ["tasks", "--help"])
+@pytest.mark.parametrize(
+    ("streams", "said"), [("> /dev/full", "No space left on device"), ("1< /dev/null", "Bad file")]
+)
+def test_output_that_cannot_be_written(words, streams, said):
+    done = subprocess.run(["bash", "-c", f"{sys.executable} -m hrpo {words} {streams}"], capture_output=True, text=True)
+    assert done.returncode == 3
+    assert len(done.stderr.splitlines()) == 1
+    assert f"nothing can be written to standard output ({said}" in done.stderr
+
+
+def test_a_terminal_without_the_letters(tmp_path):
+    """What it has no code for is shown as an escape."""
+    (tmp_path / "test.jsonl").write_text(json.dumps({"question": "Café, ½?", "answer": "#### 3"}, ensure_ascii=False))
+    done = subprocess.run(
+        [sys.executable, "-m", "hrpo", "tasks", "gsm8k", "--path", str(tmp_path)],
+        env={**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"Caf\xe9, \xbd?" in done.stdout
 
 
 def test_output_that_nobody_reads_on():

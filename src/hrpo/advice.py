@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hrpo.config import TrainConfig
+from hrpo.config import TrainConfig, length_limit
 from hrpo.turns import NO_END
 
 
@@ -56,7 +56,7 @@ def advice(signs: Signs, config: TrainConfig, ends: Sequence[str] = ("EOS",)) ->
         tips.append(NO_END)
     elif signs.truncation_rate > 0.2:
         cut = f"{signs.truncation_rate:.0%} of the completions are cut off"
-        longer = f"raise rollout.max_new_tokens (now {rollout.max_new_tokens})"
+        longer = f"raise rollout.max_new_tokens (now {length_limit(rollout.max_new_tokens, None)})"
         named = ", ".join(map(repr, ends))
         tips.append(
             f"{cut} before an answer: {longer}"

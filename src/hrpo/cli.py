@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import errno
+import io
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from hrpo import __version__
 from hrpo.catalog import KNOWN
 from hrpo.config import CompareConfig, TrainConfig
 from hrpo.errors import InputError, Interrupted, OutputError, StoppedError, model_named_by, named_by
+from hrpo.files import is_full
 from hrpo.output import failures_told, give_up_output, say, visible, warn
 from hrpo.settings import check_settings_file
 from hrpo.stop import listening
@@ -49,7 +51,8 @@ PLAIN_WORDS = [
     ),
 ]
 # Of the machine, not of the program: they end with a line too.
-DISK_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.EIO}
+DISK_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG}
+DISK_ERRORS |= {errno.EIO}
 
 
 class Parser(ArgumentParser):
@@ -481,6 +484,7 @@ USAGE = "usage: hrpo {" + " | ".join(COMMANDS) + "} [options]"
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command; bad input exits with 2 and one line."""
+    _open_streams()
     code = run_command(list(sys.argv[1:] if argv is None else argv))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from hrpo.processes import leave
@@ -506,13 +510,15 @@ def run_command(words: list[str]) -> int:
         for note in _notes(error):  # else `hrpo tasks | head` ends as other programs do
             warn(f"hrpo: nobody reads on; {note}")
         return 128 + signal.SIGPIPE
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
-            raise
-        return _complain(f"{error.filename or 'disk'}: {error.strerror}")
     except StoppedError as error:
         warn(f"hrpo: stopped: {_with_notes(error)}")
         return 3
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            return _complain(f"{error.filename or 'disk'}: {error.strerror}")
+        if is_full(error):
+            return _complain(f"disk: no room for what was to be written ({error}); make some, or name another folder")
+        raise
     except Interrupted as error:
         warn(f"hrpo: interrupted; nothing is lost, {error}")
         return 4
@@ -538,6 +544,16 @@ def _run(words: list[str]) -> int:
     add_arguments(parser)
     run(parser.instantiate(parser.parse_args(words[1:])))
     return 0
+
+
+def _open_streams() -> None:
+    """Give standard streams that were closed (`>&-`) a place, and let others show letters they have no code for."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115  it stays open
+        elif mode == "w" and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _quiet() -> None:

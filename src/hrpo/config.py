@@ -34,6 +34,14 @@ Scorer = Literal["own", "math_string"]
 Sharding = Literal["none", "full"]
 
 
+LONGEST = 512  # tokens of a completion where nobody says another limit; the paper's
+
+
+def length_limit(asked: int, context: int | None) -> int:
+    """Return the most tokens of a completion: what is asked for; for 0 `LONGEST`, or half of a shorter context."""
+    return asked or min(LONGEST, max(1, context // 2) if context else LONGEST)
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The language model.
@@ -113,7 +121,8 @@ class RolloutConfig:
     Args:
         prompts: prompts per update, B.
         group_size: completions per prompt, G; the paper uses 4 or 8.
-        max_new_tokens: length limit of a completion, T.
+        max_new_tokens: length limit of a completion, T; 0 takes the paper's 512, or half of the model's context where
+            that is shorter.
         temperature: of the sampler, tau.
         top_k: candidates kept at each step; 0 keeps the whole vocabulary. The paper's text has none, its code 50.
         max_prompt_tokens: longest prompt that is trained on; 0 takes what the model's context leaves.
@@ -123,7 +132,7 @@ class RolloutConfig:
 
     prompts: int = 8
     group_size: int = 8
-    max_new_tokens: int = 512
+    max_new_tokens: int = 0
     temperature: float = 0.5
     top_k: int = 50
     max_prompt_tokens: int = 0

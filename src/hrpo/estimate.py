@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from hrpo.config import TrainConfig
+from hrpo.config import TrainConfig, length_limit
 from hrpo.head import COLUMNS, CPU_COLUMNS, ROWS
 from hrpo.latent import mode_of
+from hrpo.model import context_of
 from hrpo.recompute import share_to_recompute
 
 LIBRARIES = 450_000_000  # Python, torch and transformers in a process on a CPU, measured
@@ -56,7 +57,8 @@ def estimate_memory(config: TrainConfig, lm_config: Any, *, cpu: bool, processes
     latent = mode_of(config.latent_mode, config.latent.mixed_in).latent
     stored_whole = latent == "hidden" or (latent != "none" and not rollout.top_k)
 
-    B, G, T, P = rollout.prompts, rollout.group_size, rollout.max_new_tokens, rollout.max_prompt_tokens or 512
+    B, G, P = rollout.prompts, rollout.group_size, rollout.max_prompt_tokens or 512
+    T = length_limit(rollout.max_new_tokens, context_of(lm_config))
     group = P + G * T
     own = -(-B // processes)  # groups that a process rolls out and learns from, at most
     shards = processes if config.sharding == "full" else 1

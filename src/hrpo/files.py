@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from hrpo.errors import InputError
+
+_CUT_SHORT = re.compile(r"\d+ requested and \d+ written")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -63,8 +66,12 @@ def link(path: Path, target: str) -> None:
 
 
 def is_full(error: Exception) -> bool:
-    """Whether a write failed for want of room; safetensors has an error of its own for it, with the system's words."""
-    return any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT))
+    """Whether a write failed for want of room, or at a limit of a file's size.
+
+    safetensors has an error of its own for it, with the system's words; NumPy counts what it could write, and has none.
+    """
+    words = (os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+    return any(text in str(error) for text in words) or _CUT_SHORT.fullmatch(str(error)) is not None
 
 
 def read_json(path: Path, field: str, fix: str) -> Any:

@@ -3,9 +3,9 @@
 import dataclasses
 from collections.abc import Sequence
 
-from hrpo.config import TrainConfig
+from hrpo.config import TrainConfig, length_limit
 from hrpo.errors import InputError
-from hrpo.model import HybridCausalLM
+from hrpo.model import HybridCausalLM, context_of
 from hrpo.progress import console
 from hrpo.prompts import encode
 from hrpo.sft import target_text, write_down
@@ -16,8 +16,13 @@ CHUNK = 1000  # conversations tokenized at a time
 
 def context_length(model: HybridCausalLM) -> int | None:
     """Return the positions that the model was made for; None where its config names no limit."""
-    length = getattr(model.bare_lm.config.get_text_config(), "max_position_embeddings", None)
-    return length or None
+    return context_of(model.bare_lm.config)
+
+
+def with_length_limit(config: TrainConfig, context: int | None) -> TrainConfig:
+    """Return the settings with the length limit of a completion, where they leave it to the model's context."""
+    limit = length_limit(config.rollout.max_new_tokens, context)
+    return dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, max_new_tokens=limit))
 
 
 def longest_prompt(

@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from hrpo.catalog import KNOWN, fetch_hybrid, resolve
 from hrpo.compiled import Compiled
-from hrpo.config import Dtype, LatentMode, MixedIn, Quantization, TaskConfig
+from hrpo.config import LONGEST, Dtype, LatentMode, MixedIn, Quantization, TaskConfig, length_limit
 from hrpo.errors import InputError, model_named_by
 from hrpo.exact import stay_in_float64
 from hrpo.files import new_folder, read_json
@@ -110,7 +110,7 @@ class HybridSettings:
     quantization: Quantization = "none"
     temperature: float = 0.5
     top_k: int = 50
-    max_new_tokens: int = 512
+    max_new_tokens: int = LONGEST
     preamble: list[dict[str, str]] = field(default_factory=list)
     task: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
@@ -247,6 +247,8 @@ class HybridCausalLM(nn.Module):
             gate = _read_gate(folder / GATE_FILE, gate.hidden_size)
         tokenizer = load_tokenizer(folder if saved else Path(base), trust_remote_code)
         autocast = torch.bfloat16 if half and not has_adapter else None
+        if not saved:
+            settings = dataclasses.replace(settings, max_new_tokens=length_limit(0, context_of(bare.config)))
         model = cls(lm, gate, settings, tokenizer, autocast).to(device)
         check_usable(model)
         if not model.eos_token_ids:
@@ -456,6 +458,11 @@ def _loading(path: str) -> Iterator[None]:
         what = f"cannot load {path}" if Path(path).is_dir() else f"{path} is no folder here, and none on the Hub"
         fix = "it needs config.json and whole *.safetensors" if Path(path).is_dir() else "mend the name"
         raise InputError(f"model.name: {what}: {' '.join(str(error).split()).rstrip('.'):.300}; {fix}") from error
+
+
+def context_of(config: Any) -> int | None:
+    """Return the positions that a model was made for; None where transformers' config of it names no limit."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or None
 
 
 def load_config(path: str, trust_remote_code: bool) -> Any:

@@ -10,10 +10,10 @@ import yaml
 from hrpo import processes
 from hrpo.catalog import resolve
 from hrpo.checkpoints import check_run_folder, model_in
-from hrpo.config import TrainConfig
+from hrpo.config import TrainConfig, length_limit
 from hrpo.errors import InputError
 from hrpo.estimate import estimate_memory
-from hrpo.model import check_whole, load_config
+from hrpo.model import check_whole, context_of, load_config
 from hrpo.progress import console, print_table
 from hrpo.ranges import check_config
 from hrpo.tasks import check_task
@@ -42,6 +42,8 @@ def rows(config: TrainConfig, source: str) -> list[list[str]]:
     completions = config.sft.batch if sft else rollout.prompts * rollout.group_size
     prompt = str(rollout.max_prompt_tokens) if rollout.max_prompt_tokens else "what the context leaves"
     each = "written solutions" if sft else f"{rollout.prompts} prompts x {rollout.group_size}"
+    lm_config = _lm_config(config, source)
+    limit = length_limit(rollout.max_new_tokens, lm_config and context_of(lm_config))
     planned = [
         ["objective, latent mode", f"{config.objective}, {config.latent_mode}"],
         ["model", source],
@@ -50,9 +52,8 @@ def rows(config: TrainConfig, source: str) -> list[list[str]]:
         ["updates", f"{config.updates:,}"],
         ["completions per update", f"{completions} ({each})"],
         ["completions in all", f"{config.updates * completions:,}"],
-        ["longest prompt, completion (tokens)", f"{prompt}, {rollout.max_new_tokens}"],
+        ["longest prompt, completion (tokens)", f"{prompt}, {limit}"],
     ]
-    lm_config = _lm_config(config, source)
     if lm_config is None:
         return [*planned, ["memory", "unknown: the model's config is not at hand"]]
     count = processes.planned()

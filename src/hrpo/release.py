@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from hrpo.bounds import TOKENS
 from hrpo.catalog import KNOWN, resolve
 from hrpo.config import TaskConfig
 from hrpo.errors import InputError, model_named_by
@@ -73,7 +74,10 @@ def import_release(
         raise InputError(f"--task: {task!r} is none of {', '.join(TASKS)}")
     for holds, message in (
         (0 < temperature < math.inf, f"--temperature: must be above 0 and finite, got {temperature:g}"),
-        (max_new_tokens >= 1, f"--max_new_tokens: must be at least 1, got {max_new_tokens}"),
+        (
+            1 <= max_new_tokens <= TOKENS,
+            f"--max_new_tokens: must be at least 1 and at most {TOKENS:,}, got {max_new_tokens}",
+        ),
         (0 < r_min <= R_MAX, f"--r_min: must be above 0 and at most {R_MAX}, got {r_min:g}"),
     ):
         if not holds:

@@ -18,8 +18,8 @@ from hrpo.delimiter import delimiter_automaton
 from hrpo.errors import InputError
 from hrpo.gate import mix_candidates
 from hrpo.latent import MODES, Mode, feed, mode_of, noise_table, put_in_place, token_share, weigh
-from hrpo.memory import give_back
-from hrpo.model import HybridCausalLM
+from hrpo.memory import give_back, total_memory
+from hrpo.model import HybridCausalLM, context_of
 from hrpo.techniques import FAST, Techniques
 from hrpo.usable import check_usable
 
@@ -241,7 +241,8 @@ def generate(
 
     Raises:
         ValueError: an argument outside its range.
-        InputError: a model that cannot be used, see `check_usable`.
+        InputError: a model that cannot be used, see `check_usable`; a prompt and `max_new_tokens` beyond the model's
+            context; or more completions than memory holds.
 
     """
     check_usable(model)
@@ -268,6 +269,12 @@ def generate(
     mode = latent_mode
     if not isinstance(mode, Mode):
         mode = mode_of(mode or settings.latent_mode, settings.mixed_in)
+    longest, context = max(map(len, prompt_ids)), context_of(model.bare_lm.config)
+    if context is not None and longest + T > context:
+        raise InputError(
+            f"max_new_tokens: {T} after a prompt of {longest} leave the model's context of {context} tokens; lower it"
+        )
+    check_memory(model, mode, N, T, top_k)
     thinks = mode.latent != "none"
     eos = model.eos_token_ids if eos_token_id is None else np.atleast_1d(eos_token_id).tolist()
     pad = eos[0] if eos else 0
@@ -284,15 +291,10 @@ def generate(
     at_a_time = min(B, max(1, (max_rows or N) // G))  # prompts
     V = model.vocab_size
     K = min(top_k, V)
-    stores = thinks and (
-        not K or mode.latent == "hidden" or mode.replaced != ""
-    )  # latents, not the candidates they were mixed from
-    shown = min(SHOWN_CANDIDATES, K or V) if stores or not K else K
+    shown, stores = _kept(mode, K, V)
     automaton = delimiter_automaton(delimiter, tokenizer or model.tokenizer, V).to(device)
     table = model.embedding_table().to(real) if thinks and not K else None
-    decoder = make_decoder(
-        model, techniques, prompts=at_a_time, longest_prompt=max(map(len, prompt_ids)), max_new_tokens=T
-    )
+    decoder = make_decoder(model, techniques, prompts=at_a_time, longest_prompt=longest, max_new_tokens=T)
     gate = decoding_gate(model, techniques)
     library = compiled_for(techniques, device)
     give_back(device)  # what making the copies has left
@@ -420,6 +422,30 @@ def generate(
         mode=mode,
     )
     return full if forced_ids is not None else full.select(0, N)
+
+
+def check_memory(model: HybridCausalLM, mode: Mode, completions: int, max_new_tokens: int, top_k: int) -> None:
+    """Refuse more completions than there is memory for what a `Rollout` keeps of them.
+
+    Raises:
+        InputError: names the completions and the memory.
+
+    """
+    real = 8 if model.lm_dtype == torch.float64 else 4
+    shown, stores = _kept(mode, min(top_k, model.vocab_size), model.vocab_size)
+    each = shown * (4 + real) + 3 * real + 17 + stores * model.gate.hidden_size * real  # bytes of a token
+    needed, there = completions * max_new_tokens * each, total_memory(model.device)
+    if needed > there:
+        raise InputError(
+            f"group_size: {completions:,} completions of up to {max_new_tokens:,} tokens keep {needed / 1e9:,.0f} GB, "
+            f"and there are {there / 1e9:,.0f} GB; lower it, the prompts or max_new_tokens"
+        )
+
+
+def _kept(mode: Mode, K: int, V: int) -> tuple[int, bool]:
+    """Return how many candidates of a token are kept, and whether the latents are, instead of all candidates."""
+    stores = mode.latent != "none" and (not K or mode.latent == "hidden" or mode.replaced != "")
+    return min(SHOWN_CANDIDATES, K or V) if stores or not K else K, stores
 
 
 def _survivors(alive: list[bool]) -> list[int]:

@@ -38,12 +38,12 @@ from hrpo.checkpoints import (
     whole_checkpoint,
 )
 from hrpo.config import ModelConfig, Policy, RolloutConfig, TrainConfig
-from hrpo.errors import InputError, StoppedError, model_named_by
+from hrpo.errors import InputError, StoppedError, model_named_by, named_by
 from hrpo.evaluate import Answer, answer_problems, as_rows, evaluate, summarize
 from hrpo.guards import broken_replay, replay_errors
 from hrpo.keep import hold_out, scores
-from hrpo.latent import MODES
-from hrpo.limits import fitting
+from hrpo.latent import MODES, mode_of
+from hrpo.limits import context_length, fitting, with_length_limit
 from hrpo.loss import hrpo_loss, token_weights
 from hrpo.memory import give_back, keep_freed, map_tensors
 from hrpo.model import HybridCausalLM, Lora
@@ -55,7 +55,7 @@ from hrpo.ranges import check_config
 from hrpo.recompute import kept_bytes, share_to_recompute
 from hrpo.replay import replay
 from hrpo.rewards import score
-from hrpo.rollout import Rollout, generate, sample_key
+from hrpo.rollout import Rollout, check_memory, generate, sample_key
 from hrpo.sft import target_text, write_down
 from hrpo.sharding import Sharded, full
 from hrpo.sick import keep_batch, not_finite, rounded_embeddings, spoilt
@@ -82,7 +82,7 @@ class Trainer:
     """A run: the model, its optimizer, the task, and the folder they live in.
 
     Args:
-        config: every setting.
+        config: every setting, kept as `given`; in `config` the length limit of completions is a number.
         resume: go on from the newest checkpoint of the run folder.
 
     Raises:
@@ -95,7 +95,7 @@ class Trainer:
         # Said, as it would see one process otherwise.
         accelerator = Accelerator(cpu=processes.planned() > 1 and not torch.accelerator.is_available())
         console.quiet = not processes.first()
-        self.config, self.folder = config, config.run_folder
+        self.given, self.folder = config, config.run_folder
         check_run_folder(self.folder, config, resume)
         checkpoint = whole_checkpoint(self.folder, "--resume") if resume else None
         if resume and checkpoint is None:
@@ -107,7 +107,9 @@ class Trainer:
         self.saved = self.step  # updates in the newest checkpoint
         self.logged: int | None = self.step  # updates that the weights have behind them; None in the midst of one
         self.model = _load_model(config, checkpoint, accelerator.device)
+        self.config = config = with_length_limit(config, context_length(self.model))
         _check_top_k(config, self.model)
+        _check_memory(config, self.model)
         self.held_out, self.task = hold_out(fitting(self.task, self.model, config), config.keep.problems, config.seed)
         self.model.settings = dataclasses.replace(
             self.model.settings,
@@ -143,7 +145,7 @@ class Trainer:
     def _begin(self) -> None:
         """Write the settings, and cut the logs: what was logged after the checkpoint happens again."""
         logs = {path: lines_until(path, self.step) for path in map(self.folder.joinpath, LOGS) if path.is_file()}
-        files.write_text(self.folder / "config.yaml", yaml.safe_dump(dataclasses.asdict(self.config), sort_keys=False))
+        files.write_text(self.folder / "config.yaml", yaml.safe_dump(dataclasses.asdict(self.given), sort_keys=False))
         for path, lines in logs.items():
             files.write_text(path, "".join(line + "\n" for line in lines))
         tidy(self.folder, self.step)
@@ -580,6 +582,16 @@ def _check_top_k(config: TrainConfig, model: HybridCausalLM) -> None:
     top_k = config.rollout.top_k
     if top_k > model.vocab_size and top_k != RolloutConfig().top_k:
         raise InputError(f"rollout.top_k: the model has {model.vocab_size} tokens, got {top_k}; 0 takes all of them")
+
+
+def _check_memory(config: TrainConfig, model: HybridCausalLM) -> None:
+    """Refuse more completions at a time than memory holds."""
+    rollout, prompts = config.rollout, max(config.rollout.prompts, config.check.prompts)
+    if config.objective == "hrpo":
+        own = -(-prompts // processes.count()) * rollout.group_size
+        mode = mode_of(config.latent_mode, config.latent.mixed_in)
+        with named_by({"group_size": "rollout.group_size"}):
+            check_memory(model, mode, own, rollout.max_new_tokens, rollout.top_k)
 
 
 def lora_of(config: ModelConfig) -> Lora | None:

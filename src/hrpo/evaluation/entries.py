@@ -10,10 +10,10 @@ from typing import Any, Literal, cast, get_args
 
 from hrpo.catalog import fetch_hybrid, resolve
 from hrpo.checkpoints import model_in
-from hrpo.config import LatentMode
+from hrpo.config import LatentMode, length_limit
 from hrpo.errors import InputError, model_named_by
 from hrpo.latent import MODES
-from hrpo.model import SETTINGS_FILE, HybridSettings, read_settings
+from hrpo.model import SETTINGS_FILE, HybridSettings, context_of, load_config, read_settings
 
 Prompt = Literal["own", "direct", "cot"]
 OWN = "own"
@@ -44,12 +44,18 @@ class Entry:
 
 
 def make_entries(
-    checkpoints: Sequence[str], modes: Sequence[str], prompts: Sequence[str], shots: int, max_new_tokens: int
+    checkpoints: Sequence[str],
+    modes: Sequence[str],
+    prompts: Sequence[str],
+    shots: int,
+    max_new_tokens: int,
+    *,
+    trust_remote_code: bool = False,
 ) -> list[Entry]:
     """Return each checkpoint in each latent mode with each prompt, without loading a model.
 
     A plain model remembers nothing. It decodes and is asked as the first checkpoint beside it that does, or else with
-    the paper's settings.
+    the paper's settings, its completions no longer than half of its context.
 
     Args:
         checkpoints: saved hybrid models, run folders (their newest checkpoint), or plain models.
@@ -57,6 +63,7 @@ def make_entries(
         prompts: see `Entry`.
         shots: see `Entry`.
         max_new_tokens: length limit of a completion; 0 leaves each model its own.
+        trust_remote_code: run code that comes with a model, to read its settings.
 
     Raises:
         InputError: no such model, mode or prompt, or a mode that a model has no trained gate for.
@@ -65,10 +72,10 @@ def make_entries(
     _check("--latent_mode", modes, [OWN, *get_args(LatentMode)])
     _check("--prompt", prompts, list(get_args(Prompt)))
     entries, labels = list[Entry](), _labels(checkpoints)
-    known = [describe(name) for name in checkpoints]
-    trained = next((settings for settings, _ in known if settings.task), HybridSettings(""))
+    known = [describe(name, trust_remote_code) for name in checkpoints]
+    trained = next((settings for settings, _ in known if settings.task), None)
     for name, label, (settings, files) in zip(checkpoints, labels, known, strict=True):
-        saved = settings if settings.task else _as_beside(settings, trained)
+        saved = settings if settings.task or trained is None else _as_beside(settings, trained)
         for mode in modes:
             decoding = _decoding(name, saved, mode, max_new_tokens)
             for prompt in prompts:
@@ -82,7 +89,7 @@ def make_entries(
     return entries
 
 
-def describe(name: str) -> tuple[HybridSettings, dict[str, str]]:
+def describe(name: str, trust_remote_code: bool) -> tuple[HybridSettings, dict[str, str]]:
     """Return what a model remembers (a plain one: the defaults, decoding discretely) and a digest of its files.
 
     Raises:
@@ -92,7 +99,11 @@ def describe(name: str) -> tuple[HybridSettings, dict[str, str]]:
     with model_named_by("--checkpoint"):
         folder = fetch_hybrid(resolve(model_in(name)))
         path = Path(folder) / SETTINGS_FILE
-        settings = read_settings(path) if path.is_file() else HybridSettings(name, "discrete")
+        if path.is_file():
+            settings = read_settings(path)
+        else:
+            limit = length_limit(0, context_of(load_config(folder, trust_remote_code)))
+            settings = HybridSettings(name, "discrete", max_new_tokens=limit)
         files = {str(name): digest(folder)}
         if (Path(folder) / "adapter_config.json").is_file():
             with model_named_by(f"model.name: base_model in {path}"):

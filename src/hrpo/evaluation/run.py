@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 from accelerate import Accelerator
 
+from hrpo.bounds import OPTIONS, outside_of
 from hrpo.checkpoints import differences
 from hrpo.config import Scorer
 from hrpo.errors import InputError
@@ -96,18 +97,14 @@ def evaluate_checkpoints(
         InputError: something cannot be used, or the folder holds an evaluation with other settings.
 
     """
-    for field, value, least in (
-        ("problems", problems, 0),
-        ("samples", samples, 0),
-        ("shots", shots, 0),
-        ("max_new_tokens", max_new_tokens, 0),
-        ("batch", batch, 1),
-    ):
-        if value < least:
-            raise InputError(f"--{field}: must be at least {least}, got {value}")
+    given = {"problems": problems, "samples": samples, "shots": shots, "max_new_tokens": max_new_tokens, "batch": batch}
+    if wrong := outside_of(OPTIONS, {**given, "seed": seed or 0}):
+        raise InputError("; also ".join(f"--{said}" for said in wrong))
     if scorer not in ("", *get_args(Scorer)):
         raise InputError(f"--scorer: must be one of {', '.join(get_args(Scorer))}, got {scorer!r}")
-    entries = make_entries(checkpoints, latent_modes, prompts, shots, max_new_tokens)
+    entries = make_entries(
+        checkpoints, latent_modes, prompts, shots, max_new_tokens, trust_remote_code=trust_remote_code
+    )
     if seed is None:
         seed = next((entry.settings.seed for entry in entries if entry.settings.task), 0)
     questions = make_questions(

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
+from hrpo.bounds import OPTIONS, outside_of
 from hrpo.errors import InputError
 from hrpo.evaluation.entries import OWN, Entry, make_entries
 from hrpo.evaluation.questions import Questions, make_questions
@@ -57,13 +58,13 @@ def inspect_checkpoints(
         InputError: something cannot be used.
 
     """
-    for field, value, least in (("n", problems, 0), ("max_new_tokens", max_new_tokens, 0), ("batch", batch, 1)):
-        if value < least:
-            raise InputError(f"{'-' if field == 'n' else '--'}{field}: must be at least {least}, got {value}")
+    given = {"problems": problems, "max_new_tokens": max_new_tokens, "batch": batch, "seed": seed or 0}
+    if wrong := outside_of(OPTIONS, given):
+        raise InputError("; also ".join(f"--{said}".replace("--problems", "-n") for said in wrong))
     if Path(out).is_dir():
         raise InputError(f"--out: {out} is a folder; name an HTML file")
     check_writable(Path(out).parent, "--out")
-    entries = make_entries(checkpoints, latent_modes, [OWN], 0, max_new_tokens)
+    entries = make_entries(checkpoints, latent_modes, [OWN], 0, max_new_tokens, trust_remote_code=trust_remote_code)
     if seed is None:
         seed = next((entry.settings.seed for entry in entries if entry.settings.task), 0)
     (asked,) = make_questions(

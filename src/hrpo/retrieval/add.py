@@ -6,6 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from hrpo.bounds import OPTIONS, outside_of
 from hrpo.errors import InputError
 from hrpo.files import new_file
 from hrpo.progress import bar
@@ -40,8 +41,8 @@ def add_passages(
         InputError: something cannot be used; names the option.
 
     """
-    if k < 1:
-        raise InputError(f"-k: must be at least 1, got {k}")
+    if wrong := outside_of(OPTIONS, {"k": k}):
+        raise InputError(f"-{wrong[0]}")
     examples = _questions(task, split, path)
     if path and Path(out).resolve() == Path(path).resolve():
         raise InputError(f"--out: {out} is the file of questions, which would be lost; name a new file")

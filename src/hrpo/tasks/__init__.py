@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from hrpo.bounds import SETTINGS, outside_of
 from hrpo.config import TaskConfig
 from hrpo.errors import InputError
 from hrpo.tasks import arithmetic, choice, custom, knowledge, mathematics, procedural
@@ -56,9 +57,9 @@ def check_task(config: TaskConfig, *, test_only: bool = False) -> None:
         InputError: an unknown name, a file that does not exist, or a value out of range.
 
     """
-    for field in ("shots", "max_solution_chars"):
-        if getattr(config, field) < 0:
-            raise InputError(f"task.{field}: must be at least 0, got {getattr(config, field)}")
+    fields = {f"task.{name}": getattr(config, name) for name in ("shots", "max_solution_chars")}
+    if wrong := outside_of(SETTINGS, fields):
+        raise InputError(wrong[0])
     if config.scorer == "math_string" and not takes_math_string(config.name):
         raise InputError(f"task.scorer: math_string is for mathematical answers, which {config.name} has none of")
     if not test_only:

@@ -12,6 +12,7 @@ from hrpo.tasks.task import Example, Spec, Task, make_preamble
 
 Split = Literal["train", "test"]
 TRAIN, TEST = 1_000_000, 10_000
+MOST_TERMS = 100  # working a problem out takes time that grows with their square
 _OPERATIONS = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
 
 
@@ -92,6 +93,8 @@ def check(config: TaskConfig, *, test_only: bool = False) -> None:
         raise InputError(
             f"task.min_terms: must be from 2 to task.max_terms ({config.max_terms}), got {config.min_terms}"
         )
+    if config.max_terms > MOST_TERMS:
+        raise InputError(f"task.max_terms: must be at most {MOST_TERMS}, got {config.max_terms}")
 
 
 def load(config: TaskConfig, seed: int, *, test_only: bool = False) -> Task:
