@@ -240,6 +240,18 @@ FINE = f"kind = 'number'\ntrain = test = {ROWS}\n"
         ("kind = 'number'\ntest = []\ntrain = [{'prompt': 'a'}]", r"train row 1: has no gold"),
         ("kind = 'number'\ntest = []\ntrain = [{'prompt': 'a', 'gold': 4}]", r"train row 1: has no gold"),
         ("kind = 'qa'\ntest = []\ntrain = [{'prompt': 'a', 'gold': []}]", r"train row 1: has no gold"),
+        *(
+            (
+                f"kind = 'qa'\ntest = []\ntrain = [{row}]",
+                r"train row 1: '\w*\\ud83d' is no text: half of a surrogate pair",
+            )
+            for row in (
+                r"{'prompt': 'a', 'gold': '\ud83d'}",
+                r"{'prompt': 'a', 'gold': ['b', 'c\ud83d']}",
+                r"{'prompt': 'a\ud83d', 'gold': 'b'}",
+                r"{'prompt': 'a', 'gold': 'b', 'solution': '#### \ud83d'}",
+            )
+        ),
         ("kind = 'math'\ntest = []\ntrain = [{'prompt': 'a', 'gold': ['1', '2']}]", "kind math takes one gold answer"),
         (
             "kind = 'qa'\ntest = []\ntrain = [{'prompt': 'a', 'gold': 'b', 'solution': 3}]",

@@ -231,6 +231,25 @@ def test_vectors_are_compared_in_blocks(indexes, monkeypatch, tmp_path, corpus):
         assert [ids(index, question, k) for k in (1, 2, 3, 5, 7)] == [order[:k] for k in (1, 2, 3, 5, 7)]
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"supporting_facts": [[1984, 0]], "context": [[1984, ["War is peace."]]]},
+        {"supporting_facts": {"title": [None]}, "context": {"title": [None], "sentences": [["a"]]}},
+        {"contexts": [{"is_supporting": True, "title": 1984, "paragraph_text": "a"}]},
+        {"contexts": [{"is_supporting": True, "title": "T", "paragraph_text": 5}]},
+    ],
+)
+def test_paragraphs_that_are_no_text(capsys, indexes, tmp_path, row):
+    (tmp_path / "q.jsonl").write_text(json.dumps({"question": "Who?", "answer": "Ann"} | row))
+    words = ["retrieve", "add", "--task", "nq", "--index", indexes / "bm25", "--path", tmp_path / "q.jsonl"]
+    with pytest.raises(SystemExit, match="2"):
+        main([*map(str, words), "--out", str(tmp_path / "out.jsonl")])
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert "q.jsonl, line 1: no row of nq (TypeError: the title and the text of a paragraph must be text)" in error
+
+
 def test_given_vectors(capsys, indexes, tmp_path, corpus):
     import faiss
 

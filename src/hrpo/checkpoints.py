@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hrpo import files, processes
+from hrpo.bounds import COUNT
 from hrpo.config import TrainConfig
 from hrpo.errors import InputError
 from hrpo.output import warn
@@ -197,7 +198,10 @@ def read_step(checkpoint: Path) -> int:
     try:
         if (there := int(state.get("threads", here))) != here:
             warn(f"hrpo: it ran on {there} threads, now {here}: the same numbers but for rounding")
-        return int(state["step"])
+        step = int(state["step"])
+        if not 0 <= step <= COUNT:
+            raise ValueError(step)
+        return step
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise InputError(f"--resume: {checkpoint / STATE_FILE} has no step; {_go_back(checkpoint)}") from error
 
@@ -261,6 +265,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:
                 raise ValueError(f"{key} is none of this optimizer's")
             if not value.isfinite().all() or (name != "exp_avg" and (value < 0).any()):
                 raise ValueError(f"{key} has values that no update makes")
+            if name == "step" and not (1 <= value <= COUNT and value == value.round()):
+                raise ValueError(f"{key} is {value:g}, and no number of updates")
             state.setdefault(int(index), {})[name] = value if name == "step" else as_sharded(value, like)
         if any(part.keys() != ADAMW for part in state.values()):
             raise ValueError("a part is missing")

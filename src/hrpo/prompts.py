@@ -1,7 +1,6 @@
 """Conversations to token ids and completions to text."""
 
 import functools
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,9 +9,9 @@ from torch import Tensor
 
 from hrpo.errors import InputError
 from hrpo.rollout import Rollout
-from hrpo.tasks.task import Message
+from hrpo.tasks.task import HALF, Message
+from hrpo.templates import apply_template
 
-_HALF = re.compile("[\ud800-\udfff]")
 SENTINEL = "hrpo-sentinel"  # a system text that no template writes by itself
 
 
@@ -33,7 +32,7 @@ def encode(tokenizer: Any, conversations: Sequence[Sequence[Message]]) -> list[l
         )
     texts = [render(tokenizer, messages) for messages in conversations]
     for text in texts:
-        if not text.isascii() and _HALF.search(text):
+        if not text.isascii() and HALF.search(text):
             raise InputError(
                 f"prompts: {text[-60:]!a} is no text: half of a surrogate pair; save what it is from as UTF-8"
             )
@@ -64,8 +63,7 @@ def decode(tokenizer: Any, rollout: Rollout) -> list[str]:
 
 
 def _apply(tokenizer: Any, messages: Sequence[Message]) -> str:
-    text: str = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
-    return text
+    return apply_template(tokenizer, messages, add_generation_prompt=True)
 
 
 @functools.lru_cache(maxsize=4)

@@ -113,7 +113,7 @@ def _update(trainer: Trainer, stop: Stop) -> None:
         while True:
             if _due(trainer.step, config):  # saved already, so that a kill loses nothing here: a resumed run is back
                 _validate(trainer)
-            if trainer.step == config.updates:
+            if trainer.step >= config.updates:
                 break
             stop.unsaved = True
             metrics = trainer.train_step()

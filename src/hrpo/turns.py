@@ -8,6 +8,8 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+from hrpo.templates import apply_template
+
 ANSWER = "hrpo-answer"  # a text that no template writes by itself
 NO_END = (
     "no token is known to end a completion (EOS), so that each runs to its length limit: generation_config.json names "
@@ -42,7 +44,7 @@ def _end_of_turn(tokenizer: Any, template: str) -> int | None:
         return None
     messages = [{"role": "user", "content": "0"}, {"role": "assistant", "content": ANSWER}]
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        text = apply_template(tokenizer, messages)
     except Exception:  # a template is a program: what it raises may be anything, and comes again with the first prompt
         return None
     _, found, after = text.rpartition(ANSWER)

@@ -22,9 +22,18 @@ def marked(row: Any) -> list[dict[str, str]]:
 
     HotpotQA's and 2WikiMultiHopQA's `supporting_facts`, as published or as the Hub has them; IRCoT's `is_supporting`;
     the passage within a prompt (`Context: ...`).
+
+    Raises:
+        TypeError: a title or a text is none.
+
     """
-    if not isinstance(row, dict):
-        return []
+    paragraphs = _marked(row) if isinstance(row, dict) else []
+    if not all(isinstance(text, str) for paragraph in paragraphs for text in paragraph.values()):
+        raise TypeError("the title and the text of a paragraph must be text")
+    return paragraphs
+
+
+def _marked(row: dict[str, Any]) -> list[dict[str, Any]]:
     if "supporting_facts" in row:
         facts, context = row["supporting_facts"], row["context"]
         titles = facts["title"] if isinstance(facts, dict) else [title for title, _ in facts]

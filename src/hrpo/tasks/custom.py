@@ -170,4 +170,7 @@ def _example(where: str, row: Any, kind: str | None) -> Example:
     for name in RESERVED:
         if name in columns:
             raise InputError(f"{where}: a column cannot be called {name}: reward functions get something else by it")
-    return Example(prompt, gold if isinstance(gold, str) else golds, solution, columns)
+    try:
+        return Example(prompt, gold if isinstance(gold, str) else golds, solution, columns)
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from error

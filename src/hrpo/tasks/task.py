@@ -1,6 +1,7 @@
 """What a task is: questions, gold answers, how they become a prompt, and how answers to them are judged."""
 
 import random
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -14,6 +15,7 @@ Message = dict[str, str]
 # TRL's signature: f(completions, **columns) -> a number for each completion.
 RewardFunction = Callable[..., list[float]]
 
+HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair
 # The paper's system prompt.
 SYSTEM_PROMPT = (
     "A conversation between User and Assistant. The user asks a question, and the assistant solves it. "
@@ -32,12 +34,21 @@ class Example:
         solution: the answer written out, delimiter included; empty where there is none.
         columns: what else reward functions get to see, by name.
 
+    Raises:
+        ValueError: half of a surrogate pair is no text, and cannot be written to a file.
+
     """
 
     question: str
     gold: str | list[str]
     solution: str = ""
     columns: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        golds = [self.gold] if isinstance(self.gold, str) else self.gold
+        for text in (self.question, self.solution, *golds):
+            if not text.isascii() and HALF.search(text):
+                raise ValueError(f"{text[-60:]!a} is no text: half of a surrogate pair; save what it is from as UTF-8")
 
 
 @dataclass(frozen=True)
