@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 COUNT = 10**9  # of what is only counted, or taken from what there is
 TOKENS = 10**7  # of a text: longer than any model's context
-BATCH = 10**5  # of what is made or held at once
+BATCH = 10**4  # of what is made or held at once
 SHOTS = 10**4  # worked examples before a question
 RANK = 10**4  # of adapters: above the width of most models
 SEED = 2**32 - 1  # the largest that numpy takes
@@ -38,7 +38,7 @@ OPTIONS = {
     "samples": (0, 10**4),
     "shots": (0, SHOTS),
     "max_new_tokens": (0, TOKENS),
-    "batch": (1, 10**4),
+    "batch": (1, BATCH),
     "seed": (0, SEED),
     "k": (1, 10**4),
 }
