@@ -21,20 +21,22 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save
+from safetensors.torch import load_file, save, save_file
+from transformers import AutoModelForCausalLM, CodeGenConfig
 
 from benchmarks import fuzz, harness
-from hrpo import HybridCausalLM, Lora
+from hrpo import HybridCausalLM, Lora, templates
 from hrpo.catalog import local_folder, resolve
 from hrpo.checkpoints import differences
-from hrpo.config import TrainConfig
+from hrpo.config import TaskConfig, TrainConfig
 from hrpo.errors import InputError
 from hrpo.evaluation.run import _plain
-from hrpo.model import check_adapter
+from hrpo.model import check_adapter, read_settings
 from hrpo.prompts import encode
 from hrpo.settings import check_settings_file, parse
-from hrpo.tasks import BENCHMARKS, judge
+from hrpo.tasks import BENCHMARKS, judge, load_task
 from hrpo.tasks.benchmark import find, parsed, read
+from hrpo.templates import apply_template
 
 QUICK = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 SLOW_TO_LAY_OUT = ("model folders", "release folders", "indexes", "command lines")
@@ -182,6 +184,13 @@ DEEP = "[" * 900 + "]" * 900
 LAUGHS = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9))
 MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i}\n  <<: [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9))
 STATE = ("step", "exp_avg", "exp_avg_sq")
+
+
+def adamw(step):
+    """A state of an optimizer."""
+    return {"0.step": torch.tensor(step), "0.exp_avg": torch.ones(3, 2), "0.exp_avg_sq": torch.ones(3, 2)}
+
+
 FOUND = [
     # target, file, what is in it
     ("rows", "gsm8k/a.json", b"5"),
@@ -219,6 +228,12 @@ FOUND = [
     ("trainer state", "optimizer.safetensors", save({f"0.{name}": torch.ones(3) for name in STATE})),
     ("trainer state", "optimizer.safetensors", save({f"9.{name}": torch.ones(3, 2) for name in STATE})),
     ("trainer state", "optimizer.safetensors", save({"a": torch.ones(2)})),
+    *(
+        ("trainer state", "optimizer.safetensors", save(adamw(step)))
+        for step in (-1.0, 0.0, 1.5, 1e30, float("nan"), float("inf"))
+    ),
+    ("trainer state", "trainer.json", b'{"step": -1}'),
+    ("trainer state", "trainer.json", b'{"step": 1e30}'),
     ("trainer state", "metrics.jsonl", b"\xff\n"),
     ("trainer state", "metrics.jsonl", b"[" * 100_000 + b"\n"),
     ("evaluation folders", "settings.json", b"{"),
@@ -282,13 +297,37 @@ def test_long_golds_take_no_longer(gold):
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
         ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "SecurityError"),
         ("{{ raise_exception('no') }}", "no"),
+        ("{{ 'a' * 3000000000 }}", "MemoryError"),
+        ("{{ messages[0].content * 3000000000 }}", "MemoryError"),
+        ("{% set n = namespace(s='a') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}", "MemoryError"),
+        ("{{ '%3000000000d' % 1 }}", "MemoryError"),
+        ("{{ 'a'.ljust(3000000000) }}", "MemoryError"),
+        ("{{ [0] * 3000000000 }}", "MemoryError"),
+        ("{{ 'a' * 3000000 }}", "it writes 3,000,000 characters"),
+        (
+            "{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% endfor %}",
+            "TimeoutError: it takes over",
+        ),
+        ("{{ 9 ** 9 ** 9 }}", "powers are of numbers"),
+        ("{% set x = 10 ** 9 %}{{ x ** x }}", "powers are of numbers"),
+        ("{% set n = namespace(x=9) %}{% for i in range(90) %}{% set n.x = n.x * n.x %}{% endfor %}", "TimeoutError"),
     ],
 )
-def test_templates_that_fail(template, said):
+def test_templates_that_fail(template, said, monkeypatch):
+    monkeypatch.setattr(templates, "SECONDS", 0.2)
     tokenizer = fuzz.copy.copy(fuzz._tokenizer())
     tokenizer.chat_template = template
     with pytest.raises(InputError, match=rf"^model\.name: the chat template .*{said}"):
         encode(tokenizer, [[{"role": "user", "content": "1+1"}]])
+
+
+def test_templates_that_only_look_dangerous():
+    tokenizer = fuzz.copy.copy(fuzz._tokenizer())
+    tokenizer.chat_template = (
+        "{% macro f(x) %}{{ x }}{% endmacro %}{{ f(**{'x': 10 ** 3}) }}{{ '=' * 80 }}{{ messages[0].content * 9 }}"
+    )
+    question = "1+2" * 50_000
+    assert apply_template(tokenizer, [{"role": "user", "content": question}]) == "1000" + "=" * 80 + question * 9
 
 
 @pytest.mark.parametrize(
@@ -310,6 +349,9 @@ def spoilt(folder, name, **values):
         ("config.json", {"vocab_size": 10**9}, "vocab_size is 1000000000 in config.json"),
         ("config.json", {"intermediate_size": 10**9}, "intermediate_size is"),
         ("config.json", {"num_hidden_layers": 10**6}, "num_hidden_layers is"),
+        ("config.json", {"num_key_value_heads": 400_000}, "num_key_value_heads is 400000 in config.json"),
+        ("config.json", {"head_dim": 10**9}, "head_dim is"),
+        ("config.json", {"hidden_size": 10**9}, "hidden_size is"),
         ("config.json", {"dtype": "float3''"}, "float3''"),
         ("tokenizer_config.json", {"model_max_length": "512"}, "cannot load the tokenizer"),
     ],
@@ -321,6 +363,115 @@ def test_settings_of_a_model_that_cannot_be(plain, file, values, said):
     found = load(plain)
     assert said in found
     assert fuzz.spent() - before < 2
+
+
+def with_index(plain, file):
+    """Name the weights by an index."""
+    weights = plain / "model.safetensors"
+    names = list(load_file(weights))
+    weights.rename(plain / file)
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, file)}
+    (plain / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def test_an_index_of_any_names(plain):
+    with_index(plain, "weights-of-mine.safetensors")
+    assert isinstance(load(plain), HybridCausalLM)
+    spoilt(plain, "config.json", vocab_size=20_000_000)
+    assert "vocab_size is 20000000 in config.json" in load(plain)
+
+
+@pytest.mark.parametrize(
+    "file", ["../outside.safetensors", "{there}/outside.safetensors", "a/../../outside.safetensors"]
+)
+def test_an_index_that_leads_out_of_the_folder(plain, file):
+    (plain / "a").mkdir()
+    with_index(plain, file.format(there=plain.parent))
+    assert "names '" in (found := load(plain))
+    assert "which is no file beside it" in found
+
+
+def test_sizes_that_no_field_shows(plain):
+    """Which have no name that is looked at, or are too large only together."""
+    spoilt(plain, "config.json", num_attention_heads=128, num_key_value_heads=128, head_dim=128)
+    assert "config.json makes " in load(plain)
+
+
+def test_a_table_of_positions_is_no_larger_than_what_the_files_hold(tmp_path):
+    config = CodeGenConfig(vocab_size=41, n_embd=24, n_layer=1, n_head=4, n_positions=64, rotary_dim=4)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    spoilt(tmp_path, "config.json", n_positions=10**8)
+    assert "config.json makes " in load(tmp_path)
+
+
+@pytest.mark.parametrize("rank", [200_000, 10**30, True, 4.0, "4", None, [4], 0, -4])
+def test_ranks_of_which_the_file_holds_nothing(plain, tmp_path, rank):
+    folder = tmp_path / "adapter"
+    HybridCausalLM.from_pretrained(plain, lora=Lora(r=2)).save_pretrained(folder)
+    assert isinstance(load(folder), HybridCausalLM)
+    spoilt(folder, "adapter_config.json", r=rank)
+    assert "cannot load its adapter: r" in load(folder)
+
+
+def test_a_gate_is_as_wide_as_its_model(plain, tmp_path):
+    """What is as wide as its Lambda would take memory that grows with its square."""
+    HybridCausalLM.from_pretrained(plain).save_pretrained(tmp_path / "hybrid")
+    save_file({"Lambda": torch.ones(10**6)}, tmp_path / "hybrid" / "gate.safetensors")
+    assert "the gate is 1000000 wide" in load(tmp_path / "hybrid")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"max_new_tokens": 10**12}, "max_new_tokens"),
+        ({"max_new_tokens": True}, "max_new_tokens"),
+        ({"top_k": 10**12}, "top_k"),
+        ({"seed": 10**12}, "seed"),
+        ({"seed": -1}, "seed"),
+        ({"step": 10**12}, "step"),
+        ({"temperature": 1e-300}, "temperature"),
+        ({"temperature": True}, "temperature"),
+        ({"task": {"shots": True}}, r"task\.shots"),
+    ],
+)
+def test_numbers_of_hybrid_json(tmp_path, values, said):
+    path = tmp_path / "hybrid.json"
+    path.write_text(json.dumps(fuzz.HYBRID))
+    read_settings(path)
+    path.write_text(json.dumps(fuzz.HYBRID | values))
+    with pytest.raises(InputError, match=rf"no usable value of {said}"):
+        read_settings(path)
+
+
+@pytest.mark.parametrize("name", ["min_terms", "max_terms", "shots", "max_solution_chars"])
+def test_numbers_of_a_task(name):
+    numbers = {"min_terms": 10**9, "max_terms": 10**9} if "terms" in name else {name: 10**12}
+    with pytest.raises(InputError, match=r"^task\.\w+: must be at most "):
+        load_task(TaskConfig(**numbers))
+
+
+ODD_TOKENS = ["</s>", 2.0, {"a": 1}, [[2]], -1, 10**9, True, [None], [2, "3"], [2, 10**9]]
+
+
+@pytest.mark.parametrize("token", ODD_TOKENS, ids=str)
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
+def test_ends_that_are_no_tokens(plain, file, token):
+    if file == "config.json":
+        (plain / "generation_config.json").unlink()
+    spoilt(plain, file, eos_token_id=token)
+    assert "eos_token_id" in load(plain)
+
+
+@pytest.mark.parametrize("token", [None, 2, [2, 3]])
+def test_ends_that_are_tokens(plain, token):
+    spoilt(plain, "generation_config.json", eos_token_id=token)
+    assert isinstance(load(plain), HybridCausalLM)
+
+
+@pytest.mark.parametrize("token", [10**9, 20, -21, "</s>", 2.0, [2], {"a": 1}])
+def test_padding_that_is_no_token(plain, token):
+    spoilt(plain, "config.json", pad_token_id=token)
+    assert "pad_token_id" in load(plain)
 
 
 # ---- nothing is run --------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -108,6 +109,40 @@ def test_an_exported_model_goes_with_its_edited_card(run, tmp_path):
     push_to_hub(str(whole), REPO, merged=True, api=api)
     assert api.uploaded["README.md"].decode() == text.replace("OWNER/NAME", REPO) + "\nWritten by hand.\n"
     assert (whole / "README.md").read_text().endswith("by hand.\n")
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "README.md", "chat_template.jinja"])
+@pytest.mark.parametrize("use", [lambda folder, out: push_to_hub(folder, REPO, api=Recorder()), export])
+def test_what_a_link_points_to_stays_here(run, tmp_path, name, use):
+    folder, secret = tmp_path / "stranger", tmp_path / "secret"
+    shutil.copytree(run / "checkpoint-1", folder)
+    secret.write_text("root:x:0:0")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(secret)
+    with pytest.raises(InputError, match=rf"^--checkpoint: .*{name} is a link to {secret}, outside of the folder"):
+        use(str(folder), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_links_within_a_folder(run, tmp_path):
+    folder = tmp_path / "links"
+    shutil.copytree(run / "checkpoint-1", folder)
+    (folder / "kept.json").symlink_to("tokenizer.json")
+    (tmp_path / "best").symlink_to(folder)
+    api = Recorder()
+    push_to_hub(str(tmp_path / "best"), REPO, api=api)
+    assert api.uploaded["kept.json"] == (folder / "tokenizer.json").read_bytes()
+
+
+def test_a_link_stays_one_where_its_folder_is_written_anew(tmp_path):
+    model = HybridCausalLM.from_pretrained("tiny")
+    model.save_pretrained(tmp_path / "model")
+    (tmp_path / "secret").write_text("root:x:0:0")
+    (tmp_path / "model" / "notes.txt").symlink_to(tmp_path / "secret")
+    (tmp_path / "model" / "nowhere").symlink_to(tmp_path / "nothing")
+    model.save_pretrained(tmp_path / "model")
+    assert (tmp_path / "model" / "notes.txt").readlink() == tmp_path / "secret"
+    assert (tmp_path / "model" / "nowhere").is_symlink()
 
 
 def test_local_paths_stay_here(tmp_path):

@@ -13,7 +13,7 @@ from hrpo.catalog import fetch_hybrid, resolve
 from hrpo.checkpoints import model_in
 from hrpo.config import Dtype
 from hrpo.errors import InputError, model_named_by
-from hrpo.files import check_vacant, new_folder
+from hrpo.files import check_links, check_vacant, new_folder
 from hrpo.model import SETTINGS_FILE, HybridCausalLM, read_settings
 
 STORED = ("float32", "bfloat16", "float16", "float64")
@@ -60,7 +60,7 @@ def saved_model(checkpoint: str) -> Path:
     """Return the folder of a saved hybrid model, the newest one of a run.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or it has links to what lies outside.
 
     """
     with model_named_by("--checkpoint"):
@@ -69,6 +69,7 @@ def saved_model(checkpoint: str) -> Path:
         raise InputError(f"--checkpoint: {checkpoint} is no folder here, and no hybrid model that the Hub gives")
     if not (folder / SETTINGS_FILE).is_file():
         raise InputError(f"--checkpoint: {checkpoint} is no saved hybrid model; it has no {SETTINGS_FILE}")
+    check_links(folder, "--checkpoint")
     return folder
 
 

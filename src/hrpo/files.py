@@ -107,6 +107,27 @@ def check_writable(folder: Path, field: str) -> None:
         raise InputError(f"{field}: cannot write in {folder} ({error.strerror}); name another folder") from error
 
 
+def check_links(folder: Path, field: str) -> None:
+    """Refuse a folder with links to what lies outside: that would go into what is made of it.
+
+    Those of the Hub's cache, where every file is a link, lead within the cache.
+
+    Raises:
+        InputError: names `field` and the link.
+
+    """
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    own, cache = folder.resolve(), Path(HF_HUB_CACHE).resolve()
+    inside = cache if own.is_relative_to(cache) else own
+    for path in sorted(folder.iterdir()):
+        if path.is_symlink() and not path.resolve().is_relative_to(inside):
+            raise InputError(
+                f"{field}: {path} is a link to {path.resolve()}, outside of the folder; copy the file there, or delete "
+                "the link"
+            )
+
+
 def check_vacant(path: Path, option: str = "--out") -> None:
     """Refuse a place for a new folder where something is already, or where nothing can be written."""
     check_writable(path.parent, option)
@@ -134,9 +155,10 @@ def new_folder(path: Path, replaces: Sequence[str] = ()) -> Iterator[Path]:
         yield draft
         for item in path.iterdir() if path.exists() else ():
             if not (draft / item.name).exists() and not any(item.match(pattern) for pattern in replaces):
-                (shutil.copytree if item.is_dir() else shutil.copy2)(item, draft / item.name)
+                _copy(item, draft / item.name)
         for item in (*draft.rglob("*"), draft):
-            sync(item)
+            if not item.is_symlink():
+                sync(item)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
@@ -145,6 +167,14 @@ def new_folder(path: Path, replaces: Sequence[str] = ()) -> Iterator[Path]:
     draft.rename(path)
     sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _copy(item: Path, to: Path) -> None:
+    """Copy a file or folder; links stay links."""
+    if item.is_dir() and not item.is_symlink():
+        shutil.copytree(item, to, symlinks=True)
+    else:
+        shutil.copy2(item, to, follow_symlinks=False)
 
 
 def remove_folder(path: Path) -> None:

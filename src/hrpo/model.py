@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from hrpo.bounds import COUNT, MIN_TEMPERATURE, SEED, TOKENS, outside
 from hrpo.catalog import KNOWN, fetch_hybrid, resolve
 from hrpo.compiled import Compiled
 from hrpo.config import LONGEST, Dtype, LatentMode, MixedIn, Quantization, TaskConfig, length_limit
@@ -30,6 +31,7 @@ from hrpo.files import new_folder, read_json
 from hrpo.gate import HybridGate, mix_candidates
 from hrpo.latent import MODES
 from hrpo.quantize import check_quantization, keep_differentiable, quantization_options
+from hrpo.sizes import check_sizes
 from hrpo.turns import NO_END, end_tokens
 from hrpo.usable import check_usable
 
@@ -37,9 +39,12 @@ SETTINGS_FILE, GATE_FILE = "hybrid.json", "gate.safetensors"
 WEIGHT_FILES = ("adapter_*", "model*.safetensors", "model*.json")  # none may outlive a save of other weights
 AGAIN = "copy the folder again, or take another"
 LOADING_ERRORS = (
+    ArithmeticError,
+    AssertionError,
     AttributeError,
     ImportError,
-    KeyError,
+    LookupError,
+    MemoryError,
     OSError,
     RuntimeError,
     SafetensorError,
@@ -63,8 +68,8 @@ ADAPTER_SETTINGS = {
     *("r", "target_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out", "bias", "use_rslora", "use_dora"),
     *("modules_to_save", "layers_to_transform"),
 }
-SIZES = ("vocab_size", "hidden_size", "intermediate_size", "head_dim")
 log = logging.getLogger("hrpo")
+BOUNDS = {"max_new_tokens": (1, TOKENS), "top_k": (0, COUNT), "seed": (0, SEED), "step": (0, COUNT)}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
@@ -481,7 +486,10 @@ def _load_lm(path: str, dtype: torch.dtype, trust_remote_code: bool, **options: 
     if config.is_encoder_decoder:
         raise InputError(f"model.name: {path} has an encoder ({config.model_type}); use a decoder-only language model")
     with _loading(path):
-        _check_sizes(Path(path), config.get_text_config())
+        pad, vocab = (getattr(config.get_text_config(), name, None) for name in ("pad_token_id", "vocab_size"))
+        if pad is not None and vocab is not None and not (type(pad) is int and -vocab <= pad < vocab):
+            raise ValueError(f"pad_token_id is {pad!r:.60} in config.json, and the vocabulary has {vocab} tokens")
+        check_sizes(Path(path), config, trust_remote_code)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             config=config,
@@ -498,26 +506,14 @@ def _load_lm(path: str, dtype: torch.dtype, trust_remote_code: bool, **options: 
             f"model.name: {path} lacks {len(absent)} of the tensors that its config.json names, "
             f"or has them in other shapes, such as {absent[0]}; {AGAIN}"
         )
+    eos, V = lm.generation_config.eos_token_id, len(lm.get_input_embeddings().weight)
+    for token in [] if eos is None else eos if isinstance(eos, list | tuple) else [eos]:
+        if type(token) is not int or not 0 <= token < V:
+            raise InputError(
+                f"model.name: {path}: eos_token_id is {eos!r:.60} in its generation_config.json or config.json; "
+                f"give a token id from 0 to {V - 1}, or a list of them"
+            )
     return lm
-
-
-def _check_sizes(folder: Path, config: Any) -> None:
-    """Refuse a config that asks for far more than its files hold: what is missing would be made up in memory first.
-
-    Raises:
-        ValueError: names the field.
-
-    """
-    count, largest = 0, 1
-    for file in folder.glob("model*.safetensors"):
-        with safe_open(file, "pt") as tensors:
-            shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118
-        count, largest = count + len(shapes), max([largest, *(size for shape in shapes for size in shape)])
-    asked = config.to_dict()
-    for name, most in (("num_hidden_layers", count), *((name, largest) for name in SIZES)):
-        size = asked.get(name)
-        if count and isinstance(size, int) and size > most:  # some have a list, a size a layer
-            raise ValueError(f"{name} is {size} in config.json, and no more than {most} in its tensors")
 
 
 def _load_adapter(lm: Any, folder: Path) -> Any:
@@ -526,6 +522,7 @@ def _load_adapter(lm: Any, folder: Path) -> Any:
         raise InputError(f"model.name: {folder}: adapter_model.safetensors is missing; {AGAIN}")
     check_adapter(folder)
     try:
+        _check_rank(folder, file, lm.get_input_embeddings().weight.shape[1])
         model = PeftModel.from_pretrained(lm, str(folder), is_trainable=True)
         with safe_open(file, "pt") as tensors:
             absent = sorted(get_peft_model_state_dict(model, save_embedding_layers=False).keys() - set(tensors.keys()))
@@ -537,6 +534,20 @@ def _load_adapter(lm: Any, folder: Path) -> Any:
             f"model.name: {file} lacks {len(absent)} tensors, such as {absent[0]}: cut, or of another model; {AGAIN}"
         )
     return model
+
+
+def _check_rank(folder: Path, file: Path, width: int) -> None:
+    """Refuse adapters of a rank of which not even one is in the file: all would be made in memory first.
+
+    Raises:
+        ValueError: names the rank.
+
+    """
+    rank = json.loads((folder / "adapter_config.json").read_text()).get("r")
+    with safe_open(file, "pt") as tensors:
+        held = sum(torch.Size(tensors.get_slice(name).get_shape()).numel() for name in tensors.keys())  # noqa: SIM118
+    if type(rank) is not int or not 1 <= rank <= held // width:
+        raise ValueError(f"r is {rank} in adapter_config.json, and {held // width} at most in its tensors")
 
 
 def check_adapter(folder: Path) -> None:
@@ -592,8 +603,8 @@ def read_settings(path: Path) -> HybridSettings:
     wrong = _misfits(values, dataclasses.asdict(HybridSettings("")))
     if not wrong:
         wrong = [f"task.{name}" for name in _misfits(settings.task, dataclasses.asdict(TaskConfig()))]
-        wrong += [] if 0 < settings.temperature <= sys.float_info.max else ["temperature"]
-        wrong += [name for name, least in (("max_new_tokens", 1), ("top_k", 0), ("step", 0)) if values[name] < least]
+        wrong += [] if MIN_TEMPERATURE <= settings.temperature <= sys.float_info.max else ["temperature"]
+        wrong += [name for name, bounds in BOUNDS.items() if outside(name, values[name], *bounds)]
         wrong += [] if all(map(_is_message, settings.preamble)) else ["preamble"]
     if wrong:
         raise InputError(f"model.name: {path}: no usable value of {', '.join(wrong)}; {AGAIN}")
@@ -602,8 +613,8 @@ def read_settings(path: Path) -> HybridSettings:
 
 def _misfits(values: dict[str, Any], defaults: dict[str, Any]) -> list[str]:
     """Return the names of values that are unknown, or of another type than their defaults."""
-    types = {name: (float, int) if isinstance(value, float) else type(value) for name, value in defaults.items()}
-    return [name for name, value in values.items() if name not in types or not isinstance(value, types[name])]
+    types = {name: (float, int) if isinstance(value, float) else (type(value),) for name, value in defaults.items()}
+    return [name for name, value in values.items() if type(value) not in types.get(name, ())]  # True is a number, too
 
 
 def _is_message(message: Any) -> bool:
@@ -623,16 +634,17 @@ def _read_gate(path: Path, width: int) -> HybridGate:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
         bounds = {name: float(metadata[name]) for name in ("r_min", "r_max") if name in metadata}
-        gate = HybridGate(tensors["Lambda"].shape[0], **bounds).to(tensors["Lambda"].dtype)
-        gate.load_state_dict(tensors)
+        own = tensors["Lambda"].numel()
+        if own == width:  # the others' sizes grow with its square
+            gate = HybridGate(width, **bounds).to(tensors["Lambda"].dtype)
+            gate.load_state_dict(tensors)
+            return gate
     except (AttributeError, KeyError, RuntimeError, SafetensorError, ValueError) as error:
         raise InputError(f"model.name: {path}: not a gate: {' '.join(str(error).split())}; {AGAIN}") from error
-    if gate.hidden_size != width:
-        raise InputError(
-            f"model.name: {path}: the gate is {gate.hidden_size} wide, the model's input embedding {width}: "
-            "it is another model's; put its own beside it"
-        )
-    return gate
+    raise InputError(
+        f"model.name: {path}: the gate is {own} wide, the model's input embedding {width}: "
+        "it is another model's; put its own beside it"
+    )
 
 
 def _first_line(error: BaseException) -> str:

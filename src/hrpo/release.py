@@ -13,11 +13,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hrpo.bounds import TOKENS
+from hrpo.bounds import MIN_TEMPERATURE, TOKENS
 from hrpo.catalog import KNOWN, resolve
 from hrpo.config import TaskConfig
 from hrpo.errors import InputError, model_named_by
-from hrpo.files import check_vacant, read_json
+from hrpo.files import check_links, check_vacant, read_json
 from hrpo.model import GATE_FILE, SETTINGS_FILE, HybridCausalLM, HybridSettings, load_tokenizer
 from hrpo.tasks import TASKS
 from hrpo.tasks.task import SYSTEM_PROMPT, make_preamble
@@ -73,7 +73,7 @@ def import_release(
     if task and task not in TASKS:
         raise InputError(f"--task: {task!r} is none of {', '.join(TASKS)}")
     for holds, message in (
-        (0 < temperature < math.inf, f"--temperature: must be above 0 and finite, got {temperature:g}"),
+        (MIN_TEMPERATURE <= temperature < math.inf, f"--temperature: must be above 0 and finite, got {temperature:g}"),
         (
             1 <= max_new_tokens <= TOKENS,
             f"--max_new_tokens: must be at least 1 and at most {TOKENS:,}, got {max_new_tokens}",
@@ -120,6 +120,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (folder / name).is_file():
             raise InputError(f"{folder / name}: missing; give the folder that the release saved its adapter in")
+    check_links(folder, "DIR")
     try:
         config = read_json(folder / ADAPTER_CONFIG, str(folder), "copy the folder again")
         tensors = load_file(folder / ADAPTER_WEIGHTS)
