@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from hrpo.bounds import COUNT, MIN_TEMPERATURE, SEED, TOKENS, outside
 from hrpo.catalog import KNOWN, fetch_hybrid, resolve
 from hrpo.compiled import Compiled
-from hrpo.config import LONGEST, Dtype, LatentMode, MixedIn, Quantization, TaskConfig, length_limit
+from hrpo.config import LONGEST, Dtype, LatentMode, MixedIn, Quantization, TaskConfig
 from hrpo.errors import InputError, model_named_by
 from hrpo.exact import stay_in_float64
 from hrpo.files import new_folder, read_json
@@ -252,8 +252,6 @@ class HybridCausalLM(nn.Module):
             gate = _read_gate(folder / GATE_FILE, gate.hidden_size)
         tokenizer = load_tokenizer(folder if saved else Path(base), trust_remote_code)
         autocast = torch.bfloat16 if half and not has_adapter else None
-        if not saved:
-            settings = dataclasses.replace(settings, max_new_tokens=length_limit(0, context_of(bare.config)))
         model = cls(lm, gate, settings, tokenizer, autocast).to(device)
         check_usable(model)
         if not model.eos_token_ids:
