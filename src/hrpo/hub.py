@@ -85,7 +85,7 @@ def push_to_hub(
 
 def _card(folder: Path, repo: str) -> ModelCard:
     if is_own_card(folder / CARD_FILE):
-        return ModelCard((folder / CARD_FILE).read_text().replace(PLACEHOLDER, repo))
+        return ModelCard((folder / CARD_FILE).read_text(encoding="utf-8").replace(PLACEHOLDER, repo))
     return model_card(folder, results_of(folder), repo)
 
 
