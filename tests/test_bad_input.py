@@ -20,7 +20,7 @@ from hrpo.bounds import SETTINGS as BOUNDED
 from hrpo.catalog import local_folder
 from hrpo.checkpoints import seal
 from hrpo.cli import COMMANDS, main
-from hrpo.config import TrainConfig
+from hrpo.config import Auto, TrainConfig
 
 # What makes `train` short; cases come after it, and the last value of an option counts.
 TRAIN = "train --folder runs --name new --updates 2 --save_every 1 --rollout.prompts 2 --rollout.group_size 2"
@@ -708,7 +708,7 @@ def test_every_whole_number_is_bounded():
         for prefix, section in fields
         if section is not dataclasses.MISSING
         for field in dataclasses.fields(section)
-        if field.type is int
+        if field.type in (int, int | Auto)
     }
     rules = {"seed", "rollout.group_size", "task.min_terms", "task.max_terms"}
     assert found - rules == set(BOUNDED)

@@ -18,7 +18,15 @@ SMALL = ["--updates=1", "--rollout.prompts=1", "--rollout.group_size=2", "--eval
 
 @pytest.mark.parametrize(
     ("asked", "context", "limit"),
-    [(0, None, 512), (0, 4096, 512), (0, 1024, 512), (0, 512, 256), (0, 1, 1), (7, 512, 7), (512, 512, 512)],
+    [
+        ("auto", None, 512),
+        ("auto", 4096, 512),
+        ("auto", 1024, 512),
+        ("auto", 512, 256),
+        ("auto", 1, 1),
+        (7, 512, 7),
+        (512, 512, 512),
+    ],
 )
 def test_length_limit(asked, context, limit):
     assert length_limit(asked, context) == limit

@@ -19,7 +19,7 @@ SETTINGS = {
     "model.lora_rank": (0, RANK),
     "model.lora_alpha": (1, COUNT),
     "rollout.prompts": (1, BATCH),
-    "rollout.max_new_tokens": (0, TOKENS),
+    "rollout.max_new_tokens": (1, TOKENS),
     "rollout.max_prompt_tokens": (0, TOKENS),
     "rollout.top_k": (0, COUNT),
     "sft.batch": (1, BATCH),

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from hrpo.errors import InputError
 
+Auto = Literal["auto"]
 Dtype = Literal["float32", "bfloat16", "float64"]
 Quantization = Literal["none", "4bit", "8bit"]
 LatentMode = Literal[
@@ -37,9 +38,11 @@ Sharding = Literal["none", "full"]
 LONGEST = 512  # tokens of a completion where nobody says another limit; the paper's
 
 
-def length_limit(asked: int, context: int | None) -> int:
-    """Return the most tokens of a completion: what is asked for; for 0 `LONGEST`, or half of a shorter context."""
-    return asked or min(LONGEST, max(1, context // 2) if context else LONGEST)
+def length_limit(asked: int | Auto, context: int | None) -> int:
+    """Return the most tokens of a completion: what is asked for; for auto `LONGEST`, or half of a shorter context."""
+    if asked != "auto":
+        return asked
+    return LONGEST if context is None else min(LONGEST, max(1, context // 2))
 
 
 @dataclass(frozen=True)
@@ -121,8 +124,8 @@ class RolloutConfig:
     Args:
         prompts: prompts per update, B.
         group_size: completions per prompt, G; the paper uses 4 or 8.
-        max_new_tokens: length limit of a completion, T; 0 takes the paper's 512, or half of the model's context where
-            that is shorter.
+        max_new_tokens: length limit of a completion, T; auto takes the paper's 512, or half of a shorter context of the
+            model.
         temperature: of the sampler, tau.
         top_k: candidates kept at each step; 0 keeps the whole vocabulary. The paper's text has none, its code 50.
         max_prompt_tokens: longest prompt that is trained on; 0 takes what the model's context leaves.
@@ -132,7 +135,7 @@ class RolloutConfig:
 
     prompts: int = 8
     group_size: int = 8
-    max_new_tokens: int = 0
+    max_new_tokens: int | Auto = "auto"
     temperature: float = 0.5
     top_k: int = 50
     max_prompt_tokens: int = 0
@@ -279,7 +282,7 @@ class TrainConfig:
     updates: int = 100
     seed: int = 0
     token_budget: int = 0
-    recompute: bool | Literal["auto"] = "auto"
+    recompute: bool | Auto = "auto"
     sharding: Sharding = "none"
     save_every: int = 50
     tracker: Tracker = "none"

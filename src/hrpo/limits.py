@@ -19,12 +19,6 @@ def context_length(model: HybridCausalLM) -> int | None:
     return context_of(model.bare_lm.config)
 
 
-def with_length_limit(config: TrainConfig, context: int | None) -> TrainConfig:
-    """Return the settings with the length limit of a completion, where they leave it to the model's context."""
-    limit = length_limit(config.rollout.max_new_tokens, context)
-    return dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, max_new_tokens=limit))
-
-
 def longest_prompt(
     model: HybridCausalLM, max_new_tokens: int, max_prompt_tokens: int = 0, field: str = "rollout.max_new_tokens"
 ) -> int | None:
@@ -55,7 +49,8 @@ def fitting(task: Task, model: HybridCausalLM, config: TrainConfig) -> Task:
 
     """
     rollout = config.rollout
-    limit = longest_prompt(model, rollout.max_new_tokens, rollout.max_prompt_tokens)
+    most = length_limit(rollout.max_new_tokens, context_length(model))
+    limit = longest_prompt(model, most, rollout.max_prompt_tokens)
     train = task.train if isinstance(task.train, list) else list[Example]()
     drop = set(too_long(model, task, train, limit))
     field = (
@@ -65,7 +60,7 @@ def fitting(task: Task, model: HybridCausalLM, config: TrainConfig) -> Task:
         raise InputError(f"{field}; raise it, or set rollout.long_prompts to drop")
     if drop and len(drop) == len(train):
         raise InputError(f"{field}, which leaves none; raise it, or show fewer worked examples (task.shots)")
-    check_test_prompts(task, model, task.test[: config.eval.problems], rollout.max_new_tokens, "rollout.max_new_tokens")
+    check_test_prompts(task, model, task.test[: config.eval.problems], most, "rollout.max_new_tokens")
     if drop:
         task = _without(task, drop, f"training problems with a prompt above {limit} tokens")
     return _written(task, model, config) if config.objective == "sft" else task

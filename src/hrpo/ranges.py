@@ -1,6 +1,7 @@
 """The range of every number in the settings."""
 
 import math
+from typing import Any
 
 from hrpo.bounds import BATCH, MIN_TEMPERATURE, SEED, SETTINGS, outside_of
 from hrpo.config import TrainConfig
@@ -70,7 +71,8 @@ def check_config(config: TrainConfig) -> None:
     for name in SHARES:
         value = getattr(optimizer, name)
         rules.append((0 <= value < 1, f"optimizer.{name}: must be from 0 to below 1, got {value}"))
-    wrong = outside_of(SETTINGS, {name: _value(config, name) for name in SETTINGS})
+    values = {name: _value(config, name) for name in SETTINGS}
+    wrong = outside_of(SETTINGS, {name: value for name, value in values.items() if value != "auto"})
     wrong += [message for holds, message in rules if not holds]
     if wrong:
         try:
@@ -80,8 +82,7 @@ def check_config(config: TrainConfig) -> None:
         raise InputError("; also ".join(wrong))
 
 
-def _value(config: TrainConfig, name: str) -> float:
+def _value(config: TrainConfig, name: str) -> Any:
     """Return a setting by its name, such as rollout.prompts."""
     section, _, field = name.rpartition(".")
-    value: float = getattr(getattr(config, section) if section else config, field)
-    return value
+    return getattr(getattr(config, section) if section else config, field)

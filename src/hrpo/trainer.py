@@ -37,13 +37,13 @@ from hrpo.checkpoints import (
     tidy,
     whole_checkpoint,
 )
-from hrpo.config import ModelConfig, Policy, RolloutConfig, TrainConfig
+from hrpo.config import ModelConfig, Policy, RolloutConfig, TrainConfig, length_limit
 from hrpo.errors import InputError, StoppedError, model_named_by, named_by
 from hrpo.evaluate import Answer, answer_problems, as_rows, evaluate, summarize
 from hrpo.guards import broken_replay, replay_errors
 from hrpo.keep import hold_out, scores
 from hrpo.latent import MODES, mode_of
-from hrpo.limits import context_length, fitting, with_length_limit
+from hrpo.limits import context_length, fitting
 from hrpo.loss import hrpo_loss, token_weights
 from hrpo.memory import give_back, keep_freed, map_tensors
 from hrpo.model import HybridCausalLM, Lora
@@ -107,15 +107,18 @@ class Trainer:
         self.saved = self.step  # updates in the newest checkpoint
         self.logged: int | None = self.step  # updates that the weights have behind them; None in the midst of one
         self.model = _load_model(config, checkpoint, accelerator.device)
-        self.config = config = with_length_limit(config, context_length(self.model))
+        longest = length_limit(config.rollout.max_new_tokens, context_length(self.model))
+        self.config = config = dataclasses.replace(
+            config, rollout=dataclasses.replace(config.rollout, max_new_tokens=longest)
+        )
         _check_top_k(config, self.model)
-        _check_memory(config, self.model)
+        _check_memory(config, self.model, longest)
         self.held_out, self.task = hold_out(fitting(self.task, self.model, config), config.keep.problems, config.seed)
         self.model.settings = dataclasses.replace(
             self.model.settings,
             temperature=config.rollout.temperature,
             top_k=config.rollout.top_k,
-            max_new_tokens=config.rollout.max_new_tokens,
+            max_new_tokens=longest,
             preamble=list(self.task.preamble),
             task=remembered(config.task),
             seed=config.seed,
@@ -236,7 +239,7 @@ class Trainer:
             model,
             encode(model.tokenizer, prompts),
             group_size=G,
-            max_new_tokens=max_new_tokens or settings.max_new_tokens,
+            max_new_tokens=max_new_tokens or self.model.settings.max_new_tokens,
             temperature=settings.temperature,
             top_k=settings.top_k,
             sample_keys=[sample_key(self.config.seed, key, b, g) for b in mine for g in range(G)],
@@ -584,14 +587,14 @@ def _check_top_k(config: TrainConfig, model: HybridCausalLM) -> None:
         raise InputError(f"rollout.top_k: the model has {model.vocab_size} tokens, got {top_k}; 0 takes all of them")
 
 
-def _check_memory(config: TrainConfig, model: HybridCausalLM) -> None:
+def _check_memory(config: TrainConfig, model: HybridCausalLM, max_new_tokens: int) -> None:
     """Refuse more completions at a time than memory holds."""
     rollout, prompts = config.rollout, max(config.rollout.prompts, config.check.prompts)
     if config.objective == "hrpo":
         own = -(-prompts // processes.count()) * rollout.group_size
         mode = mode_of(config.latent_mode, config.latent.mixed_in)
         with named_by({"group_size": "rollout.group_size"}):
-            check_memory(model, mode, own, rollout.max_new_tokens, rollout.top_k)
+            check_memory(model, mode, own, max_new_tokens, rollout.top_k)
 
 
 def lora_of(config: ModelConfig) -> Lora | None:

@@ -102,7 +102,7 @@ def describe(name: str, trust_remote_code: bool) -> tuple[HybridSettings, dict[s
         if path.is_file():
             settings = read_settings(path)
         else:
-            limit = length_limit(0, context_of(load_config(folder, trust_remote_code)))
+            limit = length_limit("auto", context_of(load_config(folder, trust_remote_code)))
             settings = HybridSettings(name, "discrete", max_new_tokens=limit)
         files = {str(name): digest(folder)}
         if (Path(folder) / "adapter_config.json").is_file():
