@@ -354,6 +354,8 @@ def spoilt(folder, name, **values):
         ("config.json", {"hidden_size": 10**9}, "hidden_size is"),
         ("config.json", {"dtype": "float3''"}, "float3''"),
         ("tokenizer_config.json", {"model_max_length": "512"}, "cannot load the tokenizer"),
+        ("tokenizer_config.json", {"extra_ids": 10**9, "tokenizer_class": "T5Tokenizer"}, "extra_ids is 1000000000"),
+        ("tokenizer_config.json", {"offset": 10**9}, "offset is 1000000000"),
     ],
 )
 def test_settings_of_a_model_that_cannot_be(plain, file, values, said):

@@ -70,6 +70,7 @@ ADAPTER_SETTINGS = {
 }
 log = logging.getLogger("hrpo")
 BOUNDS = {"max_new_tokens": (1, TOKENS), "top_k": (0, COUNT), "seed": (0, SEED), "step": (0, COUNT)}
+MOST_TOKENS = 10**6  # of a vocabulary
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
@@ -574,12 +575,26 @@ def load_tokenizer(path: Path | str, trust_remote_code: bool) -> PreTrainedToken
     if Path(path).is_dir() and not any((Path(path) / name).is_file() for name in TOKENIZER_FILES):
         return None
     try:
+        _check_numbers(Path(path) / "tokenizer_config.json")
         tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=trust_remote_code)
         tokenizer.encode("0")  # some settings are looked at only now
     except Exception as error:  # the tokenizers library raises no other
         reason = f"{type(error).__name__}: {_first_line(error)}"
         raise InputError(f"model.name: cannot load the tokenizer of {path}: {reason}; {AGAIN}") from error
     return cast(PreTrainedTokenizerBase, tokenizer)
+
+
+def _check_numbers(path: Path) -> None:
+    """Refuse counts of tokens, such as `extra_ids`, that a tokenizer would make one by one.
+
+    Raises:
+        ValueError: names the first.
+
+    """
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for name, value in settings.items():
+        if isinstance(value, int) and value > MOST_TOKENS and name != "model_max_length":
+            raise ValueError(f"{name} is {value} in tokenizer_config.json, and at most {MOST_TOKENS} here")
 
 
 def read_settings(path: Path) -> HybridSettings:
