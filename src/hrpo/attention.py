@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedConfig
 
@@ -72,6 +73,9 @@ def _attend(
     if getattr(module, "layer_idx", None) is None:
         raise NotPackableError("its attention layers have no layer_idx")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    device = query.device.type
+    if torch.is_autocast_enabled(device):  # a rotated key is float32 again; attention takes what autocast would give it
+        query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     out = layout.attend(module.layer_idx, q, k, v, scale)
     return out.unsqueeze(0), None

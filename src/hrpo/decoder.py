@@ -259,7 +259,8 @@ class SharedDecoder(Layout):
         """0 up to the last position that may be seen, minus infinity beyond, per head: (m,) -> (m * H_kv, 1, t)."""
         keys, _ = next(iter(self.shared.values()))
         beyond = torch.arange(positions or self.t, device=self.device) > last.unsqueeze(1)  # (m, t)
-        bias = torch.zeros(beyond.shape, device=self.device, dtype=keys.dtype).masked_fill_(beyond, -torch.inf)
+        bias = torch.zeros(beyond.shape, device=self.device, dtype=_at_least_float32(keys))
+        bias.masked_fill_(beyond, -torch.inf)
         return bias.repeat_interleave(keys.shape[1], dim=0).unsqueeze(1)
 
     def make_room(self, rows: int, capacity: int) -> None:
@@ -292,10 +293,13 @@ class SharedDecoder(Layout):
         prompt_keys, prompt_values = prompt_keys[:b, ..., :P].flatten(0, 1), prompt_values[:b, :, :P].flatten(0, 1)
         own_keys, own_values = (x.flatten(0, 1) for x in self.write(layer, key, value))  # (n * H_kv, ...)
 
-        q = (query * scale).view(n, heads, -1, query.shape[2])  # (n, H_kv, per, d)
+        # Scores and softmax are float32 at least: keys with large biases, as Qwen2 has, give scores of hundreds, which
+        # bfloat16 rounds to whole numbers.
+        q = (query.to(_at_least_float32(query)) * scale).view(n, heads, -1, query.shape[2])  # (n, H_kv, per, d)
         on_prompt = self.by_row(_scores(self.by_slot(q), prompt_keys, self.prompt_bias), heads)  # (n, H_kv, per, P)
         on_own = _scores(q.flatten(0, 1), own_keys, self.own_bias)  # (n * H_kv, per, t)
         weights = torch.softmax(torch.cat([on_prompt, on_own.view(*on_prompt.shape[:3], -1)], dim=3), dim=3)
+        weights = weights.to(value.dtype)
         out = self.by_row(torch.bmm(self.by_slot(weights[..., :P]), prompt_values), heads)  # (n, H_kv, per, d_v)
         out = torch.baddbmm(out.flatten(0, 1), weights[..., P:].flatten(0, 1), own_values)
         return out.view(n, query.shape[1], -1)
@@ -452,6 +456,12 @@ def _enlarged(x: Tensor, *shape: int) -> Tensor:
     return room
 
 
+def _at_least_float32(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 def _scores(q: Tensor, keys: Tensor, bias: Tensor | None) -> Tensor:
-    """(n, m, d), (n, d, t), (n, 1, t) -> (n, m, t)."""
-    return torch.bmm(q, keys) if bias is None else torch.baddbmm(bias, q, keys)
+    """(n, m, d), (n, d, t), (n, 1, t) -> (n, m, t), in the dtype of q, autocast or not."""
+    with torch.autocast(q.device.type, enabled=False):
+        keys = keys.to(q.dtype)
+        return torch.bmm(q, keys) if bias is None else torch.baddbmm(bias, q, keys)
