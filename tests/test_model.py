@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import random_model
+from architectures import COMMON
+from models import PROMPTS, SAMPLER, VOCAB, random_lm, random_model
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PhiConfig, PreTrainedTokenizerFast
 
 from hrpo import HybridCausalLM, HybridGate, Lora, generate, replay
 from hrpo.errors import InputError
 from hrpo.model import HybridSettings
+from hrpo.packable import packs_up_to
 
 PLAIN = Path(__file__).parent / "golden" / "llama" / "model"
 LORA = Lora(r=4, alpha=8)
@@ -375,6 +378,25 @@ def test_a_model_without_tokenizer_works_with_ids(base):
         generate(model, [PROMPT], delimiter="####", **options)
 
 
+@pytest.mark.parametrize("top_k", [0, VOCAB, 25])
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 1e-8), (torch.float32, 1e-4), (torch.bfloat16, 1.0)])
+def test_minus_infinity_for_padding_tokens_is_no_nan(dtype, atol, top_k):
+    """A head whose bias forbids tokens: it is usable, runs packed, and gives them probability 0."""
+    lm = random_lm(PhiConfig(**COMMON, partial_rotary_factor=0.7), dtype)
+    with torch.no_grad():
+        lm.lm_head.bias[-4:] = -torch.inf
+    model = HybridCausalLM(lm, HybridGate(24, r_min=0.6, r_max=0.9), HybridSettings("memory"))
+    rollout = generate(model, PROMPTS, group_size=2, **SAMPLER | {"top_k": top_k})
+    logprobs, reference = replay(model, rollout)
+    assert packs_up_to(model) > 0
+    assert rollout.finite()
+    assert (rollout.completion_ids < VOCAB - 4).all()
+    assert reference.isfinite().all()
+    torch.testing.assert_close(logprobs.detach(), rollout.sample_logprobs, atol=atol, rtol=0)
+    logprobs.sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
 # ---- refusals -----------------------------------------------------------------------------------------------------
 
 
@@ -486,3 +508,24 @@ def test_other_refusals(base, tmp_path):
             HybridCausalLM.from_pretrained(tmp_path / "saved", **options)
     with pytest.raises(InputError, match=r"8 wide.*24 wide"):
         HybridCausalLM(HybridCausalLM.from_pretrained(base).lm, HybridGate(8), HybridSettings("memory"))
+
+
+@pytest.mark.parametrize("beside", [[], ["config.json", "model.safetensors"]], ids=["adapter", "and the base model"])
+def test_a_peft_folder_is_told_how_to_merge(base, tmp_path, beside):
+    adapter = tmp_path / "adapter"
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(task_type="CAUSAL_LM", r=2)).save_pretrained(
+        adapter
+    )
+    for name in beside:  # transformers would lay the adapter over them without a word
+        shutil.copy(base / name, adapter)
+    for options in ({}, {"lora": LORA}, {"new_run": True}):
+        with pytest.raises(InputError) as refused:
+            HybridCausalLM.from_pretrained(adapter, **options)
+        line = str(refused.value)
+        assert line.startswith(
+            f"model.name: {adapter} holds an adapter, not a whole model; merge it first, in Python: "
+        )
+        assert "\n" not in line
+    command = line.partition("in Python: ")[2].partition(";")[0].replace("'DIR'", repr(str(tmp_path / "merged")))
+    exec("import peft; " + command, {})  # what the line says does it
+    assert HybridCausalLM.from_pretrained(tmp_path / "merged").bare_lm.config.model_type == "llama"

@@ -425,12 +425,22 @@ def _in_order(data: bytes) -> bytes:
 
 
 def check_whole(folder: Path) -> None:
-    """Refuse to start a run from an adapter."""
-    if (folder / "adapter_config.json").is_file():
-        raise InputError(
-            f"model.name: {folder} holds an adapter, not a whole model; "
-            f"run `hrpo export --checkpoint {folder} --out DIR` first, and start from DIR"
+    """Refuse a folder of an adapter where a whole model is needed.
+
+    Raises:
+        InputError: says how to merge it into its base model.
+
+    """
+    if not (folder / "adapter_config.json").is_file():
+        return
+    if (folder / SETTINGS_FILE).is_file():
+        merge = f"run `hrpo export --checkpoint {folder} --out DIR` first, and start from DIR"
+    else:
+        merge = (
+            f"merge it first, in Python: peft.AutoPeftModelForCausalLM.from_pretrained({str(folder)!r})"
+            ".merge_and_unload().save_pretrained('DIR'); add the tokenizer's files to DIR, and start from DIR"
         )
+    raise InputError(f"model.name: {folder} holds an adapter, not a whole model; {merge}")
 
 
 @contextlib.contextmanager
@@ -481,6 +491,7 @@ def load_config(path: str, trust_remote_code: bool) -> Any:
 
 
 def _load_lm(path: str, dtype: torch.dtype, trust_remote_code: bool, **options: Any) -> Any:
+    check_whole(Path(path))
     config = load_config(path, trust_remote_code)
     if config.is_encoder_decoder:
         raise InputError(f"model.name: {path} has an encoder ({config.model_type}); use a decoder-only language model")
