@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel
 from hrpo import HybridCausalLM, Rollout, generate, replay
 from hrpo.errors import InputError
 from hrpo.packable import packs_up_to
+from hrpo.rope import rope_limit
 from hrpo.techniques import PLAIN
 
 KV = {"num_key_value_heads": 2}
@@ -20,6 +21,10 @@ HEADS = KV | {"head_dim": 6}
 COMMON = {name: value for name, value in SHAPE.items() if name not in HEADS} | IDS
 WINDOW = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
 MOE = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+LONGROPE = {
+    "original_max_position_embeddings": 32,
+    "rope_parameters": {"rope_type": "longrope", "short_factor": [1.0, 1.0, 1.0], "long_factor": [1.5, 6.0, 30.0]},
+}
 LINEAR = {
     "linear_num_value_heads": 4,
     "linear_num_key_heads": 2,
@@ -115,6 +120,9 @@ ARCHITECTURES = {
     "llama4": Kind("llama4_text", HEADS | MOE, remark=ATTENTION),
     "minicpm3": Kind("minicpm3"),
     "ministral": Kind("ministral", HEADS | WINDOW),
+    "llama, dynamic NTK": Kind(
+        "llama", HEADS | {"max_position_embeddings": 32, "rope_parameters": {"rope_type": "dynamic", "factor": 4.0}}
+    ),
     "mixtral": Kind("mixtral", HEADS | MOE),
     "modernbert-decoder": Kind("modernbert-decoder"),
     "mpt": Kind("mpt", remark=NO_FLOAT64, dtype=torch.float32),
@@ -128,6 +136,7 @@ ARCHITECTURES = {
     "persimmon": Kind("persimmon", {"partial_rotary_factor": 0.7}),
     "phi": Kind("phi", {"partial_rotary_factor": 0.7}),
     "phi3": Kind("phi3", KV),
+    "phi3, LongRoPE": Kind("phi3", KV | LONGROPE),
     "phimoe": Kind("phimoe", KV | MOE),
     "qwen2_moe": Kind("qwen2_moe", KV | MOE | {"shared_expert_intermediate_size": 16}),
     "qwen3_moe": Kind("qwen3_moe", HEADS | MOE),
@@ -236,10 +245,24 @@ def row(name: str) -> Row:
     embedding = ("tied" if tied else "untied") + (f", times {scale:.3g}" if abs(scale - 1) > 1e-3 else "")
     path = "plain" if not window else "packed" if not lines else f"packed up to {window} tokens, plain beyond"
     (reason,) = [line.split("the plain path: ")[1] for line in lines] or ["-"]
+    if limit := rope_limit(model.bare_lm.config):
+        assert _refuses(model, limit.tokens)
+        path += f" up to {limit.tokens} tokens, refused beyond"
+        reason = f"its {limit.kind} position embedding changes there"
     exact = f"{str(kind.dtype).removeprefix('torch.')}, {kind.atol:.0e}".replace("e-0", "e-")
     if kind.remark:
         exact += f": {kind.remark}"
     return Row(name, type(model.bare_lm).__name__, embedding, path, reason, exact)
+
+
+def _refuses(model: HybridCausalLM, tokens: int) -> bool:
+    """Whether it completes a prompt to a sequence of so many tokens, and to none of one more."""
+    generate(model, [[7] * (tokens - 1)], **SAMPLER | {"max_new_tokens": 1})
+    try:
+        generate(model, [[7] * tokens], **SAMPLER | {"max_new_tokens": 1})
+    except InputError:
+        return True
+    return False
 
 
 @functools.cache

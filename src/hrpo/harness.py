@@ -18,7 +18,7 @@ from hrpo.config import LatentMode
 from hrpo.errors import InputError
 from hrpo.inference import load_for_inference
 from hrpo.latent import MODES, mode_of
-from hrpo.model import HybridCausalLM
+from hrpo.model import HybridCausalLM, context_of
 from hrpo.rollout import generate, sample_key
 
 
@@ -53,6 +53,9 @@ class HybridLM(HFLM):  # type: ignore[misc]  # the harness has no types
         if latent_mode is not None and latent_mode not in MODES:
             raise InputError(f"latent_mode: must be one of {', '.join(MODES)}, got {latent_mode!r}")
         model = load_for_inference(checkpoint) if isinstance(checkpoint, str) else checkpoint
+        if context := context_of(model.bare_lm.config):
+            longest = context - 1  # one more is read where the last token is not fed
+            options["max_length"] = min(int(options.get("max_length") or longest), longest)
         super().__init__(
             pretrained=model.bare_lm,
             tokenizer=model.tokenizer,

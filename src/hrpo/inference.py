@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from hrpo.checkpoints import model_in
 from hrpo.errors import InputError, model_named_by
 from hrpo.limits import context_length
-from hrpo.model import HybridCausalLM
+from hrpo.model import HybridCausalLM, context_text
 from hrpo.prompts import decode, encode
 from hrpo.rollout import Rollout, generate
 from hrpo.sick import check_finite
@@ -49,7 +49,8 @@ def complete(
     room = context - max(map(len, prompts))
     if room < 1:
         raise InputError(
-            f"PROMPT: {context - room:g} tokens leave no room in the model's context of {context}; shorten it"
+            f"PROMPT: {context - room:g} tokens leave no room in the model's {context_text(model.bare_lm.config)}; "
+            "shorten it"
         )
     rollout = generate(
         model,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from hrpo.config import TrainConfig, length_limit
 from hrpo.errors import InputError
-from hrpo.model import HybridCausalLM, context_of
+from hrpo.model import HybridCausalLM, context_of, context_text
 from hrpo.progress import console
 from hrpo.prompts import encode
 from hrpo.sft import target_text, write_down
@@ -15,7 +15,7 @@ CHUNK = 1000  # conversations tokenized at a time
 
 
 def context_length(model: HybridCausalLM) -> int | None:
-    """Return the positions that the model was made for; None where its config names no limit."""
+    """Return the positions that the model serves, see `context_of`."""
     return context_of(model.bare_lm.config)
 
 
@@ -32,7 +32,8 @@ def longest_prompt(
     room = None if context is None else context - max_new_tokens
     if room is not None and room < 1:
         raise InputError(
-            f"{field}: {max_new_tokens} leave no room for a prompt in the model's context of {context}; lower it"
+            f"{field}: {max_new_tokens} leave no room for a prompt in the model's "
+            f"{context_text(model.bare_lm.config)}; lower it"
         )
     limits = [limit for limit in (room, max_prompt_tokens) if limit]
     return min(limits, default=None)
@@ -41,7 +42,7 @@ def longest_prompt(
 def fitting(task: Task, model: HybridCausalLM, config: TrainConfig) -> Task:
     """Return the task without the training problems whose prompt is too long; `dropped` counts them.
 
-    A problem set that is generated as it goes is not searched; its prompts are all alike.
+    Of a problem set that is generated as it goes only the first is looked at; its prompts are all alike.
 
     Raises:
         InputError: nothing is left; or some are too long and `rollout.long_prompts` is "refuse"; or a test prompt
@@ -51,8 +52,15 @@ def fitting(task: Task, model: HybridCausalLM, config: TrainConfig) -> Task:
     rollout = config.rollout
     most = length_limit(rollout.max_new_tokens, context_length(model))
     limit = longest_prompt(model, most, rollout.max_prompt_tokens)
-    train = task.train if isinstance(task.train, list) else list[Example]()
+    endless = not isinstance(task.train, list)
+    train = [task.train[0]] if endless else list(task.train)
     drop = set(too_long(model, task, train, limit))
+    if drop and endless:
+        raise InputError(
+            f"rollout.max_prompt_tokens: training problems have prompts above {limit} tokens, the most that it and "
+            f"rollout.max_new_tokens leave in the model's {context_text(model.bare_lm.config)}; raise it, lower "
+            "rollout.max_new_tokens, or show fewer worked examples (task.shots)"
+        )
     field = (
         f"rollout.max_prompt_tokens: of {len(train)} training problems {len(drop)} have a prompt above {limit} tokens"
     )
@@ -114,9 +122,9 @@ def check_test_prompts(
     count = len(too_long(model, task, problems, limit))
     if count:
         raise InputError(
-            f"{field}: {count} of {len(problems)} test prompts have over {limit} tokens, so that the model's context "
-            f"of {context_length(model)} has no room for {max_new_tokens} more; take shorter prompts (task.shots) or "
-            "answers, or another model"
+            f"{field}: {count} of {len(problems)} test prompts have over {limit} tokens, so that the model's "
+            f"{context_text(model.bare_lm.config)} has no room for {max_new_tokens} more; take shorter prompts "
+            "(task.shots) or answers, or another model"
         )
 
 

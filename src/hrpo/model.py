@@ -31,6 +31,7 @@ from hrpo.files import new_folder, read_json
 from hrpo.gate import HybridGate, mix_candidates
 from hrpo.latent import MODES
 from hrpo.quantize import check_quantization, keep_differentiable, quantization_options
+from hrpo.rope import rope_limit
 from hrpo.sizes import check_sizes
 from hrpo.turns import NO_END, end_tokens
 from hrpo.usable import check_usable
@@ -475,8 +476,19 @@ def _loading(path: str) -> Iterator[None]:
 
 
 def context_of(config: Any) -> int | None:
-    """Return the positions that a model was made for; None where transformers' config of it names no limit."""
-    return getattr(config.get_text_config(), "max_position_embeddings", None) or None
+    """Return the positions that a model serves; None where transformers' config of it names no limit.
+
+    They are those that it was made for, and none beyond its `rope_limit`.
+    """
+    positions, limit = getattr(config.get_text_config(), "max_position_embeddings", None), rope_limit(config)
+    return min(filter(None, [positions, limit and limit.tokens]), default=None)
+
+
+def context_text(config: Any) -> str:
+    """Return a model's context in words, and why it ends there where that is its position embedding."""
+    context, limit = context_of(config), rope_limit(config)
+    reason = f", beyond which its {limit.kind} position embedding changes" if limit and limit.tokens == context else ""
+    return f"context of {context} tokens{reason}"
 
 
 def load_config(path: str, trust_remote_code: bool) -> Any:

@@ -12,15 +12,17 @@ from hrpo.adapters import fused_adapters
 from hrpo.attention import laid_out, packed_attention, packed_block, run_packed
 from hrpo.compiled import compiled_for
 from hrpo.config import Policy
+from hrpo.errors import InputError
 from hrpo.gate import mix_candidates
 from hrpo.head import head_logprobs
 from hrpo.latent import feed, weigh
 from hrpo.linear import OneDNN
-from hrpo.model import HybridCausalLM
+from hrpo.model import HybridCausalLM, context_text
 from hrpo.packable import packs_up_to
 from hrpo.packing import PackedGroups
 from hrpo.recompute import recomputed_blocks
 from hrpo.rollout import Rollout
+from hrpo.rope import rope_limit
 from hrpo.techniques import FAST, Techniques
 from hrpo.trained_blocks import TrainedBlock, standing_in, trained_blocks
 
@@ -58,8 +60,10 @@ def replay(
 
     Raises:
         ValueError: policy "sampler" for a rollout that keeps only some of the sampler's candidates.
+        InputError: sequences beyond the length at which the model's position embedding changes, see `rope_limit`.
 
     """
+    _check_length(model, rollout)
     kept = rollout.support_ids.shape[2]
     if policy == "sampler" and rollout.top_k > kept:
         raise ValueError(f"policy: sampler needs {rollout.top_k} candidates; a rollout on hidden states keeps {kept}")
@@ -75,6 +79,16 @@ def replay(
         with torch.no_grad():
             reference = path.logprobs(reference=True)
     return path.logprobs(reference=False), reference
+
+
+def _check_length(model: HybridCausalLM, rollout: Rollout) -> None:
+    limit = rope_limit(model.bare_lm.config)
+    prompts = rollout.prompt_mask.sum(1).repeat_interleave(rollout.group_size)  # (N,)
+    if limit and (fed := int((prompts + rollout.lengths).max()) - 1) > limit.tokens:  # the last token is not fed
+        raise InputError(
+            f"rollout: {fed} tokens of a sequence leave the model's {context_text(model.bare_lm.config)}; "
+            "take shorter prompts or completions"
+        )
 
 
 def _products(techniques: Techniques) -> contextlib.AbstractContextManager[Any]:

@@ -19,7 +19,7 @@ from hrpo.errors import InputError
 from hrpo.gate import mix_candidates
 from hrpo.latent import MODES, Mode, feed, mode_of, noise_table, put_in_place, token_share, weigh
 from hrpo.memory import give_back, total_memory
-from hrpo.model import HybridCausalLM, context_of
+from hrpo.model import HybridCausalLM, context_of, context_text
 from hrpo.techniques import FAST, Techniques
 from hrpo.usable import check_usable
 
@@ -272,7 +272,8 @@ def generate(
     longest, context = max(map(len, prompt_ids)), context_of(model.bare_lm.config)
     if context is not None and longest + T > context:
         raise InputError(
-            f"max_new_tokens: {T} after a prompt of {longest} leave the model's context of {context} tokens; lower it"
+            f"max_new_tokens: {T} after a prompt of {longest} leave the model's "
+            f"{context_text(model.bare_lm.config)}; lower it"
         )
     check_memory(model, mode, N, T, top_k)
     thinks = mode.latent != "none"
