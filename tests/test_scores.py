@@ -97,5 +97,4 @@ def test_a_replay_is_as_close_as_bfloat16_allows(size):
     rollout = generate(model, PROMPTS, group_size=8, techniques=UNCOMPILED, **SAMPLER)
     logprobs, _ = replay(model, rollout, techniques=UNCOMPILED)
     gaps = (logprobs - rollout.sample_logprobs).abs()[rollout.completion_mask.bool()]
-    print(size, gaps.mean(), gaps.max())
-    assert gaps.mean() < 0.2
+    assert gaps.mean() < 0.05  # .02 and .03; scores in bfloat16 make it .07 and .08
