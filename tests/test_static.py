@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from hrpo import decoder, generate
+from hrpo.compiled import compiled
 from hrpo.decoder import StaticDecoder, make_decoder
 from hrpo.techniques import FAST
 
@@ -122,9 +123,9 @@ def test_a_captured_step_repeats_right(arch, max_rows, monkeypatch):
 def test_the_switch():
     model = random_model("llama")
     options = {"prompts": 1, "longest_prompt": 8, "max_new_tokens": 4}
-    assert type(make_decoder(model, STATIC, **options)) is StaticDecoder
-    assert type(make_decoder(model, FAST, **options)) is decoder.SharedDecoder
-    assert type(make_decoder(random_model("mistral"), STATIC, **options)) is decoder.PlainDecoder
+    assert type(make_decoder(model, STATIC, compiled(), **options)) is StaticDecoder
+    assert type(make_decoder(model, FAST, compiled(), **options)) is decoder.SharedDecoder
+    assert type(make_decoder(random_model("mistral"), STATIC, compiled(), **options)) is decoder.PlainDecoder
 
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

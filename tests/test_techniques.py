@@ -329,7 +329,7 @@ def test_the_copy_leaves_the_model_alone():
     model = adapted("llama", torch.float32)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     attention = model.bare_lm.config._attn_implementation
-    copies = [decoding_copy(model, FAST) for _ in range(2)]
+    copies = [decoding_copy(model, FAST, compiled()) for _ in range(2)]
     generate(model, PROMPTS, **SAMPLER)
     assert model.bare_lm.config._attn_implementation == attention
     for name, tensor in model.state_dict().items():
@@ -357,7 +357,7 @@ def test_bfloat16_keeps_small_updates_beside_the_weight():
         x = torch.zeros(3, layer.in_features, dtype=torch.bfloat16)
         x[:, 0], x[:, 1] = 1, -1
         expected, without = layer(x), layer.base_layer(x)
-        out = decoding_copy(model, FAST).model.layers[0].self_attn.q_proj(x)
+        out = decoding_copy(model, FAST, compiled()).model.layers[0].self_attn.q_proj(x)
     assert not without.any()
     same(expected.float(), torch.full((3, layer.out_features), 0.001), 1e-5)
     same(out.float(), expected.float(), 1e-5)
@@ -450,7 +450,7 @@ def test_layers_that_read_the_same_are_found():
     found = [names for names in model.read_together if names[0].startswith(prefix)]
     attention = [prefix + f"self_attn.{name}_proj" for name in "qkv"]
     assert found == [attention, [prefix + f"mlp.{name}_proj" for name in ("gate", "up")]]
-    copy = decoding_copy(model, dataclasses.replace(FAST, compiled=False))  # compiled blocks keep no layers
+    copy = decoding_copy(model, FAST, None)  # compiled blocks keep no layers
     products = {name: layer.product for name, layer in copy.named_modules() if name in attention}
     assert len(products) == 3
     assert len({id(product) for product in products.values()}) == 1

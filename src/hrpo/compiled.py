@@ -2,8 +2,10 @@
 
 It is for what decoding and training do besides matrix products: many small operations that cost PyTorch more to call
 than to compute, or several passes over the same numbers. Needs a C++ compiler on Linux; without one, PyTorch does it.
+Which of it a model uses is measured, see `kernels.py`.
 """
 
+import copy
 import ctypes
 import functools
 import hashlib
@@ -12,20 +14,21 @@ import os
 import shlex
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hrpo.catalog import cache_folder
+from hrpo.files import alone, write_bytes
 from hrpo.techniques import Techniques
 
 FILES = sorted((Path(__file__).parent / "cpp").iterdir())
 FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-shared"]
 # What PyTorch found this CPU to have; a cache may be shared by machines that differ.
 MACHINES = {"AVX512": ["-march=x86-64-v4"], "AVX2": ["-march=x86-64-v3"]}
+DIGEST = hashlib.sha256().digest_size
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _pointer, _size = ctypes.c_void_p, ctypes.c_int64
 ARGUMENTS: dict[str, list[Any]] = {  # the last of each: threads
@@ -54,6 +57,7 @@ class Compiled:
     """
 
     def __init__(self, library: Path) -> None:
+        self.path = library
         loaded = ctypes.CDLL(str(library))
         self.functions: dict[tuple[str, torch.dtype], Callable[..., None]] = {}
         for name, arguments in ARGUMENTS.items():
@@ -66,9 +70,15 @@ class Compiled:
         """Return the function for tensors like this one; None where there is none."""
         return self.functions.get((name, tensor.dtype)) if tensor.device.type == "cpu" else None
 
+    def only(self, names: Collection[str]) -> "Compiled":
+        """Return the same library with these functions alone."""
+        part = copy.copy(self)
+        part.functions = {key: function for key, function in self.functions.items() if key[0] in names}
+        return part
+
 
 def compiled_for(techniques: Techniques, device: torch.device) -> Compiled | None:
-    """Return the compiled code where it is to be used, and can be."""
+    """Return the compiled code where it may be used, and can be."""
     return compiled() if techniques.compiled and device.type == "cpu" else None
 
 
@@ -79,7 +89,7 @@ def compiled() -> Compiled | None:
         return None
     try:
         return Compiled(_library(cache_folder() / "compiled"))
-    except (OSError, subprocess.CalledProcessError) as error:
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
         said = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else str(error)
         reason = next((line for line in said.split("\n") if "error" in line), said.split("\n")[0])
         log.warning(
@@ -89,21 +99,54 @@ def compiled() -> Compiled | None:
 
 
 def _library(folder: Path) -> Path:
-    """Return the library for this machine, made unless it is there."""
-    compiler = shlex.split(os.environ.get("CXX") or "g++")
-    capability = torch.backends.cpu.get_cpu_capability()
-    machine = MACHINES.get(capability, [])
-    if capability == "AVX512" and torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported():
-        machine = [*machine, "-mavx512bf16"]  # oneDNN has something better where there are AMX tiles
-    command = [*compiler, *FLAGS, *machine]
+    """Return the library for this machine, made unless it is there whole."""
+    command = [*_compiler(), *FLAGS, *_machine()]
     content = b"".join(path.read_bytes() for path in FILES)
     version = hashlib.sha256(" ".join(command).encode() + content).hexdigest()[:16]
     library = folder / f"decoding-{version}.so"
-    if not library.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as drafts:  # several processes may do it at once
-            draft = Path(drafts) / library.name
-            sources = [str(path) for path in FILES if path.suffix == ".cpp"]
-            subprocess.run([*command, *sources, "-o", str(draft)], check=True, capture_output=True, text=True)
-            draft.replace(library)
+    if not _whole(library):
+        with alone(folder):
+            if not _whole(library):  # another process may have made it meanwhile
+                _build(command, library)
     return library
+
+
+def _compiler() -> list[str]:
+    """Return the compiler's command: CXX as a shell reads it, g++ unless it is set."""
+    try:
+        return shlex.split(os.environ.get("CXX") or "g++")
+    except ValueError as error:
+        raise ValueError(f"CXX: cannot be read as a command ({error})") from error
+
+
+def _machine() -> list[str]:
+    """Return the flags for this machine's instructions."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    flags = MACHINES.get(capability, [])
+    if capability == "AVX512" and torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported():
+        return [*flags, "-mavx512bf16"]  # oneDNN has something better where there are AMX tiles
+    return flags
+
+
+def _build(command: list[str], library: Path) -> None:
+    """Make the library, its checksum at the end; a build that is killed leaves one draft, which the next one replaces.
+
+    Args:
+        command: the compiler and its flags.
+        library: appears complete or not at all.
+
+    """
+    draft = library.with_suffix(".draft")
+    try:
+        sources = [str(path) for path in FILES if path.suffix == ".cpp"]
+        subprocess.run([*command, *sources, "-o", str(draft)], check=True, capture_output=True, text=True)
+        content = draft.read_bytes()
+        write_bytes(library, content + hashlib.sha256(content).digest())
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _whole(library: Path) -> bool:
+    """Whether the library is there as it was made: loading one that was cut short ends the process."""
+    content = library.read_bytes() if library.is_file() else b""
+    return hashlib.sha256(content[:-DIGEST]).digest() == content[-DIGEST:]

@@ -10,7 +10,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from hrpo.blocks import compiled_blocks
-from hrpo.compiled import compiled_for
+from hrpo.compiled import Compiled
 from hrpo.gate import HybridGate
 from hrpo.linear import LinearParts, PackedLinear, PackedProduct, product_dtype
 from hrpo.model import HybridCausalLM
@@ -18,7 +18,7 @@ from hrpo.norms import compiled_norms
 from hrpo.techniques import Techniques
 
 
-def decoding_copy(model: HybridCausalLM, techniques: Techniques) -> Any:
+def decoding_copy(model: HybridCausalLM, techniques: Techniques, library: Compiled | None) -> Any:
     """Return a copy of the bare language model that computes the same, faster and without gradient.
 
     It shares all tensors that are not folded or packed. Adapters are added to the weights in float32 and float64; in
@@ -28,6 +28,7 @@ def decoding_copy(model: HybridCausalLM, techniques: Techniques) -> Any:
     Args:
         model: stays untouched.
         techniques: which to use.
+        library: compiled code, to use what it has.
 
     """
     bare = model.bare_lm
@@ -39,7 +40,6 @@ def decoding_copy(model: HybridCausalLM, techniques: Techniques) -> Any:
     stand_ins |= {
         id(layer): layer for layer in bare.modules() if isinstance(layer, nn.Linear) and type(layer) is not nn.Linear
     }
-    library = compiled_for(techniques, model.device)
     if library:
         stand_ins |= {id(norm): compiled for norm, compiled in compiled_norms(bare, library)}
     layers = {name: layer for name, layer in linear_layers(bare) if pack or (fold and isinstance(layer, LoraLinear))}
@@ -64,15 +64,13 @@ def decoding_copy(model: HybridCausalLM, techniques: Techniques) -> Any:
     return lm
 
 
-def decoding_gate(model: HybridCausalLM, techniques: Techniques) -> HybridGate:
+def decoding_gate(model: HybridCausalLM, techniques: Techniques, library: Compiled | None) -> HybridGate:
     """Return a copy of the gate that computes the same, faster and without gradient; itself where nothing is faster."""
     gate = model.gate
     linears = (gate.reset_gate, gate.input_gate)
     if not techniques.packed_weights or product_dtype(gate.Lambda.dtype, model.device) is None:
         return gate
-    product = PackedProduct(
-        [LinearParts(layer.weight, layer.bias) for layer in linears], compiled_for(techniques, model.device)
-    )
+    product = PackedProduct([LinearParts(layer.weight, layer.bias) for layer in linears], library)
     stand_ins: dict[int, Any] = {id(parameter): parameter for parameter in gate.parameters()}
     stand_ins |= {id(layer): PackedLinear(product, at, layer.in_features) for at, layer in enumerate(linears)}
     return copy.deepcopy(gate, stand_ins)

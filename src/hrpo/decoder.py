@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hrpo.attention import Layout, run_packed, use_packed_attention
-from hrpo.compiled import Compiled, compiled_for
+from hrpo.compiled import Compiled
 from hrpo.copies import decoding_copy
 from hrpo.decode_attention import Seating, Seats, attend_compiled, zeros
 from hrpo.model import HybridCausalLM
@@ -50,6 +50,7 @@ class Decoder(Protocol):
 def make_decoder(
     model: HybridCausalLM,
     techniques: Techniques,
+    library: Compiled | None,
     *,
     prompts: int,
     longest_prompt: int,
@@ -60,6 +61,7 @@ def make_decoder(
     Args:
         model: what decodes; its weights must not change while the decoder is used.
         techniques: which to use.
+        library: compiled code, to use what it has.
         prompts: the most prompts at a time.
         longest_prompt: tokens of the longest prompt to come.
         max_new_tokens: the most tokens of a completion.
@@ -67,7 +69,7 @@ def make_decoder(
     """
     if not techniques.packed_groups or longest_prompt + max_new_tokens > packs_up_to(model):
         return PlainDecoder(model)
-    lm = decoding_copy(model, techniques)
+    lm = decoding_copy(model, techniques, library)
     use_packed_attention(lm)
     kind = StaticDecoder if techniques.static_shapes else SharedDecoder
     decoder = kind(
@@ -78,7 +80,7 @@ def make_decoder(
         max_new_tokens=max_new_tokens,
     )
     if not techniques.static_shapes:
-        decoder.library = compiled_for(techniques, model.device)
+        decoder.library = library
     return decoder
 
 

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from hrpo.adapters import fused_adapters
 from hrpo.attention import laid_out, packed_attention, packed_block, run_packed
-from hrpo.compiled import compiled_for
 from hrpo.config import Policy
 from hrpo.errors import InputError
 from hrpo.gate import mix_candidates
 from hrpo.head import head_logprobs
+from hrpo.kernels import kernels_for
 from hrpo.latent import feed, weigh
 from hrpo.linear import OneDNN
 from hrpo.model import HybridCausalLM, context_text
@@ -150,8 +150,8 @@ class _Packed:
     ) -> None:
         self.model, self.rollout, self.policy = model, rollout, policy
         self.techniques, self.recompute = techniques, recompute
-        library = compiled_for(techniques, model.device)
-        self.layout = PackedGroups(rollout.prompt_mask, rollout.completion_mask, rollout.group_size, library)
+        self.library = kernels_for(model, techniques, "training")
+        self.layout = PackedGroups(rollout.prompt_mask, rollout.completion_mask, rollout.group_size, self.library)
         self.twins: dict[nn.Module, TrainedBlock] = {}
         self.complete: set[nn.Module] = set()  # models, and blocks, whose linear layers are all run by twins
         with model.weights(reference=False) as lm:
@@ -199,9 +199,9 @@ class _Packed:
 
     def find_twins(self, lm: Any, *, reference: bool) -> None:
         """Note what can stand in for a model's blocks."""
-        library = compiled_for(self.techniques, self.model.device)
+        library = self.library if self.fuses else None
         with self.model.precision():
-            twins = trained_blocks(lm, library, self.model.tried_blocks) if library and self.fuses else {}
+            twins = trained_blocks(lm, library, self.model.tried_blocks) if library else {}
         self.twins |= {lm.get_submodule(name): twin for name, twin in twins.items()}
         self.complete |= self.twins.keys()
         head, inside = lm.get_output_embeddings(), tuple(name + "." for name in twins)

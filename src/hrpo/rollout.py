@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from hrpo.candidates import top_candidates
-from hrpo.compiled import compiled_for
 from hrpo.config import LatentMode
 from hrpo.copies import decoding_gate
 from hrpo.decoder import left_pad, make_decoder
 from hrpo.delimiter import delimiter_automaton
 from hrpo.errors import InputError
 from hrpo.gate import mix_candidates
+from hrpo.kernels import kernels_for
 from hrpo.latent import MODES, Mode, feed, mode_of, noise_table, put_in_place, token_share, weigh
 from hrpo.memory import give_back, total_memory
 from hrpo.model import HybridCausalLM, context_of, context_text
@@ -295,9 +295,9 @@ def generate(
     shown, stores = _kept(mode, K, V)
     automaton = delimiter_automaton(delimiter, tokenizer or model.tokenizer, V).to(device)
     table = model.embedding_table().to(real) if thinks and not K else None
-    decoder = make_decoder(model, techniques, prompts=at_a_time, longest_prompt=longest, max_new_tokens=T)
-    gate = decoding_gate(model, techniques)
-    library = compiled_for(techniques, device)
+    library = kernels_for(model, techniques, "decoding")
+    decoder = make_decoder(model, techniques, library, prompts=at_a_time, longest_prompt=longest, max_new_tokens=T)
+    gate = decoding_gate(model, techniques, library)
     give_back(device)  # what making the copies has left
     compact = techniques.compact and decoder.compacts
 

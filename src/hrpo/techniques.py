@@ -18,9 +18,10 @@ class Techniques:
             packed_weights).
         chunked_head: head and log-softmax for some completion positions and a part of the vocabulary at a time (needs
             packed_groups).
-        compiled: on CPUs, by compiled code what decoding does besides its products, and the products (attention needs
-            packed_groups, and not static_shapes; the rest packed_weights), and what updates do besides theirs
-            (attention needs packed_groups, the rest fused_adapters). Needs a C++ compiler.
+        compiled: on CPUs, by compiled code what it was measured to do faster (`kernels.py`): of decoding what is done
+            besides its products, and with AVX-512 the products (attention needs packed_groups, and not static_shapes;
+            the rest packed_weights), of updates what is done besides theirs (attention needs packed_groups, the rest
+            fused_adapters). Needs a C++ compiler.
         static_shapes: decode with steps that are all alike, over the full length and without dropping rows (so
             compact does nothing), and on CUDA capture one as a graph to repeat (needs packed_groups). Off until it is
             measured on a GPU.

@@ -13,6 +13,8 @@
 
 namespace {
 
+constexpr int64_t KEYS = 64;  // of a prompt at a time: they stay in the first cache for all queries
+
 // In place; n whole vectors, minus infinity where there is nothing.
 void softmax(float* x, int64_t n) {
     Floats most = load(x);
@@ -61,7 +63,9 @@ struct Step {
             for (int64_t c = 0; c < per * d; c++) q[(i - first) * per * d + c] = widen(from[c]) * scale;
         }
         const int64_t place = slot * heads + head;
-        product(q.data(), d, prompt_keys + place * d * P_room, P_room, shares.data(), width, queries, d, P);
+        const T* keys = prompt_keys + place * d * P_room;
+        for (int64_t k = 0; k < P; k += KEYS)
+            product(q.data(), d, keys + k, P_room, shares.data() + k, width, queries, d, std::min(KEYS, P - k));
         for (int64_t i = first; i < last; i++) {
             const int64_t row = members[i], t = ages[row] + 1;
             float* scores = shares.data() + (i - first) * per * width;
@@ -73,7 +77,9 @@ struct Step {
                 softmax(scores, width);
             }
         }
-        product(shares.data(), width, prompt_values + place * P_room * d_v, d_v, mixed.data(), wide_v, queries, P, d_v);
+        const T* values = prompt_values + place * P_room * d_v;
+        for (int64_t k = 0; k < P; k += KEYS)
+            product(shares.data() + k, width, values + k * d_v, d_v, mixed.data(), wide_v, queries, std::min(KEYS, P - k), d_v);
         for (int64_t i = first; i < last; i++) {
             const int64_t row = members[i], t = ages[row] + 1, at = (i - first) * per;
             product(shares.data() + at * width + whole(P), width, own_values + (row * heads + head) * T_room * d_v, d_v,

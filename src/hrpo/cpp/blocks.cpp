@@ -97,10 +97,12 @@ void run(const Block<T>* const* blocks, const Step<T>* steps, int64_t n, const T
 
 }  // namespace
 
+#ifdef __AVX512F__  // as multiply.cpp
 extern "C" void blocks_float32(const Block<float>* const* blocks, const Step<float>* steps, int64_t n, const float* x,
                                const float* cosine, const float* sine, float* out, int64_t S, int threads) {
     run(blocks, steps, n, x, cosine, sine, out, S, threads);
 }
+#endif
 
 #ifdef __AVX512BF16__
 extern "C" void blocks_bfloat16(const Block<BFloat16>* const* blocks, const Step<BFloat16>* steps, int64_t n,

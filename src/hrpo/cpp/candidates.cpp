@@ -49,11 +49,13 @@ void largest(const T* logits, int64_t V, int64_t K, std::vector<Candidate>& foun
 
 template <class T>
 float log_sum_exp(const T* logits, int64_t V, float top) {
-    Floats sums = {};
+    constexpr int64_t beside = BLOCK / LANES;  // sums, of so few numbers each that rounding does not show
+    Floats sums[beside] = {};
     int64_t id = 0;
-    for (; id + LANES <= V; id += LANES) sums += exponential(load(logits + id) - top);
+    for (; id + BLOCK <= V; id += BLOCK)
+        for (int64_t i = 0; i < beside; i++) sums[i] += exponential(load(logits + id + i * LANES) - top);
     double sum = 0;
-    for (int i = 0; i < LANES; i++) sum += sums[i];
+    for (int64_t i = 0; i < BLOCK; i++) sum += sums[i / LANES][i % LANES];
     for (; id < V; id++) sum += std::exp(widen(logits[id]) - top);
     return top + std::log(sum);
 }

@@ -15,7 +15,7 @@ namespace {
 #ifdef __AVX512F__
 constexpr int WIDEST = 4;  // vectors of a row in a tile: with 6 rows, 24 of 32 registers
 #else
-constexpr int WIDEST = 1;
+constexpr int WIDEST = 2;  // 12 of 16
 #endif
 constexpr int TALLEST = 6;
 

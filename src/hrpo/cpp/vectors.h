@@ -1,4 +1,5 @@
-// Vectors of 16 numbers, which compilers make of what the machine has, and bfloat16.
+// Vectors as wide as the machine's registers, and bfloat16. Wider ones compilers keep in memory instead of registers: with
+// 16 numbers on a machine that has registers for 8, a product takes eight times as long.
 
 #pragma once
 
@@ -12,11 +13,17 @@
 
 namespace {
 
+#if defined(__AVX512F__)
 constexpr int64_t LANES = 16;
-typedef float Floats __attribute__((vector_size(64), aligned(4), may_alias));
-typedef int32_t Ints __attribute__((vector_size(64), aligned(4), may_alias));
-typedef uint32_t Bits __attribute__((vector_size(64), aligned(4), may_alias));
-typedef uint16_t Halves __attribute__((vector_size(32), aligned(2), may_alias));
+#elif defined(__AVX2__)
+constexpr int64_t LANES = 8;
+#else
+constexpr int64_t LANES = 4;
+#endif
+typedef float Floats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint32_t Bits __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint16_t Halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 
 struct BFloat16 {
     uint16_t bits;
@@ -80,14 +87,16 @@ inline void exchange(Ints* rows, std::integer_sequence<int, lane...>) {
     }
 }
 
-// (rows, n), 16 rows or fewer -> (n, 16) with zeros in what is too much, next numbers from a row to the next.
+// (rows, n), LANES rows or fewer -> (n, LANES) with zeros in what is too much, next numbers from a row to the next.
 inline void transpose(const int32_t* from, int64_t rows, int64_t n, int32_t* to, int64_t next) {
     const std::make_integer_sequence<int, LANES> lanes;
     int64_t first = 0;
     for (; rows == LANES && first + LANES <= n; first += LANES) {
         Ints square[LANES];
         for (int i = 0; i < LANES; i++) square[i] = *(const Ints*)(from + i * n + first);
-        exchange<1>(square, lanes), exchange<2>(square, lanes), exchange<4>(square, lanes), exchange<8>(square, lanes);
+        exchange<1>(square, lanes), exchange<2>(square, lanes);
+        if constexpr (LANES > 4) exchange<4>(square, lanes);
+        if constexpr (LANES > 8) exchange<8>(square, lanes);
         for (int i = 0; i < LANES; i++) *(Ints*)(to + (first + i) * next) = square[i];
     }
     for (; first < n; first++)
