@@ -98,6 +98,37 @@ def test_without_variation_it_is_wilsons():
     assert clustered_bootstrap([[0, 1], [1, 0]]) == wilson(1, 2)
 
 
+@pytest.mark.parametrize(
+    ("questions", "k", "mean", "spread"), [(30, 16, 0.03, 0.1), (100, 4, 0.03, 0.1), (100, 16, 0.01, 0.05)]
+)
+@pytest.mark.parametrize("flipped", [False, True])
+def test_clustered_interval_covers_where_successes_or_failures_are_rare(questions, k, mean, spread, flipped):
+    """The bootstrap's percentiles alone cover the truth in 74 to 90 % of these experiments."""
+    rng = np.random.default_rng(7)
+    covered = []
+    for _ in range(400):
+        difficulty = rng.beta(spread, spread * (1 / mean - 1), (questions, 1))
+        scores = (rng.random((questions, k)) < difficulty).astype(float)
+        low, high = clustered_bootstrap(1 - scores if flipped else scores, draws=500)
+        covered.append(low <= (1 - mean if flipped else mean) <= high)
+    assert np.mean(covered) > 0.93
+
+
+def test_a_rare_success_may_be_far_more_frequent():
+    """One success in 400: no wider than Wilson's over 100 questions, wider than Wilson's over 400 answers."""
+    scores = np.zeros((100, 4))
+    scores[0, 0] = 1
+    low, high = clustered_bootstrap(scores)
+    assert low == 0
+    assert wilson(1, 400)[1] < high <= wilson(0.25, 100)[1]
+
+
+def test_rounding_is_no_variation():
+    values = [[0.1, 0.2, 0.3], [0.3, 0.2, 0.1]]  # means .2 and .20000000000000004
+    assert clustered_bootstrap(values) == pytest.approx(wilson(0.4, 2))
+    assert metric_interval([1 + 1e-16, 1.0000000000000002]) == pytest.approx(wilson(2, 2))
+
+
 def test_same_values_same_interval():
     values = np.random.default_rng(3).random((500, 3))  # all different: more than one block of resamples
     assert clustered_bootstrap(values) == clustered_bootstrap(values)
@@ -158,6 +189,19 @@ def test_without_variation_the_difference_may_still_be_another():
     difference, (low, high), _ = paired_bootstrap([1, 1], [0, 0])
     assert (difference, high) == (1, 1)
     assert low == 1 - 2 * unseen
+
+
+def test_paired_bootstrap_takes_rounding_for_no_difference():
+    third = 1 / 3
+    one, other = [2 * third, third, 1 - third, third] * 5, [third, 0, third, 0] * 5  # differences by two roundings
+    difference, (low, high), p = paired_bootstrap(one, other)
+    assert difference == pytest.approx(third)
+    assert high - low == pytest.approx(2 * wilson(0, 20)[1])
+    assert p == pytest.approx(1 / 10_001)
+    assert paired_bootstrap([0.1 + 0.2] * 20, [0.3] * 20) == paired_bootstrap([0.3] * 20, [0.3] * 20)
+    assert (
+        paired_bootstrap([third, 0, third, 0], [0, third, 0, 1 - 2 * third]).p == 1
+    )  # they cancel, but for a rounding
 
 
 def test_paired_bootstrap_needs_the_same_questions():
@@ -245,3 +289,39 @@ def test_paired_t():
     for one, other in (([1.0], [0.0]), ([1.0, 2.0], [1.0])):
         with pytest.raises(ValueError, match=r"two of them|shorter"):
             paired_t(one, other)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize("problems", [3, 100, 500, 1319])
+def test_the_same_count_more_in_every_seed(seeds, problems):
+    """Accuracies are counts over problems; their differences are equal, though seldom as floats."""
+    rng = np.random.default_rng(problems)
+    for more in range(1, min(problems, 40)):
+        right = rng.integers(0, problems - more + 1, seeds)
+        difference, (low, high), p = paired_t((right + more) / problems, right / problems)
+        assert difference == pytest.approx(more / problems)
+        assert low == high == difference
+        assert p == 2.0 ** (1 - seeds)
+    assert paired_t([0.1 + 0.2] * seeds, [0.3] * seeds) == (0, (0, 0), 1)
+
+
+def test_one_count_is_no_rounding():
+    found = paired_t([0.5, 0.5 + 1e-6, 0.5], [0.25, 0.25, 0.25])
+    assert found.interval[0] < 0.25 < found.interval[1]
+    assert found.p < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("t", "seeds", "p"),
+    [
+        (1e4, 2, 6.366197702e-05),
+        (1e6, 3, 9.99999999998e-13),
+        (1e4, 8, 2.641040778e-26),
+        (3, 5, 0.03994196807),
+        (0.01, 4, 0.9926491114),
+    ],
+)
+def test_p_of_students_t(t, seeds, p):
+    """As R's pt has them; 1 minus what lies within would have no digit left."""
+    spread = np.sqrt(seeds) * np.array([1, -1] + [0] * (seeds - 2)) / math.sqrt(2 / (seeds - 1))
+    assert paired_t(spread + t, np.zeros(seeds)).p == pytest.approx(p, rel=1e-6, abs=0)

@@ -202,7 +202,8 @@ def _numbers(arms: Sequence[Arm]) -> list[Section]:
         )
     note = (
         "Strict accuracy: right, and exactly one ####. Brackets: 95 % intervals, over seeds where there are several "
-        "(Student's t, cut to 0..100 %), else over the test problems (Wilson). Length and hidden: of sampled answers."
+        "(Student's t, cut to 0..100 %; where every seed has the same value it has no width, which is no certainty), "
+        "else over the test problems (Wilson). Length and hidden: of sampled answers."
     )
     parts = [Section("After training", note, header, rows)]
     if len(done) < 2:
@@ -213,7 +214,10 @@ def _numbers(arms: Sequence[Arm]) -> list[Section]:
     if all(other == seeds[0] for other in seeds) and len(seeds[0]) > 1:
         tested = summarize({(arm.label, seed): arm.finished[seed] for arm in done for seed in sorted(seeds[0])})
         rows = difference_rows(tested)
-        note = "Paired by seed: t-test, p corrected for the number of these tests (Holm)."
+        note = (
+            "Paired by seed: t-test, p corrected for the number of these tests (Holm). Where a difference is the same "
+            "in every seed, p is that of flipping signs, 2^(1 - seeds)."
+        )
     elif all(other == seeds[0] for other in seeds):
         rows = _tests_over_problems(done, next(iter(seeds[0])))
         note = (

@@ -13,6 +13,7 @@ Interval = tuple[float, float]
 Values = Any  # what numpy makes an array of
 
 DRAWS = 10_000  # resamples; a p-value cannot be below 1 / (DRAWS + 1)
+ROUNDING = 1e-12  # of the largest value: what differs by less differs by rounding alone
 BLOCK = 4_000_000  # counts of resampled values held at a time
 
 
@@ -24,7 +25,7 @@ class Difference(NamedTuple):
     p: float
 
 
-def wilson(right: float, total: int, z: float = 1.96) -> Interval:
+def wilson(right: float, total: float, z: float = 1.96) -> Interval:
     """95 % interval of a proportion.
 
     Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
@@ -32,17 +33,17 @@ def wilson(right: float, total: int, z: float = 1.96) -> Interval:
     share = right / total
     centre = (share + z**2 / (2 * total)) / (1 + z**2 / total)
     half = z / (1 + z**2 / total) * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
-    return max(centre - half, 0.0), min(centre + half, 1.0)
+    return max(min(centre - half, share), 0.0), min(max(centre + half, share), 1.0)
 
 
 def metric_interval(values: Sequence[float], z: float = 1.96) -> Interval:
     """95 % interval of the mean of a task's own metric over problems.
 
     In 0..1 it is Wilson's, which shares of right answers have: no values there have a larger variance for their mean.
-    Else it is the normal one.
+    Else it is the normal one, which has no width where all values are the same: nothing tells how others would differ.
     """
     mean = sum(values) / len(values)
-    if min(values) >= 0 and max(values) <= 1:
+    if min(values) >= -ROUNDING and max(values) <= 1 + ROUNDING:
         return wilson(sum(values), len(values), z)
     half = z * math.sqrt(sum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1) / len(values))
     return mean - half, mean + half
@@ -69,8 +70,8 @@ def mean_interval(values: Sequence[float]) -> Interval:
 def paired_t(a: Sequence[float], b: Sequence[float]) -> Difference:
     """Compare two methods on the same seeds: Student's paired t-test, two-sided, with `mean_interval` of a - b.
 
-    Where all differences are equal there is no spread to compare them with: the interval is a point, and p is the
-    exact one of flipping their signs, 2^(1 - n); 1 where they are 0.
+    Where all differences are equal, up to rounding (.3 - .2 is not .2 - .1 in floats), there is no spread to compare
+    them with: the interval is a point, and p is the exact one of flipping their signs, 2^(1 - n); 1 where they are 0.
 
     Raises:
         ValueError: fewer than two pairs, or different numbers of values.
@@ -79,12 +80,13 @@ def paired_t(a: Sequence[float], b: Sequence[float]) -> Difference:
     differences = [left - right for left, right in zip(a, b, strict=True)]
     low, high = mean_interval(differences)
     n, mean = len(differences), math.fsum(differences) / len(differences)
-    half = (high - low) / 2
-    if half == 0:
-        return Difference(mean, (low, high), 1.0 if mean == 0 else 2.0 ** (1 - n))
-    t = abs(mean) / half * t_quantile(n - 1)
-    within = _t_within(math.atan(t / math.sqrt(n - 1)), n - 1)  # may be a rounding above 1
-    return Difference(mean, (low, high), max(1 - within, 0.0))
+    rounding = ROUNDING * max(map(abs, [*a, *b]))
+    if max(map(abs, differences)) <= rounding:
+        return Difference(0.0, (0.0, 0.0), 1.0)
+    if max(differences) - min(differences) <= rounding:
+        return Difference(mean, (mean, mean), 2.0 ** (1 - n))
+    t = abs(mean) / ((high - low) / 2) * t_quantile(n - 1)
+    return Difference(mean, (low, high), _t_beyond(math.atan(t / math.sqrt(n - 1)), n - 1))
 
 
 def t_quantile(freedom: int, coverage: float = 0.95) -> float:
@@ -109,13 +111,32 @@ def _t_within(angle: float, freedom: int) -> float:
     return (angle + math.sin(angle) * total) * 2 / math.pi if odd else math.sin(angle) * total
 
 
+def _t_beyond(angle: float, freedom: int) -> float:
+    """Return P(|T| > sqrt(freedom) tan(angle)), accurate where it is far below the rounding of 1.
+
+    The series of `_t_within`, never broken off, adds up to 1: this is the sum of the terms that it leaves out.
+    """
+    within = _t_within(angle, freedom)
+    if within < 0.5:  # many terms would be left
+        return 1 - within
+    odd = freedom % 2
+    term, total, power = (math.cos(angle) if odd else 1.0), 0.0, 1 + odd
+    while power < freedom or term > total * 1e-17:
+        total += term if power > freedom else 0.0
+        term *= math.cos(angle) ** 2 * power / (power + 1)
+        power += 2
+    return math.sin(angle) * total * (2 / math.pi if odd else 1.0)
+
+
 def clustered_bootstrap(values: Values, *, draws: int = DRAWS, seed: int = 0) -> Interval:
     """95 % interval of a mean over questions that were answered k times each: avg@k.
 
     The k answers to a question are not independent, so whole questions are drawn again, each with all its answers;
     the interval is from the 2.5th to the 97.5th percentile of the means (Efron & Tibshirani, An Introduction to the
-    Bootstrap, 1993, chapter 13; clusters: Cameron, Gelbach & Miller, Rev. Econ. Stat. 90, 2008). Where every question
-    has the same mean in 0..1, a bootstrap sees no variation at all; the interval is then Wilson's over the questions.
+    Bootstrap, 1993, chapter 13; clusters: Cameron, Gelbach & Miller, Rev. Econ. Stat. 90, 2008). Where few questions
+    have a success, or few a failure, resamples vary too little, so with values in 0..1 each end is the farther one of
+    the bootstrap's and of `_clustered_wilson`'s. Where every question has the same mean in 0..1, a bootstrap sees no
+    variation at all; the interval is then Wilson's over the questions.
 
     Args:
         values: (Q, k), what each answer to each question scored.
@@ -127,9 +148,28 @@ def clustered_bootstrap(values: Values, *, draws: int = DRAWS, seed: int = 0) ->
 
     """
     means = _array(values, 2).mean(axis=1)  # (Q,)
-    if np.ptp(means) == 0 and 0 <= means[0] <= 1:
+    low, high = _percentiles(_resampled_means(means, draws, seed))
+    if means.min() < -ROUNDING or means.max() > 1 + ROUNDING:
+        return low, high
+    if np.ptp(means) <= ROUNDING:
         return wilson(float(means.sum()), len(means))
-    return _percentiles(_resampled_means(means, draws, seed))
+    other_low, other_high = _clustered_wilson(means)
+    return min(low, other_low), max(high, other_high)
+
+
+def _clustered_wilson(means: Any) -> Interval:
+    """95 % interval of the mean of (Q,) values in 0..1: Wilson's with an effective number of answers.
+
+    That number is share (1 - share) / variance of the mean, as in surveys (Kott & Carr, J. Off. Stat. 13, 1997;
+    Franco et al., J. Surv. Stat. Methodol. 7, 2019). What is known of the variance is known from the questions with a
+    success, or with a failure if these are fewer, so z is Student's t with as many degrees of freedom. It is never
+    wider than Wilson's over the questions, as no values in 0..1 have a larger variance than shares of right answers.
+    """
+    share, n = float(means.mean()), len(means)
+    effective = share * (1 - share) / (float(means.var(ddof=1)) / n)
+    freedom = min(int((means > ROUNDING).sum()), int((means < 1 - ROUNDING).sum()))
+    (low, high), (least, most) = wilson(share * effective, effective, t_quantile(freedom)), wilson(share * n, n)
+    return max(low, least), min(high, most)
 
 
 def paired_bootstrap(a: Values, b: Values, *, draws: int = DRAWS, seed: int = 0) -> Difference:
@@ -157,14 +197,14 @@ def paired_bootstrap(a: Values, b: Values, *, draws: int = DRAWS, seed: int = 0)
     if len(first) != len(second):
         raise ValueError(f"a pair needs the same questions, got {len(first)} and {len(second)}")
     d = first - second
+    d[np.abs(d) <= ROUNDING] = 0
     mean = float(d.mean())
     means = _resampled_means(d, draws, seed)
-    # means of equal values may differ by a rounding
-    farther = int((np.abs(means - mean) >= abs(mean) * (1 - 1e-12)).sum())
+    farther = int((np.abs(means - mean) >= abs(mean) - ROUNDING).sum())
     differing = int((d != 0).sum())
     p = max((farther + 1) / (draws + 1), 2.0 ** (1 - differing))
     interval = _percentiles(means)
-    if np.ptp(d) == 0:
+    if np.ptp(d) <= ROUNDING:
         _, unseen = wilson(0, len(d))
         interval = mean - unseen * (1 + mean), mean + unseen * (1 - mean)
     return Difference(mean, interval, min(p, 1.0))

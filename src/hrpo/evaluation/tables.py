@@ -7,8 +7,8 @@ from hrpo.progress import markdown_table, print_table
 Table = tuple[list[str], list[list[str]]]
 LEGEND = (
     "Accuracy is strict: right, and exactly one `####`; lenient: right. Brackets: 95 % intervals, Wilson's for one "
-    "answer to each problem, else a bootstrap over problems. Tokens, cut off, format (one `####`) and hidden ratio are "
-    "those of the samples, where there are any."
+    "answer to each problem, else a bootstrap over problems, widened by Wilson's where successes are rare. Tokens, cut "
+    "off, format (one `####`) and hidden ratio are those of the samples, where there are any."
 )
 COMPARED = (
     "Differences of strict accuracy on the same problems; greedy: McNemar's exact test, sampled: paired bootstrap; "
