@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from hrpo import HybridCausalLM
 from hrpo.checkpoints import seal
 from hrpo.cli import main
 from hrpo.errors import InputError
-from hrpo.evaluate import Answer
+from hrpo.evaluate import Answer, answer_round
 from hrpo.evaluation import store
 from hrpo.evaluation.entries import digest, make_entries
 from hrpo.evaluation.numbers import comparisons_of, numbers_of
@@ -168,6 +169,74 @@ def test_killed_and_resumed_equals_never_stopped(trained):
         for name in ("whole", "stopped")
     )
     assert whole == stopped
+
+
+@pytest.fixture
+def stopped(trained, monkeypatch):
+    """An evaluation of ten problems, four in a part, that was stopped before its last part: the folder of its parts."""
+    calls = []
+
+    def interrupted(*args, **options):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return answer_round(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hrpo.evaluation.run.answer_round", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(trained["hybrid"], problems=10, samples=0, batch=1)
+    return Path("out/answers/0-hybrid/arithmetic-greedy.parts")
+
+
+@pytest.mark.parametrize("missing", ["000000", "000001"])
+def test_a_missing_part_is_answered_whichever_it_is(trained, stopped, missing, monkeypatch):
+    asked = []
+
+    def seen(model, task, problems, **options):
+        asked.append(len(problems))
+        return answer_round(model, task, problems, **options)
+
+    evaluate(trained["hybrid"], problems=10, samples=0, batch=1, out="whole")
+    (stopped / f"{missing}.parquet").unlink()
+    monkeypatch.setattr("hrpo.evaluation.run.answer_round", seen)
+    evaluate(trained["hybrid"], problems=10, samples=0, batch=1)
+    assert asked == [4, 2]
+    file = "answers/0-hybrid/arithmetic-greedy.parquet"
+    assert [row["problem"] for row in rows(f"out/{file}")] == list(range(10))
+    assert Path("out", file).read_bytes() == Path("whole", file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("000000", lambda parts: (parts / "000001.parquet").replace(parts / "000000.parquet"), "to other problems"),
+        ("000003", lambda parts: shutil.copy(parts / "000001.parquet", parts / "000003.parquet"), "to other problems"),
+        ("copy", lambda parts: shutil.copy(parts / "000001.parquet", parts / "copy.parquet"), "to other problems"),
+        ("000001", lambda parts: from_elsewhere(parts / "000001.parquet"), "of another evaluation, model, task or way"),
+        ("000001", lambda parts: (parts / "000001.parquet").write_bytes(b"PAR1"), "is damaged"),
+    ],
+)
+def test_parts_that_are_not_what_they_should_be(trained, stopped, monkeypatch, name, change, message):
+    change(stopped)
+    monkeypatch.setattr("hrpo.evaluation.run.answer_round", lambda *_, **__: pytest.fail("a question was asked"))
+    line = rf"^--out: .*arithmetic-greedy\.parts/{name}\.parquet .*{message}.*; delete it to ask these questions again$"
+    with pytest.raises(InputError, match=line):
+        evaluate(trained["hybrid"], problems=10, samples=0, batch=1)
+
+
+def from_elsewhere(part):
+    """The same problems as another model answered them."""
+    table = pq.read_table(part)
+    pq.write_table(table.replace_schema_metadata({store.MARK: b"another"}), part)
+
+
+def test_whole_files_that_changed_places(trained):
+    evaluate(trained["hybrid"], trained["discrete"], problems=2, samples=0)
+    one, other = (Path(f"out/answers/{who}/arithmetic-greedy.parquet") for who in ("0-hybrid", "1-discrete"))
+    shutil.copy(other, one)
+    with pytest.raises(InputError, match=r"0-hybrid/arithmetic-greedy\.parquet is of another evaluation, model"):
+        evaluate(trained["hybrid"], trained["discrete"], problems=2, samples=0)
 
 
 def test_finished_evaluation_loads_no_model(trained, monkeypatch):

@@ -39,13 +39,43 @@ VERSIONS = ("hrpo", "torch", "transformers", "peft", "numpy", "math-verify")
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """What one model answers on one task, greedily or in samples, and the file it ends up in."""
+    """What one model answers on one task, greedily or in samples, and the file it ends up in.
+
+    Args:
+        entry: the model.
+        questions: the task.
+        how: "greedy" or "sampled".
+        samples: answers to each problem, k.
+        size: problems in a part of the file.
+        path: of the file.
+        mark: which tells the file from those of other cells and evaluations.
+
+    """
 
     entry: Entry
     questions: Questions
     how: str
     samples: int
+    size: int
     path: Path
+    mark: str
+
+    def parts(self) -> dict[Path, range]:
+        """Return the problems that each part of the file holds, by its path."""
+        count = len(self.questions.problems)
+        return {
+            store.part(self.path, number): range(first, min(first + self.size, count))
+            for number, first in enumerate(range(0, count, self.size))
+        }
+
+    def check(self) -> None:
+        """Refuse a file, or a part of one, that does not hold what it should."""
+        if self.path.is_file():
+            store.check(self.path, range(len(self.questions.problems)), self.samples, self.mark)
+            return
+        parts = self.parts()
+        for path in store.parts(self.path):
+            store.check(path, parts.get(path, range(0)), self.samples, self.mark)
 
 
 def evaluate_checkpoints(
@@ -146,12 +176,23 @@ def evaluate_checkpoints(
     for asked in questions:
         show_dropped(asked.task)
     hows = [("greedy", 1), *([("sampled", samples)] if samples else [])]
+    identity = json.dumps(settings)
     cells = [
-        Cell(entry, asked, how, count, folder / "answers" / f"{place}-{_plain(entry.label)}" / _file(asked.name, how))
+        Cell(
+            entry,
+            asked,
+            how,
+            count,
+            max(1, ROUND * batch // count),
+            folder / "answers" / f"{place}-{_plain(entry.label)}" / _file(asked.name, how),
+            hashlib.sha256("\n".join([identity, entry.label, asked.name, how]).encode()).hexdigest(),
+        )
         for place, entry in enumerate(entries)
         for asked in questions
         for how, count in hows
     ]
+    for cell in cells:
+        cell.check()
     for cell in cells:
         if not cell.path.is_file():
             answer(loaded(cell.entry.checkpoint), cell, seed=seed, batch=batch)
@@ -213,13 +254,12 @@ def answer(model: HybridCausalLM, cell: Cell, *, seed: int, batch: int) -> None:
     model.settings = cell.entry.settings
     asked, k = cell.questions, cell.samples
     task = asked_of(cell.entry, asked)
-    size = max(1, ROUND * batch // k)  # problems in a part
-    starts = list(enumerate(range(0, len(asked.problems), size)))[len(store.parts(cell.path)) :]
-    done = k * (starts[0][1] if starts else len(asked.problems))
-    with bar(f"{cell.entry.label} {asked.name} {cell.how}", k * len(asked.problems), done) as progress:
-        for number, first in starts:
-            part = asked.problems[first : first + size]
-            places = range(first, first + len(part))
+    left = {number: places for number, (path, places) in enumerate(cell.parts().items()) if not path.is_file()}
+    total = len(asked.problems)
+    done = total - sum(map(len, left.values()))
+    with bar(f"{cell.entry.label} {asked.name} {cell.how}", k * total, k * done) as progress:
+        for number, places in left.items():
+            part = asked.problems[places.start : places.stop]
             answers = answer_round(
                 model,
                 task,
@@ -230,7 +270,7 @@ def answer(model: HybridCausalLM, cell: Cell, *, seed: int, batch: int) -> None:
                 batch=batch,
                 on_finished=functools.partial(progress.advance, every=10),
             )
-            store.append(cell.path, number, first, k, answers)
+            store.append(cell.path, number, places.start, k, answers, cell.mark)
     store.finish(cell.path)
 
 
