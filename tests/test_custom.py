@@ -11,9 +11,9 @@ from hrpo.checkpoints import seal
 from hrpo.cli import main
 from hrpo.config import TaskConfig
 from hrpo.errors import InputError
-from hrpo.rewards import score
+from hrpo.rewards import or_none, score
 from hrpo.tasks import Example, check_task, load_task, remembered
-from hrpo.tasks.task import SYSTEM_PROMPT
+from hrpo.tasks.task import SYSTEM_PROMPT, RewardContext
 
 ROOT = Path(__file__).parent.parent
 WORD_ORDER, BREVITY = ROOT / "examples" / "word_order.py", f"{ROOT / 'examples' / 'brevity.py'}:brevity"
@@ -278,7 +278,28 @@ def test_broken_files(task_file, text, message):
     [
         ("return [1.0]", "reward returned 1 values for 2 completions"),
         ("return [1.0, float('nan')]", "reward must return a finite number, got nan for completion 2"),
-        ("return [1.0, None]", r"reward must return a list of numbers, not \[1.0, None\]"),
+        ("return [1.0, float('-inf')]", "reward must return a finite number, got -inf for completion 2"),
+        ("return [1.0, 10**400]", "reward must return a finite number, got inf for completion 2"),
+        ("return [10**5000, 1]", "reward must return a finite number, got inf for completion 1"),
+        ("return [1.0, 1e308]", r"reward must return a number of at most 3.4e\+38, got 1e\+308 for completion 2"),
+        ("return [1.0, {}]", "reward must return a list of numbers, got dict for completion 2"),
+        ("return ['1', '0']", "reward must return a list of numbers, got str for completion 1"),
+        ("return [b'1', b'0']", "reward must return a list of numbers, got bytes for completion 1"),
+        ("return [1j, 1]", "reward must return a list of numbers, got complex for completion 1"),
+        ("return '10'", "reward must return a list of numbers, not '10'"),
+        ("return b'10'", "reward must return a list of numbers, not b'10'"),
+        ("return {1: 2, 3: 4}", "reward must return a list of numbers, not {1: 2, 3: 4}"),
+        ("return {1, 2}", "reward must return a list of numbers, not {1, 2}"),
+        ("return 10**5000", r"own\.py, in reward: ValueError: Exceeds the limit"),
+        (
+            "\n    import itertools\n    return itertools.count()",
+            "reward returned more than 2 values for 2 completions",
+        ),
+        ("return (1 / number for number in (1, 0))", r"line 3, in <genexpr>: ZeroDivisionError: division by zero"),
+        ("return [completions.pop() and 1]", "reward returned 1 values for 2 completions"),
+        ("\n    import sys\n    sys.exit(0)", r"own\.py, line 5, in reward: SystemExit: 0"),
+        ("raise GeneratorExit('odd')", r"own\.py, line 3, in reward: GeneratorExit: odd"),
+        ("\n    import torch\n    return torch.ones(2, 2)", "list of numbers, got Tensor for completion 1"),
         ("return 1.0", "reward must return a list of numbers, not 1.0"),
         ("return None", "reward must return a list of numbers, not None"),
         ("\n    raise ValueError('first\\nsecond')", r"own\.py, line 4, in reward: ValueError: first second"),
@@ -291,6 +312,162 @@ def test_broken_rewards(task_file, body, message):
     with pytest.raises(InputError, match=message) as error:
         score(task, task.test, ["a", "b"])
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return [1.0]", "reward returned 1 values for 2 completions"),
+        ("\n    import sys\n    sys.exit(0)", "RuntimeError: SystemExit: 0"),
+        ("\n    import asyncio\n    raise asyncio.CancelledError('x')", "RuntimeError: CancelledError: x"),
+        ("\n    raise ValueError('odd')", r"own\.py, line 4, in reward: ValueError: odd"),
+        ("yield 1.0", "must return a list of numbers, not <async_generator"),
+    ],
+)
+def test_broken_async_rewards(task_file, body, message):
+    task = load(task_file(f"{FINE}async def reward(completions, **c): {body}"))
+    for _ in range(2):  # the loop they run in lives on
+        with pytest.raises(InputError, match=message):
+            score(task, task.test, ["a", "b"])
+
+
+def test_a_file_that_exits(task_file):
+    with pytest.raises(InputError, match=r"own\.py, line 2: SystemExit: 0"):
+        load(task_file("import sys\nsys.exit(0)"))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        "(number for number in (1, 0))",
+        "(True, False)",
+        "__import__('torch').tensor([1.0, 0.0])",
+        "__import__('numpy').array([1, 0], dtype='float32')",
+        "__import__('array').array('d', [1, 0])",
+    ],
+)
+def test_what_goes_for_a_list_of_numbers(task_file, values):
+    task = load(task_file(f"{FINE}def reward(completions, **c): return {values}"))
+    assert score(task, task.test, ["a", "b"])[0].tolist() == [1, 0]
+
+
+# ---- TRL's contract ------------------------------------------------------------------------------------------------
+
+CONTRACT = f"""
+train = test = {ROWS}
+def even(completions, completion_ids, trainer_state, log_extra, log_metric, prompts, **columns):
+    assert completion_ids == [[7, 2], [8]], completion_ids
+    assert (trainer_state.global_step, trainer_state.max_steps, trainer_state.epoch) == (3, 9, 0.5)
+    log_extra("ids", [ids[0] for ids in completion_ids])
+    log_metric("tokens", 3)
+    log_metric("tokens", 4)
+    return [None if text == "skip" else 1.0 for text in completions]
+async def reward(completions, **columns):
+    import asyncio
+    await asyncio.sleep(0)
+    return [0.5, None]
+"""
+
+
+def context() -> RewardContext:
+    return RewardContext([[7, 2], [8]], step=3, updates=9, epoch=0.5)
+
+
+def test_what_trl_gives_a_reward(task_file):
+    """None leaves a reward out of a completion's sum; without any there is no reward."""
+    path = task_file(CONTRACT)
+    task = load(path, rewards={"correct": 2.0, f"{path}:even": 1.0})
+    told = context()
+    rewards, means = score(task, task.test, ["a", "b"], told)
+    assert rewards.tolist() == [2.0, 1.0]
+    assert means == {"correct": 0.5, "even": 1.0}
+    assert told.extras == {"ids": [7, 8]}
+    assert told.metrics == {"tokens": [3.0, 4.0]}
+    rewards, means = score(task, task.test, ["skip", "skip"], context())
+    assert rewards[0] == 1
+    assert rewards[1].isnan()
+    assert or_none(rewards) == [1, None]
+    assert means == {"correct": 0.5}
+    assert task.assess(["a", "b"], task.test, context()) == ([(False, False), (False, False)], [0.5, None])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("log_extra('x', [1])", "ValueError: log_extra got 1 values for 2 completions"),
+        ("log_metric('x', float('nan'))", "ValueError: log_metric got nan for x"),
+        ("log_metric('x', 'y')", "TypeError"),
+    ],
+)
+def test_what_cannot_be_logged(task_file, call, message):
+    path = task_file(f"{FINE}def reward(completions, log_extra, log_metric, **c):\n    {call}\n    return [0, 0]")
+    task = load(path)
+    with pytest.raises(InputError, match=rf"line 4, in reward: {message}"):
+        score(task, task.test, ["a", "b"], context())
+
+
+@pytest.mark.parametrize("name", ["completion_ids", "trainer_state", "log_extra", "log_metric"])
+def test_names_that_a_column_cannot_have(task_file, name):
+    with pytest.raises(InputError, match=f"a column cannot be called {name}"):
+        load(task_file(f"kind = 'number'\ntrain = []\ntest = [{{'prompt': 'a', 'gold': '1', '{name}': 1}}]"))
+
+
+def test_names_that_a_column_can_have(task_file):
+    """They are parameters of nothing on the way."""
+    row = "{'prompt': 'a', 'gold': '1', 'name': 'N', 'path': 'P', 'function': 'F', 'most': 3, 'self': 4}"
+    body = "return [float((name, path, function, most, c['self']) == (['N'], ['P'], ['F'], [3], [4]))]"
+    file = f"train = []\ntest = [{row}]\ndef reward(completions, name, path, function, most, **c): {body}"
+    task = load(task_file(file))
+    assert score(task, task.test, ["x"])[0].tolist() == [1]
+
+
+def test_a_reward_may_change_what_it_gets(task_file):
+    row = "{'prompt': 'a', 'gold': ['1', '2'], 'level': 3}"
+    body = "[part.clear() for part in (*gold, completions, gold, level, prompts)]\n    return [1.0]"
+    path = task_file(
+        f"kind = 'qa'\ntrain = []\ntest = [{row}]\ndef f(completions, gold, level, prompts, **c):\n    {body}"
+    )
+    task = load(path, rewards={f"{path}:f": 1.0, "correct": 1.0})
+    assert score(task, task.test, ["#### 2"])[0].tolist() == [2]
+    assert task.test[0].gold == ["1", "2"]
+
+
+def test_sums_are_not_infinite(task_file):
+    path = task_file(f"{FINE}def f(completions, **c): return [3e38] * len(completions)")
+    with pytest.raises(InputError, match=r"^task\.rewards: a weighted sum is beyond 3\.4e\+38"):
+        score(task := load(path, rewards={f"{path}:f": 2.0}), task.test, ["a", "b"])
+    with pytest.raises(InputError, match=r"^task\.rewards: the weight of correct must be a number, got 1e\+300"):
+        load(path, rewards={"correct": 1e300})
+
+
+def test_a_run_with_all_of_it(task_file, tmp_path, capsys):
+    """Some completions without a reward, and updates without any: nothing in the logs is NaN, and a report is made."""
+    path = task_file(
+        f"""
+train = test = {ROWS.replace("1+1", "3+3")}
+train = [{{'prompt': f'{{n}}+1?', 'gold': str(n + 1)}} for n in range(40)]
+async def reward(completions, completion_ids, trainer_state, log_extra, log_metric, **columns):
+    assert all(len(ids) <= 4 and isinstance(ids, list) for ids in completion_ids)
+    log_extra("first", [ids[:1] for ids in completion_ids])
+    log_metric("seen", trainer_state.global_step)
+    log_metric("length", 99)
+    return [None if trainer_state.global_step == 1 or n % 2 else float(n) for n in range(len(completions))]
+"""
+    )
+    recipe = ["--config", str(ROOT / "recipes" / "quickstart.yaml"), "--name", "run", "--folder", str(tmp_path)]
+    small = ["--updates=3", "--rollout.prompts=2", "--rollout.max_new_tokens=4", "--eval.problems=2"]
+    main(["train", *recipe, *small, "--task.name", path])
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["seen"] for row in rows] == [0, 1, 2]
+    assert ["reward" in row for row in rows] == [True, False, True]
+    assert all(row["length"] <= 4 for row in rows)  # a metric of hrpo's own
+    assert rows[0]["reward"] == sum(range(0, 32, 2)) / 16
+    assert [row["signal"] for row in rows] == [1, 0, 1]
+    samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert [row["reward"] for row in samples] == [0, None, 2, None, *[None] * 4, 0, None, 2, None]
+    assert all(row["first"].startswith("[") for row in samples)
+    assert "reward none signal 0%" in capsys.readouterr().out
+    assert "reward none, gold" in (tmp_path / "run" / "report.md").read_text()
 
 
 @pytest.mark.parametrize(("value", "right"), [(1.5, False), (-0.1, False), (0, True), (1, True)])

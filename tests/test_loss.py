@@ -170,3 +170,21 @@ def test_masked_positions_have_no_influence(policy_there, reference_there):
     close(parts["kl"], 0.125)
     loss.backward()
     close(policy.grad, [[(-1.5 + 0.05) / 4, (-1.5 - 0.1) / 4], [1, 0]])
+
+
+@pytest.mark.parametrize("scale", ["std", "unscaled"])
+def test_a_completion_without_a_reward_is_none_of_its_group(scale):
+    """As TRL has it: mean and deviation are of the others, its own advantage is 0."""
+    nan = float("nan")
+    found = group_advantages(torch.tensor([1.0, nan, 0.0, 2.0, *[nan] * 3, 5.0, *[nan] * 4]), 4, scale)
+    three = torch.tensor([1.0, 0.0, 2.0])
+    centred = three - three.mean()
+    a, b, c = (centred / (three.std() + 1e-4) if scale == "std" else centred).tolist()
+    assert found.tolist() == pytest.approx([a, 0, b, c, *[0] * 8], abs=1e-6)
+    assert signal_share(torch.tensor([1.0, nan, 0.0, 2.0, *[nan] * 3, 5.0, *[nan] * 4]), 4) == pytest.approx(1 / 3)
+
+
+def test_large_rewards_have_finite_advantages():
+    assert group_advantages(torch.tensor([3e38, -3e38], dtype=torch.float64), 2).tolist() == pytest.approx(
+        [2**-0.5, -(2**-0.5)]
+    )

@@ -1,5 +1,7 @@
 """Group-relative advantages (GRPO, arXiv:2402.03300), as HRPO uses them."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,8 @@ from hrpo.config import AdvantageScale
 def group_advantages(rewards: Tensor, group_size: int, scale: AdvantageScale = "std") -> Tensor:
     """Compare each completion with the others of its prompt.
 
-    A = (r - mean) / (std + 1e-4) within the group, std unbiased. A group whose rewards are all equal gets zeros.
+    A = (r - mean) / (std + 1e-4) within the group, std unbiased. A group whose rewards are all equal gets zeros. A
+    completion without a reward (NaN) is none of its group, and gets zero.
 
     Args:
         rewards: (N,) one reward a completion, the group's completions side by side.
@@ -27,14 +30,21 @@ def group_advantages(rewards: Tensor, group_size: int, scale: AdvantageScale = "
         raise ValueError(f"group_size must be at least 2 and divide {rewards.numel()} rewards, got {group_size}")
     groups = rewards.reshape(-1, group_size)  # (B, G)
     groups = groups if groups.is_floating_point() else groups.float()
-    centred = groups - groups.mean(dim=1, keepdim=True)
+    centred = groups - groups.nanmean(dim=1, keepdim=True)
     if scale == "std":
-        centred = centred / (groups.std(dim=1, keepdim=True) + 1e-4)
-    equal = (groups == groups[:, :1]).all(dim=1, keepdim=True)  # rounding of the mean must not look like a signal
-    return torch.where(equal, 0, centred).flatten()
+        count = groups.isfinite().sum(dim=1, keepdim=True)
+        centred = centred / ((centred.square().nansum(dim=1, keepdim=True) / (count - 1)).sqrt() + 1e-4)
+    # rounding of the mean must not look like a signal
+    return torch.where(_differ(groups) & groups.isfinite(), centred, 0).flatten()
 
 
 def signal_share(rewards: Tensor, group_size: int) -> float:
     """Share of groups whose rewards differ; only these carry a policy gradient."""
-    groups = rewards.reshape(-1, group_size)
-    return (groups != groups[:, :1]).any(dim=1).float().mean().item()
+    return _differ(rewards.reshape(-1, group_size)).float().mean().item()
+
+
+def _differ(groups: Tensor) -> Tensor:
+    """Return whether the rewards of a group that are there differ: (B, G) -> (B, 1)."""
+    missing = groups.isnan()
+    lowest = groups.where(~missing, math.inf).amin(dim=1, keepdim=True)
+    return lowest < groups.where(~missing, -math.inf).amax(dim=1, keepdim=True)

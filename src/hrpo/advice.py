@@ -30,7 +30,8 @@ class Signs:
     @classmethod
     def of_updates(cls, updates: Sequence[Mapping[str, float]]) -> "Signs":
         """Return the mean of what was logged in some updates."""
-        return cls(**{name: sum(row[name] for row in updates) / len(updates) for name in cls.__dataclass_fields__})
+        known = {name: [row[name] for row in updates if name in row] for name in cls.__dataclass_fields__}
+        return cls(**{name: sum(values) / len(values) if values else 0.0 for name, values in known.items()})
 
 
 def distinct_share(completion_ids: Tensor, group_size: int) -> float:

@@ -16,7 +16,7 @@ from hrpo.limits import show_dropped
 from hrpo.memory import peak_memory, total_memory
 from hrpo.processes import leading
 from hrpo.progress import clock, console, print_table
-from hrpo.prompts import decode
+from hrpo.prompts import decode, id_lists
 from hrpo.tasks.judge import DELIMITER
 from hrpo.trainer import Trainer
 
@@ -84,7 +84,7 @@ def check(trainer: Trainer) -> Check:
     rollout_seconds = time.perf_counter() - start
     rollout_peak = peak_memory(model.device)
     completions = decode(model.tokenizer, rollout)
-    rewards, _ = trainer.score(examples, completions)  # (N,)
+    rewards, _, _ = trainer.score(examples, completions, id_lists(rollout))  # (N,)
 
     share = min(B, count)  # prompts of an update that the gradients are taken of
     start = time.perf_counter()
@@ -96,7 +96,7 @@ def check(trainer: Trainer) -> Check:
 
     lengths = rollout.lengths.float()
     signs = Signs(
-        reward=rewards.mean().item(),
+        reward=rewards.nanmean().item(),
         signal=signal_share(rewards, G),
         format_rate=sum(text.count(DELIMITER) == 1 for text in completions) / len(completions),
         truncation_rate=rollout.truncated(model.eos_token_ids).float().mean().item(),

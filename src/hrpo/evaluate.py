@@ -8,12 +8,13 @@ from typing import Any
 from hrpo import processes
 from hrpo.model import HybridCausalLM
 from hrpo.progress import bar
-from hrpo.prompts import decode, encode
+from hrpo.prompts import decode, encode, id_lists
 from hrpo.rollout import generate, sample_key
 from hrpo.sick import check_finite
 from hrpo.statistics import metric_interval, wilson
 from hrpo.tasks import Example, Task
 from hrpo.tasks.judge import DELIMITER
+from hrpo.tasks.task import RewardContext
 
 ROUND = 8  # batches decoded together, one problem taking the row of another; a round's candidates are held in memory
 
@@ -22,7 +23,8 @@ ROUND = 8  # batches decoded together, one problem taking the row of another; a 
 class Answer:
     """One completion of a test problem.
 
-    `hidden_ratio` is the mean over its `mixed` positions, 0 without any; `metric` is of tasks that have one.
+    `hidden_ratio` is the mean over its `mixed` positions, 0 without any; `metric` is of tasks that have one, where it
+    has something to say.
     """
 
     question: str
@@ -86,7 +88,7 @@ def answer_round(
     ratios = (ratio.sum(1) / mixed.clamp(min=1)).tolist()
     cut, lengths = rollout.truncated(model.eos_token_ids).tolist(), rollout.lengths.tolist()
     texts, asked = decode(model.tokenizer, rollout), [example for example in problems for _ in range(samples)]
-    verdicts, metrics = task.assess(texts, asked)
+    verdicts, metrics = task.assess(texts, asked, RewardContext(id_lists(rollout), settings.step))
     return [
         Answer(
             question=asked[i].question,

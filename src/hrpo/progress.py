@@ -85,8 +85,9 @@ def metrics_note(metrics: Mapping[str, float]) -> str:
     """One line about an update."""
     if "nll" in metrics:
         return f"nll {metrics['nll']:.4f} length {metrics['length']:.1f} {metrics['tokens_per_second']:.0f} tokens/s"
+    reward = f"{metrics['reward']:.3f}" if "reward" in metrics else "none"
     return (
-        f"reward {metrics['reward']:.3f} signal {metrics['signal']:.0%} length {metrics['length']:.1f} "
+        f"reward {reward} signal {metrics['signal']:.0%} length {metrics['length']:.1f} "
         f"kl {metrics.get('kl', 0.0):.4f} hidden {metrics['hidden_ratio']:.3f} "
         f"{metrics['tokens_per_second']:.0f} tokens/s"
     )

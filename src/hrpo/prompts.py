@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from jinja2 import TemplateError
-from torch import Tensor
 
 from hrpo.errors import InputError
 from hrpo.rollout import Rollout
@@ -57,9 +56,14 @@ def render(tokenizer: Any, messages: Sequence[Message]) -> str:
 
 def decode(tokenizer: Any, rollout: Rollout) -> list[str]:
     """Return the text of each completion, special tokens left out."""
-    rows: list[Tensor] = [ids[:n] for ids, n in zip(rollout.completion_ids, rollout.lengths.tolist(), strict=True)]
-    texts: list[str] = tokenizer.decode([row.tolist() for row in rows], skip_special_tokens=True)
+    texts: list[str] = tokenizer.decode(id_lists(rollout), skip_special_tokens=True)
     return texts
+
+
+def id_lists(rollout: Rollout) -> list[list[int]]:
+    """Return the token ids of each completion, EOS included."""
+    rows = zip(rollout.completion_ids.tolist(), rollout.lengths.tolist(), strict=True)
+    return [ids[:n] for ids, n in rows]
 
 
 def _apply(tokenizer: Any, messages: Sequence[Message]) -> str:

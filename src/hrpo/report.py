@@ -54,7 +54,7 @@ def result_rows(evaluation: dict[str, Any], metrics: list[dict[str, Any]]) -> li
             cells = [_percent(part[how], key) if how in part else "-" for part in (before, after)]
             rows.append([f"{how} {label}", *cells])
         if "metric" in before.get(how, {}) or "metric" in after.get(how, {}):
-            rows.append([f"{how} metric", *(_number(part[how]) if how in part else "-" for part in (before, after))])
+            rows.append([f"{how} metric", *(_number(part.get(how, {})) for part in (before, after))])
     for label, key, form in (
         ("sampled length (tokens)", "length", "{:.1f}"),
         ("completions with one delimiter", "format_rate", "{:.1%}"),
@@ -78,7 +78,7 @@ def summary_rows(result: dict[str, Any]) -> list[list[str]]:
     rows = [["problems", *(str(column["problems"]) for column in columns)]]
     for label, key in (("accuracy [95 %]", "accuracy"), ("lenient accuracy [95 %]", "lenient_accuracy")):
         rows.append([label, *(_percent(column, key) for column in columns)])
-    if "metric" in result["greedy"]:
+    if any("metric" in column for column in columns):
         rows.append(["metric [95 %]", *(_number(column) for column in columns)])
     for label, key, form in (
         ("length (tokens)", "length", "{:.1f}"),
@@ -128,10 +128,13 @@ def _percent(summary: dict[str, Any], key: str) -> str:
 
 
 def _number(summary: dict[str, Any]) -> str:
+    if "metric" not in summary:
+        return "-"
     low, high = summary["metric_interval"]
     return f"{summary['metric']:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _sample(row: dict[str, Any]) -> str:
     text = row["completion"].replace("```", "'''")
-    return f"\nUpdate {row['step']}, reward {row['reward']:g}, gold `{row['gold']}`:\n\n```text\n{text}\n```\n"
+    reward = "none" if row["reward"] is None else f"{row['reward']:g}"
+    return f"\nUpdate {row['step']}, reward {reward}, gold `{row['gold']}`:\n\n```text\n{text}\n```\n"

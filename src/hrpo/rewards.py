@@ -1,15 +1,18 @@
 """Completions to rewards. A reward is a function in TRL's signature: f(completions, **columns) -> list of floats."""
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hrpo.errors import InputError
 from hrpo.tasks import Example, Task, judge
+from hrpo.tasks.custom import LARGEST
 from hrpo.tasks.judge import DELIMITER
-from hrpo.tasks.task import columns_of
+from hrpo.tasks.task import RewardContext, arguments
 
 
 def correctness(completions: Sequence[str], *, gold: Sequence[Any], kind: Any, **columns: Any) -> list[float]:
@@ -22,21 +25,49 @@ def one_delimiter(completions: Sequence[str], **columns: Any) -> list[float]:
     return [float(text.count(DELIMITER) == 1) for text in completions]
 
 
-def score(task: Task, examples: Sequence[Example], completions: Sequence[str]) -> tuple[Tensor, dict[str, float]]:
+def score(
+    task: Task, examples: Sequence[Example], completions: Sequence[str], context: RewardContext | None = None
+) -> tuple[Tensor, dict[str, float]]:
     """Return the reward of each completion, the weighted sum of the task's rewards, (N,); and the mean of each.
+
+    A reward that has nothing to say of a completion, None in TRL's signature, is left out of its sum and of the mean;
+    where none has anything to say the sum is NaN. One that has nothing to say of any has no mean.
 
     Args:
         task: how answers are judged, and which rewards count how much.
         examples: the problem of each completion, N of them.
         completions: N texts.
+        context: what else reward functions get to know.
 
     """
-    columns = columns_of(examples)
+    return combine(task, values_of(task, examples, completions, context))
+
+
+def values_of(
+    task: Task, examples: Sequence[Example], completions: Sequence[str], context: RewardContext | None = None
+) -> Tensor:
+    """Return what each of the task's rewards gives each completion, float64 (N, rewards); see `score`."""
     own = task.reward or functools.partial(correctness, kind=task.kind)
     functions = {"correct": own, "format": one_delimiter, **task.functions}
-    total, means = torch.zeros(len(examples)), {}
-    for name, weight in task.weights.items():
-        values = torch.tensor(functions[name](list(completions), **columns))  # (N,)
-        total = total + weight * values
-        means[name] = values.mean().item()
-    return total, means
+    columns = [functions[name](list(completions), **arguments(examples, context)) for name in task.weights]
+    return torch.tensor(columns, dtype=torch.float64).T
+
+
+def combine(task: Task, values: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """Return rewards and means, see `score`, of what each of the task's rewards gives: (N, rewards).
+
+    Raises:
+        InputError: a sum is larger than float32 can hold.
+
+    """
+    weights = torch.tensor(list(task.weights.values()), dtype=values.dtype)
+    total = (values * weights).nansum(dim=1).where(~values.isnan().all(dim=1), math.nan)  # (N,)
+    if (total.abs() > LARGEST).any():
+        raise InputError(f"task.rewards: a weighted sum is beyond {LARGEST:.2g}; give smaller rewards or weights")
+    means = zip(task.weights, values.nanmean(dim=0).tolist(), strict=True)
+    return total, {name: mean for name, mean in means if not math.isnan(mean)}
+
+
+def or_none(rewards: Tensor) -> list[float | None]:
+    """Return rewards as JSON has them: None for one that is missing."""
+    return [None if math.isnan(reward) else reward for reward in rewards.tolist()]

@@ -50,17 +50,18 @@ from hrpo.model import HybridCausalLM, Lora
 from hrpo.packable import packs_up_to
 from hrpo.processes import together
 from hrpo.progress import console
-from hrpo.prompts import decode, encode
+from hrpo.prompts import decode, encode, id_lists
 from hrpo.ranges import check_config
 from hrpo.recompute import kept_bytes, share_to_recompute
 from hrpo.replay import replay
-from hrpo.rewards import score
+from hrpo.rewards import combine, or_none, score, values_of
 from hrpo.rollout import Rollout, check_memory, generate, sample_key
 from hrpo.sft import target_text, write_down
 from hrpo.sharding import Sharded, full
 from hrpo.sick import keep_batch, not_finite, rounded_embeddings, spoilt
 from hrpo.tasks import Example, Task, load_task, remembered
 from hrpo.tasks.judge import DELIMITER
+from hrpo.tasks.task import RewardContext
 from hrpo.techniques import FAST
 
 Metrics = dict[str, float]
@@ -169,25 +170,26 @@ class Trainer:
         rollout = self.roll_out(examples, key=self.step)
         completions = decode(self.model.tokenizer, rollout)
         G = config.rollout.group_size
-        rewards, parts = self.score(examples, completions)  # (N,)
-        advantages = group_advantages(rewards, G, config.loss.advantage_scale).to(self.model.device)  # (N,)
+        rewards, parts, context = self.score(examples, completions, id_lists(rollout))  # (N,)
+        advantages = group_advantages(rewards, G, config.loss.advantage_scale).float().to(self.model.device)  # (N,)
         rolled_out = time.perf_counter()
         stats = self.update(rollout, advantages)
         broken = broken_replay(stats, exact=self.exact)
         if broken:
             broken = broken_replay(stats, exact=self.exact, rounded=self.rounding_errors(rollout))
         if broken or stats["skipped"]:
-            self.put_aside(broken, rollout, examples, completions, rewards.tolist())
+            self.put_aside(broken, rollout, examples, completions, or_none(rewards))
         else:
             self.refuse_spoilt()
         end = time.perf_counter()
         self.step += 1
-        self.write_samples(examples[0], completions[:G], rewards)
+        self.write_samples(examples[0], completions[:G], rewards, context.extras)
         tokens = int(rollout.completion_mask.sum())
         return {
+            **{name: sum(values) / len(values) for name, values in context.metrics.items()},
             "step": self.step,
-            "reward": rewards.mean().item(),
-            **({f"reward/{name}": mean for name, mean in parts.items()} if len(parts) > 1 else {}),
+            **({} if rewards.isnan().all() else {"reward": rewards.nanmean().item()}),
+            **({f"reward/{name}": mean for name, mean in parts.items()} if len(self.task.weights) > 1 else {}),
             "signal": signal_share(rewards, G),
             "distinct": distinct_share(rollout.completion_ids, G),
             "format_rate": sum(text.count(DELIMITER) == 1 for text in completions) / len(completions),
@@ -248,17 +250,52 @@ class Trainer:
         )
         return _joined(model, rollout)
 
+    def score(
+        self, examples: list[Example], completions: list[str], completion_ids: list[list[int]]
+    ) -> tuple[Tensor, dict[str, float], RewardContext]:
+        """Return the rewards of the completions, (N,), the mean of each part of them, and what they want to log.
+
+        All groups are of a size. See `hrpo.rewards.score`.
+
+        Raises:
+            InputError: a reward has failed, in whichever process; all are ready for the next task then.
+
+        """
+        parts = self.shares_of_score(examples, completions, completion_ids)
+        for _, _, failure in parts:
+            if failure:
+                raise InputError(failure)
+        values, contexts, _ = zip(*parts, strict=True)
+        extras, metrics = dict[str, list[Any]](), dict[str, list[float]]()
+        for column in dict.fromkeys(name for context in contexts for name in context.extras):
+            lists = [context.extras.get(column, [None] * len(context.completion_ids)) for context in contexts]
+            extras[column] = [value for part in lists for value in part]
+        for name in dict.fromkeys(name for context in contexts for name in context.metrics):
+            metrics[name] = [value for context in contexts for value in context.metrics.get(name, [])]
+        rewards, means = combine(self.task, torch.cat(values))
+        return rewards, means, RewardContext(completion_ids, extras=extras, metrics=metrics)
+
     @together
-    def score(self, examples: list[Example], completions: list[str]) -> tuple[Tensor, dict[str, float]]:
-        """Return the rewards of the completions, (N,), and the mean of each part of them; all groups are of a size."""
+    def shares_of_score(
+        self, examples: list[Example], completions: list[str], completion_ids: list[list[int]]
+    ) -> list[tuple[Tensor, RewardContext, str]]:
+        """Return of each process what the rewards give its share, what they want to log, and what has gone wrong."""
         G, mine = len(completions) // len(examples), processes.share(len(examples))
-        rewards, parts = torch.empty(0), dict[str, float]()
-        if mine:
-            own = completions[mine.start * G : mine.stop * G]
-            rewards, parts = score(self.task, [examples[b] for b in mine for _ in range(G)], own)
-        share = len(mine) / len(examples)
-        means = processes.add_up({name: mean * share for name, mean in parts.items()})
-        return torch.cat(processes.gather(rewards)), means
+        own = slice(mine.start * G, mine.stop * G)
+        values, failure = torch.empty(0, len(self.task.weights), dtype=torch.float64), ""
+        context = self.reward_context(completion_ids[own])
+        try:
+            if mine:
+                problems = [examples[b] for b in mine for _ in range(G)]
+                values = values_of(self.task, problems, completions[own], context)
+        except InputError as error:
+            failure = str(error)
+        return processes.gather((values, context, failure))
+
+    def reward_context(self, completion_ids: list[list[int]]) -> RewardContext:
+        """Return what rewards get to know of completions and of this run."""
+        seen = self.step * self.batch_size
+        return RewardContext(completion_ids, self.step, self.config.updates, seen / len(self.task.train))
 
     def update(self, rollout: Rollout, advantages: Tensor) -> Metrics:
         """Learn from a rollout. Nothing is learnt from one with something in it, or in its gradient, that is amiss."""
@@ -424,7 +461,7 @@ class Trainer:
         rollout: Rollout,
         examples: list[Example],
         completions: list[str],
-        rewards: Sequence[float] = (),
+        rewards: Sequence[float | None] = (),
     ) -> None:
         """Keep the batch of an update that was not taken, say so, and forget its gradients.
 
@@ -470,11 +507,15 @@ class Trainer:
         bounds = TOKEN_BUDGETS[self.model.device.type == "cpu"]
         return self.config.token_budget or rollout.whole_groups(*bounds)
 
+    @property
+    def batch_size(self) -> int:
+        """Problems of an update."""
+        return self.config.sft.batch if self.config.objective == "sft" else self.config.rollout.prompts
+
     def batch(self, step: int) -> list[Example]:
         """Return the problems of an update: each epoch goes through the training problems in an order of its own."""
         config = self.config
-        size = len(self.task.train)
-        B = config.sft.batch if config.objective == "sft" else config.rollout.prompts
+        size, B = len(self.task.train), self.batch_size
         places = range(step * B, (step + 1) * B)
         return [self.task.train[_epoch(config.seed, at // size, size)[at % size]] for at in places]
 
@@ -546,17 +587,22 @@ class Trainer:
         append(self.folder / "metrics.jsonl", [metrics])
         self.logged = self.step
 
-    def write_samples(self, example: Example, completions: list[str], rewards: Tensor) -> None:
-        """Append some completions of the update's first problem to samples.jsonl."""
+    def write_samples(
+        self, example: Example, completions: list[str], rewards: Tensor, extras: dict[str, list[Any]]
+    ) -> None:
+        """Append some completions of the update's first problem to samples.jsonl, with what rewards want logged."""
         rows = [
             {
+                **{column: values[place] for column, values in extras.items()},
                 "step": self.step,
                 "question": example.question,
                 "gold": example.gold,
                 "completion": text,
                 "reward": reward,
             }
-            for text, reward in zip(completions[:SAMPLES_PER_UPDATE], rewards.tolist(), strict=False)
+            for place, (text, reward) in enumerate(
+                zip(completions[:SAMPLES_PER_UPDATE], or_none(rewards), strict=False)
+            )
         ]
         append(self.folder / "samples.jsonl", rows)
 
@@ -576,8 +622,8 @@ def _check_train(task: Task, config: TrainConfig) -> None:
         for example in task.train if isinstance(task.train, list) else task.train[:1]:
             target_text(example, config.sft.target)
     else:
-        score(task, [task.train[0]], [""])
-    task.assess([""], [task.train[0]])
+        score(task, [task.train[0]], [""], RewardContext([[]], updates=config.updates))
+    task.assess([""], [task.train[0]], RewardContext([[]], updates=config.updates))
 
 
 def _check_top_k(config: TrainConfig, model: HybridCausalLM) -> None:

@@ -1,6 +1,7 @@
 """What the answers amount to: numbers with intervals, and paired tests between any two models on the same problems."""
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,8 +40,9 @@ def _of_samples(answers: Sequence[Answer], k: int) -> dict[str, Any]:
         lenient = _by_problem([answer.lenient for answer in answers], k)
         numbers["lenient_accuracy_interval"] = clustered_bootstrap(lenient)
         if "metric" in numbers:
-            metrics = [answer.metric for answer in answers if answer.metric is not None]
-            numbers["metric_interval"] = clustered_bootstrap(_by_problem(metrics, k))
+            metrics = _by_problem([math.nan if answer.metric is None else answer.metric for answer in answers], k)
+            known = metrics[~np.isnan(metrics).all(axis=1)]  # the problems of which the metric has something to say
+            numbers["metric_interval"] = clustered_bootstrap(np.nanmean(known, axis=1, keepdims=True))
     numbers |= {"problems": len(right), "samples": k, "pass_at": {}, "pass_at_interval": {}}
     for tries in sorted({k, *(2**power for power in range(k.bit_length()))}):
         chances = [[pass_at_k(k, int(count), tries)] for count in right.sum(axis=1)]  # (Q, 1)

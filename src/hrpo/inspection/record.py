@@ -5,6 +5,7 @@ Numbers are whole: ratios and probabilities in 1/10,000, entropies in 1/1,000, s
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,7 +90,8 @@ def column_of(
         }
         if judged is not None:
             verdict, reward = judged.verdicts[n], judged.rewards[n]
-            summary |= {"strict": verdict.strict, "lenient": verdict.lenient, "reward": reward}
+            summary |= {"strict": verdict.strict, "lenient": verdict.lenient}
+            summary |= {} if math.isnan(reward) else {"reward": reward}
         summaries.append(summary)
     about = {
         "label": label,

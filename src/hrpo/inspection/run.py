@@ -19,7 +19,7 @@ from hrpo.latent import MODES
 from hrpo.limits import check_test_prompts
 from hrpo.model import HybridCausalLM
 from hrpo.progress import bar
-from hrpo.prompts import decode, encode
+from hrpo.prompts import encode
 from hrpo.rollout import generate, sample_key
 
 
@@ -113,7 +113,7 @@ def _column(
             max_rows=batch,
             on_finished=functools.partial(progress.advance, every=10),
         )
-    judged = judge_all(task, asked.problems, decode(model.tokenizer, rollout))
+    judged = judge_all(task, asked.problems, model, rollout)
     update = f", update {settings.step}" if settings.step else ""
     said = f"{entry.checkpoint}{update}, {f'sampled, seed {seed}' if sample else 'greedy'}"
     return column_of(entry.label, rollout, model, judged, gates, said)

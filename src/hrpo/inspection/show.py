@@ -7,10 +7,11 @@ from hrpo.inspection.record import Judged, column_of, map_of
 from hrpo.inspection.vocabulary import gates_of
 from hrpo.latent import MODES
 from hrpo.model import HybridCausalLM
-from hrpo.prompts import decode
+from hrpo.prompts import decode, id_lists
 from hrpo.rewards import score
 from hrpo.rollout import Rollout
 from hrpo.tasks import Example, Task
+from hrpo.tasks.task import RewardContext
 
 
 def inspect(
@@ -45,17 +46,18 @@ def inspect(
     for place, (label, one) in enumerate(rollouts.items()):
         judged = None
         if task is not None and model is not None:
-            judged = judge_all(task, [example for example in examples for _ in range(G)], decode(model.tokenizer, one))
+            judged = judge_all(task, [example for example in examples for _ in range(G)], model, one)
         gates = map_of(*gates_of(model)) if model is not None and gated and place == 0 else None
         columns.append(column_of(label, one, model, judged, gates, ""))
     problems = problems_of(examples) if task is not None else _prompts(next(iter(rollouts.values())), model)
     return make_page(task.name if task is not None else "", problems, G, columns)
 
 
-def judge_all(task: Task, examples: Sequence[Example], completions: Sequence[str]) -> Judged:
+def judge_all(task: Task, examples: Sequence[Example], model: HybridCausalLM, rollout: Rollout) -> Judged:
     """Return verdicts and rewards of N completions, each with its problem."""
-    verdicts, _ = task.assess(completions, examples)
-    rewards, _ = score(task, examples, completions)
+    completions, context = decode(model.tokenizer, rollout), RewardContext(id_lists(rollout), model.settings.step)
+    verdicts, _ = task.assess(completions, examples, context)
+    rewards, _ = score(task, examples, completions, context)
     return Judged(verdicts, rewards.tolist())
 
 

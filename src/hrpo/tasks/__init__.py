@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import math
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +120,7 @@ def _check_rewards(rewards: dict[str, float]) -> None:
             raise InputError(f"task.rewards: {name!r} is none of {', '.join(REWARDS)}, FILE.py:FUNCTION")
         if name not in REWARDS and not Path(file).is_file():
             raise InputError(f"task.rewards: no file {file}")
-        if not math.isfinite(weight):
+        if not abs(weight) <= custom.LARGEST:
             raise InputError(f"task.rewards: the weight of {name} must be a number, got {weight}")
         if labels.count(_label(name)) > 1:
             raise InputError(f"task.rewards: two rewards are called {_label(name)}")

@@ -3,11 +3,16 @@
 The file is run, so it is the user who names it, never a checkpoint.
 """
 
+import asyncio
+import functools
 import importlib.util
+import inspect
+import itertools
 import math
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +22,9 @@ from hrpo.errors import InputError
 from hrpo.tasks.judge import DELIMITER, RULES
 from hrpo.tasks.task import SYSTEM_PROMPT, Example, RewardFunction, Task, prepare
 
-RESERVED = ("prompts", "completions")  # what reward functions get beside a row's columns
+# What reward functions get beside a row's columns.
+RESERVED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+LARGEST = 3.4028234e38  # that a float32 holds
 
 
 def check(config: TaskConfig, *, test_only: bool = False) -> None:
@@ -92,7 +99,7 @@ def run_file(path: Path) -> ModuleType:
 
 
 def guard(path: Path, name: str, function: Any, *, unit: bool = False) -> RewardFunction:
-    """Return a user's function such that whatever goes wrong in it becomes one line.
+    """Return a user's function such that whatever goes wrong in it becomes one line, and a None of it NaN.
 
     Args:
         path: its file.
@@ -108,27 +115,72 @@ def guard(path: Path, name: str, function: Any, *, unit: bool = False) -> Reward
         raise InputError(f"{path}: {name} must be a function of completions and columns")
 
     def call(completions: list[str], **columns: Any) -> list[float]:
-        returned = _run(path, name, function, completions=completions, **columns)
-        try:
-            values = [float(value) for value in returned]
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{path}: {name} must return a list of numbers, not {returned!r:.60}") from error
-        if len(values) != len(completions):
-            raise InputError(f"{path}: {name} returned {len(values)} values for {len(completions)} completions")
-        for place, value in enumerate(values, 1):
-            if not math.isfinite(value) or (unit and not 0 <= value <= 1):
-                wanted = "a number from 0 to 1" if unit else "a finite number"
-                raise InputError(f"{path}: {name} must return {wanted}, got {value} for completion {place}")
-        return values
+        n = len(completions)
+        returned = _run(path, name, _outcome, function, n + 1, completions=completions, **columns)
+        if not isinstance(returned, list):
+            shown = _run(path, name, repr, returned)
+            raise InputError(f"{path}: {name} must return a list of numbers, not {shown:.60}")
+        if len(returned) != n:
+            count = f"{len(returned)}" if len(returned) < n else f"more than {n}"
+            raise InputError(f"{path}: {name} returned {count} values for {n} completions")
+        return [_number(path, name, value, place, unit) for place, value in enumerate(returned, 1)]
 
     return call
 
 
-def _run(path: Path, name: str, function: Callable[..., Any], *args: Any, **columns: Any) -> Any:
+def _outcome(function: Callable[..., Any], most: int, /, **arguments: Any) -> Any:
+    """Call a function, wait for it where it is async, and return the first `most` values of a list or its like."""
+    returned = function(**arguments)
+    if inspect.isawaitable(returned):
+        returned = asyncio.run_coroutine_threadsafe(_awaited(returned), _event_loop()).result()
+    if isinstance(returned, str | bytes | Mapping | Set) or not isinstance(returned, Iterable):
+        return returned
+    return list(itertools.islice(returned, most))
+
+
+async def _awaited(awaitable: Awaitable[Any]) -> Any:
+    try:
+        return await awaitable
+    except (SystemExit, asyncio.CancelledError) as error:  # they would end the loop, and who waits for it waits on
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error
+
+
+@functools.cache
+def _event_loop() -> asyncio.AbstractEventLoop:
+    """Return the loop of all async rewards, in a thread of its own: what they keep open between calls stays open."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    return loop
+
+
+def _number(path: Path, name: str, value: Any, place: int, unit: bool) -> float:
+    """Return a value as a number, None as NaN."""
+    if value is None:
+        return math.nan
+    try:
+        if isinstance(value, str | bytes):
+            raise TypeError
+        number = float(value)
+    except OverflowError:  # of an integer, whose digits would fill pages
+        number = math.inf
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{path}: {name} must return a list of numbers, got {type(value).__name__} for completion {place}"
+        ) from error
+    if not abs(number) <= LARGEST or (unit and not 0 <= number <= 1):
+        wanted = f"a number of at most {LARGEST:.2g}" if math.isfinite(number) else "a finite number"
+        wanted = "a number from 0 to 1" if unit else wanted
+        raise InputError(f"{path}: {name} must return {wanted}, got {number} for completion {place}")
+    return number
+
+
+def _run(path: Path, name: str, function: Callable[..., Any], /, *args: Any, **columns: Any) -> Any:
     """Call a user's code; an exception becomes an InputError that names its line."""
     try:
         return function(*args, **columns)
-    except Exception as error:  # anything may be raised in there
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # anything may be raised in there, sys.exit's SystemExit too
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         where = f", in {name}"
         if isinstance(error, SyntaxError) and error.filename == str(path):

@@ -1,5 +1,6 @@
 """What a task is: questions, gold answers, how they become a prompt, and how answers to them are judged."""
 
+import math
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ from hrpo.tasks.judge import DELIMITER, Verdict, judge
 
 Kind = Literal["number", "math", "choice", "qa", "math_string"]
 Message = dict[str, str]
-# TRL's signature: f(completions, **columns) -> a number for each completion.
+# TRL's signature: f(completions, **columns) -> a number for each completion; NaN where it has nothing to say.
 RewardFunction = Callable[..., list[float]]
 
 HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair
@@ -52,6 +53,52 @@ class Example:
 
 
 @dataclass(frozen=True)
+class RewardContext:
+    """What reward functions get beside texts and columns, under TRL's names, and what they want to have logged.
+
+    Args:
+        completion_ids: the token ids of each completion, EOS included.
+        step: updates that the model has behind it.
+        updates: of the whole run; 0 where nothing is trained.
+        epoch: passes through the training problems so far.
+        extras: what was given to `log_extra`, by column: a value for each completion.
+        metrics: what was given to `log_metric`, by name: the values of all calls.
+
+    """
+
+    completion_ids: Sequence[Sequence[int]]
+    step: int = 0
+    updates: int = 0
+    epoch: float = 0.0
+    extras: dict[str, list[Any]] = field(default_factory=dict)
+    metrics: dict[str, list[float]] = field(default_factory=dict)
+
+    def keywords(self) -> dict[str, Any]:
+        """Return what a reward function is called with."""
+        from transformers import TrainerState
+
+        return {
+            "completion_ids": [list(ids) for ids in self.completion_ids],
+            "trainer_state": TrainerState(global_step=self.step, max_steps=self.updates, epoch=self.epoch),
+            "log_extra": self.log_extra,
+            "log_metric": self.log_metric,
+        }
+
+    def log_extra(self, column: str, values: Sequence[Any]) -> None:
+        """Take a column for samples.jsonl: a value for each completion."""
+        if len(values) != len(self.completion_ids):
+            raise ValueError(f"log_extra got {len(values)} values for {len(self.completion_ids)} completions")
+        plain = (str, int, float, bool, type(None))
+        self.extras[str(column)] = [value if isinstance(value, plain) else str(value) for value in values]
+
+    def log_metric(self, name: str, value: float) -> None:
+        """Take a number for metrics.jsonl, where an update has the mean of its calls."""
+        if not math.isfinite(value):
+            raise ValueError(f"log_metric got {value} for {name}, which is no finite number")
+        self.metrics.setdefault(str(name), []).append(float(value))
+
+
+@dataclass(frozen=True)
 class Task:
     """A family of problems with one way to ask and one way to judge.
 
@@ -79,16 +126,22 @@ class Task:
         return ask(self.preamble, question)
 
     def assess(
-        self, completions: Sequence[str], examples: Sequence[Example]
-    ) -> tuple[list[Verdict], list[float] | None]:
-        """Return the verdicts on N completions, and what the task's own metric gives them (None without one)."""
+        self, completions: Sequence[str], examples: Sequence[Example], context: RewardContext | None = None
+    ) -> tuple[list[Verdict], list[float | None] | None]:
+        """Return the verdicts on N completions, and what the task's own metric gives them.
+
+        There is no list of values without a metric, and no value where it has nothing to say: that is not right.
+        """
         own = self.metric or self.reward
-        values = None if own is None else own(list(completions), **columns_of(examples))
+        values: list[float | None] | None = None
+        if own is not None:
+            found = own(list(completions), **arguments(examples, context))
+            values = [None if math.isnan(value) else value for value in found]
         if self.kind is not None:
             pairs = zip(completions, examples, strict=True)
             return [judge(self.kind, text, example.gold) for text, example in pairs], values
         assert values is not None
-        right = [value >= 1 for value in values]
+        right = [value is not None and value >= 1 for value in values]
         return [
             Verdict(strict=lenient and text.count(DELIMITER) == 1, lenient=lenient)
             for text, lenient in zip(completions, right, strict=True)
@@ -125,14 +178,18 @@ class Spec:
     at_hand: Callable[[str], str]
 
 
-def columns_of(examples: Sequence[Example]) -> dict[str, list[Any]]:
-    """Return what reward functions get beside the completions, a value for each example; None where it lacks one."""
+def arguments(examples: Sequence[Example], context: RewardContext | None = None) -> dict[str, Any]:
+    """Return what a reward function gets beside the completions.
+
+    Of each column a value for each example, None where it lacks one; in lists of its own, as it may change them.
+    """
     names = dict.fromkeys(name for example in examples for name in example.columns)
     return {
         "prompts": [example.question for example in examples],
-        "gold": [example.gold for example in examples],
+        "gold": [example.gold if isinstance(example.gold, str) else [*example.gold] for example in examples],
         "solution": [example.solution for example in examples],
         **{name: [example.columns.get(name) for example in examples] for name in names},
+        **({} if context is None else context.keywords()),
     }
 
 
