@@ -10,6 +10,7 @@ from safetensors import safe_open
 from hrpo.catalog import KNOWN, is_hub_name
 from hrpo.files import read_json
 from hrpo.latent import MODES
+from hrpo.markdown import code, table
 from hrpo.model import GATE_FILE, SETTINGS_FILE, HybridSettings, read_settings
 from hrpo.report import summary_rows
 
@@ -64,10 +65,10 @@ def model_card(folder: Path, results: dict[str, Any], repo: str = PLACEHOLDER) -
     parts = [
         f"---\n{data.to_yaml()}\n---\n",
         f"# {repo}\n",
-        f"`{base_name}`, trained by reinforcement learning to reason {HOW[settings.latent_mode]}, see "
-        f"[arXiv:2505.18454](https://arxiv.org/abs/2505.18454){f'; the task was `{task}`' if task else ''}.\n",
+        f"{code(base_name)}, trained by reinforcement learning to reason {HOW[settings.latent_mode]}, see "
+        f"[arXiv:2505.18454](https://arxiv.org/abs/2505.18454){f'; the task was {code(task)}' if task else ''}.\n",
         "## Settings\n",
-        _table([["setting", "value"], *_setting_rows(settings, folder)]),
+        "\n".join([*table(["setting", "value"], _setting_rows(settings, folder)), ""]),
         "## Results\n",
         _results(results, task),
         "## Loading it\n",
@@ -75,9 +76,9 @@ def model_card(folder: Path, results: dict[str, Any], repo: str = PLACEHOLDER) -
         "## Citation\n",
         f"```bibtex\n{CITATION}\n```\n",
         "## Licence\n",
-        f"`{base_name}` is licensed under {known.licence}.\n"
+        f"{code(base_name)} is licensed under {known.licence}.\n"
         if known
-        else f"That of the base model `{base_name}` applies; name it in `license` at the top of this file.\n",
+        else f"That of the base model {code(base_name)} applies; name it in `license` at the top of this file.\n",
     ]
     return ModelCard("\n".join(parts))
 
@@ -110,7 +111,7 @@ def _setting_rows(settings: HybridSettings, folder: Path) -> list[list[str]]:
         ["temperature", f"{settings.temperature:g}"],
         ["top_k", str(settings.top_k)],
         ["max_new_tokens", str(settings.max_new_tokens)],
-        ["messages before the question", f"{len(settings.preamble)} (`preamble` in hybrid.json)"],
+        ["messages before the question", f"{len(settings.preamble)} (preamble in hybrid.json)"],
         ["number format of the computation", settings.dtype],
         ["updates", str(settings.step)],
         ["seed", str(settings.seed)],
@@ -121,10 +122,9 @@ def _setting_rows(settings: HybridSettings, folder: Path) -> list[list[str]]:
 def _results(results: dict[str, Any], task: str | None) -> str:
     if not results:
         return "None were recorded with this checkpoint; `hrpo eval` measures them.\n"
-    table = _table([["", "greedy", "sampled"], *summary_rows(results)])
-    return (
-        f"{table}\nHeld-out problems of `{task}`, decoded with these settings; 95 % intervals (Wilson) in brackets.\n"
-    )
+    measured = "\n".join(table(["", "greedy", "sampled"], summary_rows(results)))
+    asked = f"Held-out problems of {code(str(task))}, decoded with these settings; 95 % intervals (Wilson) in brackets."
+    return f"{measured}\n\n{asked}\n"
 
 
 def _loading(settings: HybridSettings, *, has_adapter: bool, repo: str) -> str:
@@ -150,8 +150,3 @@ def _loading(settings: HybridSettings, *, has_adapter: bool, repo: str) -> str:
             f"{settings.max_new_tokens})[0], skip_special_tokens=True))\n```\n",
         ]
     )
-
-
-def _table(rows: list[list[str]]) -> str:
-    head, *body = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([head, "|---" * len(rows[0]) + "|", *body, ""])

@@ -3,10 +3,13 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from hrpo.curves import SMOOTH, plot
 from hrpo.kept import HOWS, Result
-from hrpo.progress import clock, markdown_table, print_table
+from hrpo.markdown import inline
+from hrpo.markdown import table as markdown_table
+from hrpo.progress import clock, print_table
 from hrpo.statistics import holm, mean_interval, paired_t
 
 Run = tuple[str, int]  # arm, seed
@@ -168,7 +171,7 @@ def show(comparison: dict[str, Any]) -> None:
 
 def markdown(comparison: dict[str, Any], report: str = "comparison") -> str:
     """Return REPORT.md."""
-    parts = [f"# {_title(comparison)}\n", *markdown_table(HEADER, result_rows(comparison)), ""]
+    parts = [f"# {inline(_title(comparison))}\n", *markdown_table(HEADER, result_rows(comparison)), ""]
     parts.append(
         "Mean over the seeds and its 95 % interval (Student's t, for accuracies cut to 0..100 %); length and hidden "
         "ratio of sampled answers after training; time of all updates.\n"
@@ -186,7 +189,7 @@ def markdown(comparison: dict[str, Any], report: str = "comparison") -> str:
             f"Means of the first and the last {window} updates, of sampled completions, over the seeds; the hidden "
             "ratio of an update in which nothing was mixed is 0.\n"
         )
-    parts.append(f"![curves]({report}.png)\n")
+    parts.append(f"![curves]({quote(report)}.png)\n")
     parts.append(f"Mean over the seeds, {SMOOTH} updates at a time, and the band from their lowest to their highest.\n")
     return "\n".join(parts)
 

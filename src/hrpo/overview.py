@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import yaml
 
@@ -17,7 +18,9 @@ from hrpo.curves import SMOOTH, plot
 from hrpo.errors import InputError
 from hrpo.files import read_lines
 from hrpo.kept import HOWS, Result, checked, result_in
-from hrpo.progress import clock, markdown_table
+from hrpo.markdown import block, inline
+from hrpo.markdown import table as markdown_table
+from hrpo.progress import clock
 from hrpo.settings import parse
 from hrpo.statistics import holm, mcnemar, mean_interval, paired_bootstrap
 
@@ -301,20 +304,16 @@ def _settings(arms: Sequence[Arm]) -> list[Section]:
 
 
 def _markdown(title: str, parts: Sequence[Section]) -> str:
-    lines = [f"# {_cell(title)}"]
+    lines = [f"# {inline(title)}"]
     for part in parts:
-        lines += ["", f"## {_cell(part.title)}", "", part.note]
+        lines += ["", f"## {inline(part.title)}", "", inline(part.note)]
         if part.picture:
-            lines += ["", f"![curves]({part.picture.name})"]
+            lines += ["", f"![curves]({quote(part.picture.name)})"]
         if part.header:
-            lines += ["", *markdown_table([*map(_cell, part.header)], [[*map(_cell, row)] for row in part.rows])]
+            lines += ["", *markdown_table(part.header, part.rows)]
         if part.text:
-            lines += ["", "```yaml", part.text + "```"]
+            lines += ["", block(part.text, "yaml").rstrip()]
     return "\n".join(lines) + "\n"
-
-
-def _cell(text: str) -> str:
-    return html.escape(text, quote=False).replace("|", "\\|").replace("\n", "<br>")
 
 
 def _html(title: str, parts: Sequence[Section]) -> str:

@@ -1,7 +1,7 @@
 """What a run shows while it goes: a live line on a terminal, plain lines elsewhere."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, Any, cast
 
@@ -105,11 +105,6 @@ def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
         wide = console.measure(table, options=console.options.update(max_width=10_000)).maximum
         screen = Screen(width=max(wide, console.width), quiet=console.quiet)
     screen.print(table)
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a table in Markdown."""
-    return ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
 
 
 def clock(seconds: float) -> str:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from hrpo import files
 from hrpo.files import read_lines
 from hrpo.keep import BEST, ranked, scores
+from hrpo.markdown import block, code, inline, table
 
 CURVES = {
     "reward": "mean reward",
@@ -30,10 +31,10 @@ def write_report(folder: Path) -> None:
     metrics = read_lines(folder / "metrics.jsonl")
     evaluation = json.loads((folder / "evaluation.json").read_text()) if (folder / "evaluation.json").is_file() else {}
     plot_curves(metrics, folder / "curves.png")
-    parts = [f"# {folder.name}\n", result_markdown(evaluation, metrics), _best(folder)]
+    parts = [f"# {inline(folder.name)}\n", result_markdown(evaluation, metrics), _best(folder)]
     parts += ["\n## Curves\n\n![curves](curves.png)\n"]
     parts += ["\n## Last completions\n", *(_sample(row) for row in read_lines(folder / "samples.jsonl")[-SAMPLES:])]
-    parts += ["\n## Settings\n\n```yaml\n", (folder / "config.yaml").read_text(), "```\n"]
+    parts += ["\n## Settings\n\n", block((folder / "config.yaml").read_text(), "yaml")]
     files.write_text(folder / "report.md", "".join(parts))
 
 
@@ -94,8 +95,7 @@ def result_markdown(evaluation: dict[str, Any], metrics: list[dict[str, Any]]) -
     """Return the final table in Markdown, with what it was measured on."""
     problems = evaluation.get("after", {}).get("greedy", {}).get("problems", 0)
     seconds = sum(row.get("rollout_seconds", 0) + row["update_seconds"] for row in metrics)
-    lines = ["", "| | before, first update | after, last update |", "|---|---|---|"]
-    lines += ["| " + " | ".join(row) + " |" for row in result_rows(evaluation, metrics)]
+    lines = ["", *table(["", "before, first update", "after, last update"], result_rows(evaluation, metrics))]
     held_out = f"{problems} held-out problems, 95 % intervals (Wilson) in brackets"
     lines += ["", f"{held_out}; {len(metrics)} updates in {seconds:.0f} s.", ""]
     return "\n".join(lines)
@@ -135,6 +135,5 @@ def _number(summary: dict[str, Any]) -> str:
 
 
 def _sample(row: dict[str, Any]) -> str:
-    text = row["completion"].replace("```", "'''")
     reward = "none" if row["reward"] is None else f"{row['reward']:g}"
-    return f"\nUpdate {row['step']}, reward {reward}, gold `{row['gold']}`:\n\n```text\n{text}\n```\n"
+    return f"\nUpdate {row['step']}, reward {reward}, gold {code(str(row['gold']))}:\n\n{block(row['completion'])}"

@@ -9,6 +9,7 @@ from types import FrameType
 from hrpo.errors import Interrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+FROM_PYTHON = "train it again with resume=True"
 NOTE = b"hrpo: this update is finished and saved first; once more quits at once\n"
 
 
@@ -23,7 +24,7 @@ class Stop:
     asked = False
     unsaved = False
 
-    def __init__(self, how_to_go_on: Callable[[], str] = lambda: "train it again with resume=True") -> None:
+    def __init__(self, how_to_go_on: Callable[[], str] = lambda: FROM_PYTHON) -> None:
         self.how_to_go_on = how_to_go_on
 
     def saved(self) -> None:
@@ -49,7 +50,7 @@ class Stop:
 
 
 @contextmanager
-def listening(how_to_go_on: Callable[[], str]) -> Iterator[Stop]:
+def listening(how_to_go_on: Callable[[], str] = lambda: FROM_PYTHON) -> Iterator[Stop]:
     """Yield what a run reads while these signals are told to it; one that is ignored, as by nohup, stays ignored.
 
     Args:

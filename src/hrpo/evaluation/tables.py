@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from hrpo.progress import markdown_table, print_table
+from hrpo.markdown import inline
+from hrpo.markdown import table as markdown_table
+from hrpo.progress import print_table
 
 Table = tuple[list[str], list[list[str]]]
 LEGEND = (
@@ -31,7 +33,7 @@ def show(results: dict[str, Any]) -> None:
 def markdown(results: dict[str, Any]) -> str:
     """Return results.md."""
     settings = results["settings"]
-    parts = [f"# {_title(results)}\n", LEGEND + "\n", *markdown_table(*_results(results, brief=False))]
+    parts = [f"# {inline(_title(results))}\n", LEGEND + "\n", *markdown_table(*_results(results, brief=False))]
     if results["comparisons"]:
         parts += ["\n## Differences\n", COMPARED.format(count=len(results["comparisons"])) + "\n"]
         parts += markdown_table(*_comparisons(results))
