@@ -1,6 +1,8 @@
 """Tasks and rewards that are files: the examples, what a file may hold, and what goes wrong in one."""
 
+import copy
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -391,6 +393,51 @@ def test_what_trl_gives_a_reward(task_file):
     assert task.assess(["a", "b"], task.test, context()) == ([(False, False), (False, False)], [0.5, None])
 
 
+TALK = """
+turns = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}, {"role": "user", "content": "+2?"}]
+train = [{"prompt": [{"role": "system", "content": "Add."}, *turns], "gold": "4", "solution": "Four."}] * 3
+test = [{"prompt": turns[:1], "gold": "2"}, {"prompt": "plain", "gold": "0"}]
+def reward(completions, prompts, gold, **columns):
+    texts = [c if isinstance(c, str) else c[0]["content"] for c in completions]
+    assert all(isinstance(c, str) == isinstance(p, str) for c, p in zip(completions, prompts)), completions
+    assert all(isinstance(p, str) or p[-1]["role"] == "user" for p in prompts), prompts
+    return [float(g in t) for g, t in zip(gold, texts)]
+"""
+
+
+def test_prompts_that_are_conversations(task_file):
+    task = load(task_file(TALK), rewards={"correct": 1.0, "format": 0.5})
+    question, plain = task.train[0].question, task.test[1].question
+    assert question == "[system]\nAdd.\n\n[user]\n1+1?\n\n[assistant]\n2\n\n[user]\n+2?"
+    assert [message["content"] for message in task.messages(question)] == ["Add.", "1+1?", "2", "+2?"]
+    assert task.test[0].question == "1+1?"
+    assert [m["content"] for m in task.messages(task.test[0].question)] == [SYSTEM_PROMPT, "1+1?"]
+    assert [m["content"] for m in task.messages(plain)] == [SYSTEM_PROMPT, "plain"]
+    examples = [task.train[0], *task.test]
+    assert score(task, examples, ["#### 4", "3", "0"])[0].tolist() == [1.5, 0, 1]
+    assert task.assess(["#### 4", "3", "0"], examples)[1] == [1, 0, 1]
+    for copied in (copy.deepcopy(question), pickle.loads(pickle.dumps(question))):
+        assert (copied, copied.turns) == (question, question.turns)
+    shown = load(task_file(TALK.replace("turns], ", "turns[:1]], ")), shots=1).messages(question)
+    assert [message["content"] for message in shown] == ["Add.", "1+1?", "Four.\n#### 4", "1+1?", "2", "+2?"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("[]", "ends with the user"),
+        ("[{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}]", "ends with the user"),
+        ("[{'role': 'user', 'content': 'a'}, {'role': 'system', 'content': 'b'}]", "ends with the user"),
+        ("[{'role': 'tool', 'content': 'a'}]", r"needs a role \(system, user, assistant\)"),
+        ("[{'role': 'user', 'content': [{'type': 'image'}]}]", "needs a role"),
+        ("['a']", "needs a role"),
+    ],
+)
+def test_prompts_that_are_no_conversations(task_file, prompt, message):
+    with pytest.raises(InputError, match=rf"test row 1: .*{message}"):
+        load(task_file(f"kind = 'number'\ntrain = []\ntest = [{{'prompt': {prompt}, 'gold': '1'}}]"))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -445,9 +492,10 @@ def test_a_run_with_all_of_it(task_file, tmp_path, capsys):
     path = task_file(
         f"""
 train = test = {ROWS.replace("1+1", "3+3")}
-train = [{{'prompt': f'{{n}}+1?', 'gold': str(n + 1)}} for n in range(40)]
+train = [{{'prompt': [{{'role': 'user', 'content': f'{{n}}+1?'}}], 'gold': str(n + 1)}} for n in range(40)]
 async def reward(completions, completion_ids, trainer_state, log_extra, log_metric, **columns):
     assert all(len(ids) <= 4 and isinstance(ids, list) for ids in completion_ids)
+    assert all(isinstance(c, str) == isinstance(p, str) for c, p in zip(completions, columns["prompts"]))
     log_extra("first", [ids[:1] for ids in completion_ids])
     log_metric("seen", trainer_state.global_step)
     log_metric("length", 99)

@@ -12,7 +12,7 @@ from hrpo.errors import InputError
 from hrpo.tasks import Example, Task, judge
 from hrpo.tasks.custom import LARGEST
 from hrpo.tasks.judge import DELIMITER
-from hrpo.tasks.task import RewardContext, arguments
+from hrpo.tasks.task import RewardContext, arguments, spoken
 
 
 def correctness(completions: Sequence[str], *, gold: Sequence[Any], kind: Any, **columns: Any) -> list[float]:
@@ -47,10 +47,16 @@ def values_of(
     task: Task, examples: Sequence[Example], completions: Sequence[str], context: RewardContext | None = None
 ) -> Tensor:
     """Return what each of the task's rewards gives each completion, float64 (N, rewards); see `score`."""
-    own = task.reward or functools.partial(correctness, kind=task.kind)
-    functions = {"correct": own, "format": one_delimiter, **task.functions}
-    columns = [functions[name](list(completions), **arguments(examples, context)) for name in task.weights]
-    return torch.tensor(columns, dtype=torch.float64).T
+    ours = {"correct": functools.partial(correctness, kind=task.kind), "format": one_delimiter}
+    theirs = {**({"correct": task.reward} if task.reward else {}), **task.functions}
+
+    def values(name: str) -> list[float]:
+        columns = arguments(examples, context)
+        if name in theirs:
+            return theirs[name](spoken(completions, examples), **columns)
+        return ours[name](completions, **columns)
+
+    return torch.tensor([values(name) for name in task.weights], dtype=torch.float64).T
 
 
 def combine(task: Task, values: Tensor) -> tuple[Tensor, dict[str, float]]:

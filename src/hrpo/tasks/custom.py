@@ -20,10 +20,11 @@ from typing import Any
 from hrpo.config import TaskConfig
 from hrpo.errors import InputError
 from hrpo.tasks.judge import DELIMITER, RULES
-from hrpo.tasks.task import SYSTEM_PROMPT, Example, RewardFunction, Task, prepare
+from hrpo.tasks.task import SYSTEM_PROMPT, Conversation, Example, RewardFunction, Task, prepare
 
 # What reward functions get beside a row's columns.
 RESERVED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+ROLES = ("system", "user", "assistant")  # of a prompt's turns
 LARGEST = 3.4028234e38  # that a float32 holds
 
 
@@ -203,10 +204,23 @@ def _rows(path: Path, module: ModuleType, split: str, kind: str | None, seed: in
     return [_example(f"{path}, {split} row {number}", row, kind) for number, row in enumerate(rows, 1)]
 
 
+def _conversation(where: str, turns: list[Any]) -> Conversation:
+    """Return a prompt that is a list of messages."""
+    for turn in turns:
+        if not (isinstance(turn, Mapping) and turn.get("role") in ROLES and isinstance(turn.get("content"), str)):
+            raise InputError(f"{where}: a turn of a prompt needs a role ({', '.join(ROLES)}) and a content (text)")
+    roles = [turn["role"] for turn in turns]
+    if roles[-1:] != ["user"] or "system" in roles[1:]:
+        raise InputError(f"{where}: a prompt that is a conversation ends with the user, and only begins with a system")
+    return Conversation(turns)
+
+
 def _example(where: str, row: Any, kind: str | None) -> Example:
     if not isinstance(row, Mapping):
         raise InputError(f"{where}: must be a dict with prompt and gold, got {type(row).__name__}")
     prompt, gold, solution = row.get("prompt"), row.get("gold"), row.get("solution", "")
+    if isinstance(prompt, list):
+        prompt = _conversation(where, prompt)
     if not isinstance(prompt, str) or not prompt:
         raise InputError(f"{where}: has no prompt (text)")
     golds = [gold] if isinstance(gold, str) else gold

@@ -25,12 +25,29 @@ SYSTEM_PROMPT = (
 )
 
 
+class Conversation(str):
+    """A question that is a conversation, whose last turn is the user's; as a text its turns, one below the other."""
+
+    turns: list[Message]
+
+    def __new__(cls, turns: Sequence[Message]) -> "Conversation":
+        """Make one of messages with role and content."""
+        texts = [turn["content"] if len(turns) == 1 else f"[{turn['role']}]\n{turn['content']}" for turn in turns]
+        new = super().__new__(cls, "\n\n".join(texts))
+        new.turns = [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+        return new
+
+    def __getnewargs__(self) -> tuple[list[Message]]:  # type: ignore[override]
+        """Be copied and sent to other processes as a conversation."""
+        return (self.turns,)
+
+
 @dataclass(frozen=True)
 class Example:
     """One problem.
 
     Args:
-        question: the prompt, without system prompt and worked examples.
+        question: the prompt, without system prompt and worked examples; may be a `Conversation`.
         gold: the right answer; several accepted ones in a list for the kind "qa" and for tasks of one's own.
         solution: the answer written out, delimiter included; empty where there is none.
         columns: what else reward functions get to see, by name.
@@ -135,7 +152,7 @@ class Task:
         own = self.metric or self.reward
         values: list[float | None] | None = None
         if own is not None:
-            found = own(list(completions), **arguments(examples, context))
+            found = own(spoken(completions, examples), **arguments(examples, context))
             values = [None if math.isnan(value) else value for value in found]
         if self.kind is not None:
             pairs = zip(completions, examples, strict=True)
@@ -178,6 +195,14 @@ class Spec:
     at_hand: Callable[[str], str]
 
 
+def spoken(completions: Sequence[str], examples: Sequence[Example]) -> list[Any]:
+    """Return completions as reward functions get them: texts, and as in TRL messages where the prompt is of these."""
+    return [
+        [{"role": "assistant", "content": text}] if isinstance(example.question, Conversation) else text
+        for text, example in zip(completions, examples, strict=True)
+    ]
+
+
 def arguments(examples: Sequence[Example], context: RewardContext | None = None) -> dict[str, Any]:
     """Return what a reward function gets beside the completions.
 
@@ -185,7 +210,7 @@ def arguments(examples: Sequence[Example], context: RewardContext | None = None)
     """
     names = dict.fromkeys(name for example in examples for name in example.columns)
     return {
-        "prompts": [example.question for example in examples],
+        "prompts": [_turns(example.question) or example.question for example in examples],
         "gold": [example.gold if isinstance(example.gold, str) else [*example.gold] for example in examples],
         "solution": [example.solution for example in examples],
         **{name: [example.columns.get(name) for example in examples] for name in names},
@@ -266,11 +291,22 @@ def make_preamble(system: str, shots: Sequence[Example]) -> list[Message]:
     """Return a system prompt (none where it is empty) and worked examples as earlier turns of a conversation."""
     turns: list[Message] = [{"role": "system", "content": system}] if system else []
     for shot in shots:
-        turns.append({"role": "user", "content": shot.question})
+        turns += [turn for turn in ask([], shot.question) if turn["role"] != "system"]
         turns.append({"role": "assistant", "content": shot.solution})
     return turns
 
 
 def ask(preamble: Sequence[Message], question: str) -> list[Message]:
-    """Return the conversation in which the model is to answer `question`."""
-    return [*preamble, {"role": "user", "content": question}]
+    """Return the conversation in which the model is to answer `question`.
+
+    One that is a conversation follows the worked examples; its system prompt, if any, takes the other's place.
+    """
+    turns = _turns(question) or [{"role": "user", "content": question}]
+    if turns[0]["role"] != "system":
+        return [*preamble, *turns]
+    return [turns[0], *(message for message in preamble if message["role"] != "system"), *turns[1:]]
+
+
+def _turns(question: str) -> list[Message]:
+    """Return the messages of a question that is a conversation, none of another."""
+    return [dict(turn) for turn in question.turns] if isinstance(question, Conversation) else []
