@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from hrpo.output import visible
 
 # What Markdown acts on within a line: emphasis, code, strikethrough, cells of tables, what ends the text of a link, an
-# underscore at an end of a word, and a backslash before punctuation.
-_ACTIVE = re.compile(r"[`*|~]|\](?=[(\[:])|(?<!\w)_|_(?!\w)|\\(?=[!-/:-@\[-`{-~])")
+# underscore that is not within a word, and a backslash before punctuation.
+_ACTIVE = re.compile(r"[`*|~]|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])|\\(?=[!-/:-@\[-`{-~])")
 
 
 def inline(text: str) -> str:
