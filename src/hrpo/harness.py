@@ -19,6 +19,7 @@ from hrpo.errors import InputError
 from hrpo.inference import load_for_inference
 from hrpo.latent import MODES, mode_of
 from hrpo.model import HybridCausalLM, context_of
+from hrpo.output import warn
 from hrpo.rollout import generate, sample_key
 
 
@@ -163,5 +164,5 @@ if __name__ == "__main__":
     try:
         cli_evaluate()
     except InputError as error:
-        print(f"hrpo: error: {error}", file=sys.stderr)
+        warn(f"hrpo: error: {error}")
         sys.exit(2)
