@@ -509,7 +509,7 @@ async def reward(completions, completion_ids, trainer_state, log_extra, log_metr
     assert [row["seen"] for row in rows] == [0, 1, 2]
     assert ["reward" in row for row in rows] == [True, False, True]
     assert all(row["length"] <= 4 for row in rows)  # a metric of hrpo's own
-    assert rows[0]["reward"] == sum(range(0, 32, 2)) / 16
+    assert rows[0]["reward"] == 7  # 0, 2, ... 14
     assert [row["signal"] for row in rows] == [1, 0, 1]
     samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
     assert [row["reward"] for row in samples] == [0, None, 2, None, *[None] * 4, 0, None, 2, None]
