@@ -12,7 +12,7 @@ from hrpo.errors import InputError
 from hrpo.tasks import Example, Task, judge
 from hrpo.tasks.custom import LARGEST
 from hrpo.tasks.judge import DELIMITER
-from hrpo.tasks.task import RewardContext, arguments, spoken
+from hrpo.tasks.task import RewardContext, RewardFunction, arguments, spoken
 
 
 def correctness(completions: Sequence[str], *, gold: Sequence[Any], kind: Any, **columns: Any) -> list[float]:
@@ -47,7 +47,10 @@ def values_of(
     task: Task, examples: Sequence[Example], completions: Sequence[str], context: RewardContext | None = None
 ) -> Tensor:
     """Return what each of the task's rewards gives each completion, float64 (N, rewards); see `score`."""
-    ours = {"correct": functools.partial(correctness, kind=task.kind), "format": one_delimiter}
+    ours: dict[str, RewardFunction] = {
+        "correct": functools.partial(correctness, kind=task.kind),
+        "format": one_delimiter,
+    }
     theirs = {**({"correct": task.reward} if task.reward else {}), **task.functions}
 
     def values(name: str) -> list[float]:
