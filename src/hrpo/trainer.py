@@ -475,6 +475,8 @@ class Trainer:
         kept = keep_batch(self.folder, self.step + 1, why, rollout, examples, completions, facts)
         self.forget_gradients()
         if broken:
+            if self.step > self.saved:
+                self.save()
             raise StoppedError(f"update {self.step + 1} was not taken: {broken}; {kept}")
         console.print(f"warning: update {self.step + 1} was skipped, {why}; {kept}")
 
