@@ -1,16 +1,13 @@
 """The folder of a run: its settings, its checkpoints, its logs, and how a resumed run goes on from them."""
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
-from weakref import WeakValueDictionary
+from typing import Any
 
 import torch
 import yaml
@@ -22,6 +19,7 @@ from hrpo import files, processes
 from hrpo.bounds import COUNT
 from hrpo.config import TrainConfig
 from hrpo.errors import InputError
+from hrpo.locks import Lock
 from hrpo.output import warn
 from hrpo.settings import parse
 from hrpo.sharding import as_sharded, full
@@ -149,36 +147,14 @@ def check_run_folder(folder: Path, config: TrainConfig, resume: bool) -> None:
         )
 
 
-class Lock:
-    """Keeps other processes from training a run, until `release`, or the object or the process ends.
+def lock_run(folder: Path) -> Lock:
+    """Keep other processes from training a run; its folder is made if need be.
 
     Raises:
         InputError: another process trains it.
 
     """
-
-    held: ClassVar[WeakValueDictionary[Path, "Lock"]] = WeakValueDictionary()  # by this process
-
-    def __init__(self, folder: Path) -> None:
-        handle = os.open(folder, os.O_RDONLY)
-        self.folder, self.close = folder.resolve(), weakref.finalize(self, os.close, handle)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"name: another process trains {folder}; wait for it, or give another --name") from error
-
-    @classmethod
-    def of(cls, folder: Path) -> "Lock":
-        """Return the lock of a run folder, which is made if need be; the same one within a process."""
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = cls.held.get(folder.resolve()) or cls(folder)
-        cls.held[lock.folder] = lock
-        return lock
-
-    def release(self) -> None:
-        """Let others train the run."""
-        self.held.pop(self.folder, None)
-        self.close()
+    return Lock.of(folder, f"name: another process trains {folder}; wait for it, or give another --name")
 
 
 def _read_config(path: Path) -> dict[str, Any]:

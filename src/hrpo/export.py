@@ -34,7 +34,8 @@ def export(checkpoint: str, out: str | Path, *, dtype: str = "", trust_remote_co
         The folder.
 
     Raises:
-        InputError: nothing to export there, weights that cannot be merged, or `out` holds something.
+        InputError: nothing to export there, weights that cannot be merged, or `out` holds something or is being written
+            by another process.
 
     """
     folder, out = saved_model(checkpoint), Path(out)
@@ -46,12 +47,13 @@ def export(checkpoint: str, out: str | Path, *, dtype: str = "", trust_remote_co
         settings = read_settings(folder / SETTINGS_FILE)
         exact: Dtype = "float64" if settings.dtype == "float64" else "float32"
         config = _config(resolve(settings.base_model) if has_adapter else str(folder), trust_remote_code)
-        model = HybridCausalLM.from_pretrained(folder, dtype=exact, trust_remote_code=trust_remote_code)
-    lm, stored = _merged(model), getattr(torch, dtype) if dtype else config.dtype or torch.float32
-    _check_range(lm, stored)
-    merged = HybridCausalLM(lm.to(stored), model.gate, settings, model.tokenizer)
     with new_folder(out) as draft:
-        merged.write_files(draft)
+        check_vacant(out)  # another export may have ended just now
+        with model_named_by("--checkpoint"):
+            model = HybridCausalLM.from_pretrained(folder, dtype=exact, trust_remote_code=trust_remote_code)
+        lm, stored = _merged(model), getattr(torch, dtype) if dtype else config.dtype or torch.float32
+        _check_range(lm, stored)
+        HybridCausalLM(lm.to(stored), model.gate, settings, model.tokenizer).write_files(draft)
         model_card(draft, results_of(folder)).save(draft / CARD_FILE)
     return out
 

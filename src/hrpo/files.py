@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from hrpo.errors import InputError
+from hrpo.locks import Lock
 
 _CUT_SHORT = re.compile(r"\d+ requested and \d+ written")
 
@@ -31,19 +32,39 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 @contextmanager
 def new_file(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
-    """Yield a file of a temporary name that takes `path` once the block has ended well."""
+    """Yield a file of a temporary name that takes `path` once the block has ended well.
+
+    Raises:
+        InputError: another process is writing it.
+
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(path.name + ".tmp")
-    try:
-        with draft.open(mode, encoding="utf-8" if mode == "w" else None) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
+    draft.touch()
+    with _alone(draft, path):
+        try:
+            with draft.open(mode, encoding="utf-8" if mode == "w" else None) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(path)
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
     sync(path.parent)
+
+
+@contextmanager
+def _alone(draft: Path, path: Path) -> Iterator[None]:
+    """Within it, no other process writes the draft of `path`; the draft of one that was killed is free."""
+    refused = f"{path}: another process is writing it; wait for it, or name another"
+    lock = Lock(draft, refused)
+    try:
+        if lock.where() != lock.place:  # it has just been renamed
+            raise InputError(refused)
+        yield
+    finally:
+        lock.release()
 
 
 def sync(path: Path) -> None:
@@ -164,29 +185,35 @@ def new_folder(path: Path, replaces: Sequence[str] = ()) -> Iterator[Path]:
     Where `path` exists already, files of other names are copied from it, but for those that match a pattern of
     `replaces`. Killed at any moment, the old or the new folder is whole; where the kill came between the two renames,
     the old one waits as NAME.replaced, and the next write puts it back first.
+
+    Raises:
+        InputError: another process is writing it.
+
     """
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     draft, old = (path.with_name(path.name + suffix) for suffix in (".tmp", ".replaced"))
-    if old.exists() and not path.exists():
-        old.rename(path)
-    for leftover in (draft, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    draft.mkdir()
-    try:
-        yield draft
-        for item in path.iterdir() if path.exists() else ():
-            if not (draft / item.name).exists() and not any(item.match(pattern) for pattern in replaces):
-                _copy(item, draft / item.name)
-        for item in (*draft.rglob("*"), draft):
-            if not item.is_symlink():
-                sync(item)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
-    if path.exists():
-        path.rename(old)
-    draft.rename(path)
+    draft.mkdir(exist_ok=True)
+    with _alone(draft, path):
+        if old.exists() and not path.exists():
+            old.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
+        for leftover in draft.iterdir():
+            shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
+        try:
+            yield draft
+            for item in path.iterdir() if path.exists() else ():
+                if not (draft / item.name).exists() and not any(item.match(pattern) for pattern in replaces):
+                    _copy(item, draft / item.name)
+            for item in (*draft.rglob("*"), draft):
+                if not item.is_symlink():
+                    sync(item)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+        if path.exists():
+            path.rename(old)
+        draft.rename(path)
     sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
 

@@ -17,7 +17,7 @@ from hrpo.bounds import MIN_TEMPERATURE, TOKENS
 from hrpo.catalog import KNOWN, resolve
 from hrpo.config import TaskConfig
 from hrpo.errors import InputError, model_named_by
-from hrpo.files import check_links, check_vacant, read_json
+from hrpo.files import check_links, check_vacant, new_folder, read_json
 from hrpo.model import GATE_FILE, SETTINGS_FILE, HybridCausalLM, HybridSettings, load_tokenizer
 from hrpo.tasks import TASKS
 from hrpo.tasks.task import SYSTEM_PROMPT, make_preamble
@@ -111,7 +111,9 @@ def import_release(
         if get_peft_model_state_dict(model.lm, save_embedding_layers=False).keys() != adapter.keys():
             raise InputError(f"--base: the adapter in {folder} is of another model than {base}: their layers differ")
     model.tokenizer = load_tokenizer(folder, trust_remote_code) or load_tokenizer(where, trust_remote_code)
-    model.save_pretrained(out)
+    with new_folder(out) as draft:
+        check_vacant(out)  # another import may have ended just now
+        model.write_files(draft)
     return out
 
 

@@ -42,8 +42,8 @@ def train(config: TrainConfig, *, resume: bool = False, stop: Stop | None = None
 
     Raises:
         InputError: a setting cannot be used, or the folder is another run's.
-        StoppedError: no group has had a signal for `check.patience` updates, and a checkpoint is saved; or the disk is
-            full.
+        StoppedError: no group has had a signal for `check.patience` updates, and a checkpoint is saved; the disk is
+            full; or the run folder was renamed or deleted.
         OutputError: standard output takes nothing any more.
         Interrupted: `stop` has been asked for; everything is saved.
 
@@ -67,6 +67,10 @@ def _train(config: TrainConfig, resume: bool, stop: Stop) -> dict[str, Any]:
     try:
         with leading(trainer) as leads:
             return _lead(trainer, stop) if leads else {}
+    except (OSError, SafetensorError) as error:
+        if not trainer.renamed:  # or deleted, which it says itself
+            raise
+        raise StoppedError(trainer.renamed) from error
     finally:
         if trainer.lock:
             trainer.lock.release()
@@ -87,6 +91,8 @@ def _lead(trainer: Trainer, stop: Stop) -> dict[str, Any]:
     if "after" not in evaluation:
         evaluation["after"] = trainer.evaluate("after")
     write_report(trainer.folder)
+    if trainer.renamed:
+        raise StoppedError(trainer.renamed)
     return evaluation
 
 
@@ -124,7 +130,7 @@ def _update(trainer: Trainer, stop: Stop) -> None:
             progress.advance(note=metrics_note(metrics))
             for line in onsets(updates):
                 console.print(f"warning: {line}")
-            reason = _reason(updates, trainer)
+            reason = trainer.renamed or _reason(updates, trainer)
             if reason or stop.asked or _due(trainer.step, config):
                 trainer.save()
                 stop.saved()

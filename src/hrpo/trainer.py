@@ -25,11 +25,11 @@ from hrpo.checkpoints import (
     OPTIMIZER_FILE,
     STATE_FILE,
     VALIDATION_FILE,
-    Lock,
     append,
     check_run_folder,
     lines_until,
     load_optimizer,
+    lock_run,
     model_in,
     optimizer_tensors,
     read_step,
@@ -44,6 +44,7 @@ from hrpo.guards import broken_replay, replay_errors
 from hrpo.keep import hold_out, scores
 from hrpo.latent import MODES, mode_of
 from hrpo.limits import context_length, fitting
+from hrpo.locks import Lock
 from hrpo.loss import hrpo_loss, token_weights
 from hrpo.memory import give_back, keep_freed, map_tensors
 from hrpo.model import HybridCausalLM, Lora
@@ -96,8 +97,11 @@ class Trainer:
         # Said, as it would see one process otherwise.
         accelerator = Accelerator(cpu=processes.planned() > 1 and not torch.accelerator.is_available())
         console.quiet = not processes.first()
-        self.given, self.folder = config, config.run_folder
+        self.given = config
+        self.lock: Lock | None = None  # of the first process
         check_run_folder(self.folder, config, resume)
+        if resume and processes.first():
+            self.lock = lock_run(self.folder)  # before its checkpoints are looked at
         checkpoint = whole_checkpoint(self.folder, "--resume") if resume else None
         if resume and checkpoint is None:
             console.print(f"{self.folder} has no checkpoint yet: it begins anew")
@@ -139,8 +143,9 @@ class Trainer:
         self.never_finite = spoilt(self.model, self.optimizer)  # as a bias of -inf on ids that are no tokens
         self.evaluation()  # whatever is damaged is told before anything is written
         processes.wait()  # until all have read the folder as it was
-        self.lock = Lock.of(self.folder) if processes.first() else None
         if processes.first():
+            self.lock = self.lock or lock_run(self.folder)
+            check_run_folder(self.folder, self.given, resume)  # another process may have begun it, and ended
             self._begin()
         if self.model.device.type == "cpu":
             (keep_freed if self.sharded is None else map_tensors)()
@@ -153,6 +158,34 @@ class Trainer:
         for path, lines in logs.items():
             files.write_text(path, "".join(line + "\n" for line in lines))
         tidy(self.folder, self.step)
+
+    @property
+    def folder(self) -> Path:
+        """The run folder, which may have been renamed since the run began.
+
+        Raises:
+            StoppedError: it is gone; what is in its place, if anything, is another run.
+
+        """
+        if self.lock is None:
+            return self.given.run_folder
+        place = self.lock.where()
+        if place is None:
+            raise StoppedError(
+                f"the run folder {self.given.run_folder} was deleted or renamed, so the run cannot go on in it; "
+                "put it back, then --resume"
+            )
+        return self.given.run_folder if place == self.lock.place else place
+
+    @property
+    def renamed(self) -> str:
+        """What to say where the run folder has another name by now; empty where it has not."""
+        if self.folder == self.given.run_folder:
+            return ""
+        return (
+            f"the run folder {self.given.run_folder} was renamed to {self.folder}, where all was written since; "
+            "give it its name back, then --resume"
+        )
 
     @property
     def exact(self) -> bool:

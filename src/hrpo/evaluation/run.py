@@ -27,6 +27,7 @@ from hrpo.evaluation.tables import markdown
 from hrpo.files import check_writable, read_json, write_text
 from hrpo.inference import load_for_inference
 from hrpo.limits import check_test_prompts, show_dropped
+from hrpo.locks import Lock
 from hrpo.model import HybridCausalLM
 from hrpo.progress import bar, console
 from hrpo.rollout import sample_key
@@ -171,6 +172,8 @@ def evaluate_checkpoints(
         for entry, asked in itertools.product(entries, questions):
             task, limit = asked_of(entry, asked), entry.settings.max_new_tokens
             check_test_prompts(task, loaded(entry.checkpoint), asked.problems, limit, "--max_new_tokens")
+    lock = Lock.of(folder, f"--out: another process evaluates in {folder}; wait for it, or name another folder")
+    if not (find(settings, out) / SETTINGS_FILE).is_file():  # as it is now that nobody else writes there
         write_text(folder / SETTINGS_FILE, json.dumps(settings, indent=1) + "\n")
     console.print(f"evaluation: {folder}")
     for asked in questions:
@@ -211,6 +214,7 @@ def evaluate_checkpoints(
     }
     write_text(folder / "results.md", markdown(results))
     write_text(folder / "results.json", json.dumps(results, indent=1) + "\n")
+    lock.release()
     return results
 
 

@@ -65,6 +65,7 @@ def build_index(
             passage = own[1] if passage_prefix is None else passage_prefix
             settings.update(model=name, query_prefix=query, passage_prefix=passage)
         with new_folder(target) as draft:
+            check_vacant(target, "--index")  # another build may have ended just now
             write_passages(source, draft)
             passages = Passages(draft)
             if retriever == "bm25":
