@@ -173,7 +173,7 @@ def test_two_exports(saved, tmp_path, elsewhere, monkeypatch):
     monkeypatch.setattr(HybridCausalLM, "from_pretrained", load)
     export(saved, tmp_path / "second")
     done = {path: path.stat().st_mtime_ns for path in (tmp_path / "second").iterdir()}
-    with pytest.raises(InputError, match="--out: .*second is there already"):
+    with pytest.raises(InputError, match=r"--out: .*second is there already"):
         export(saved, tmp_path / "second")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "second").iterdir()} == done
 
@@ -199,5 +199,5 @@ def test_a_comparison_of_settings_is_made_once_the_folder_is_locked(saved, tmp_p
         shutil.copytree(tmp_path / "other", out)
 
     monkeypatch.setattr("hrpo.evaluation.run.check_test_prompts", meanwhile)
-    with pytest.raises(InputError, match="--out: .* holds an evaluation with other settings"):
+    with pytest.raises(InputError, match=r"--out: .* holds an evaluation with other settings"):
         evaluate_checkpoints([saved], **{**options, "problems": 3}, out=str(out))

@@ -18,6 +18,7 @@ from hrpo import HybridCausalLM, HybridGate, Lora, generate, replay
 from hrpo.errors import InputError
 from hrpo.model import HybridSettings
 from hrpo.packable import packs_up_to
+from hrpo.provenance import base_digests
 
 PLAIN = Path(__file__).parent / "golden" / "llama" / "model"
 LORA = Lora(r=4, alpha=8)
@@ -142,12 +143,13 @@ def test_the_tokenizer_travels_with_the_model(base, tmp_path):
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
 def test_settings_are_remembered(base, tmp_path, lora):
     model = HybridCausalLM.from_pretrained(base, lora=lora, latent_mode="discrete", mixed_in="hidden")
-    assert model.settings == HybridSettings(str(base), "discrete", mixed_in="hidden")
+    digests = base_digests(str(base)) if lora else {}
+    assert model.settings == HybridSettings(str(base), "discrete", mixed_in="hidden", base_files=digests)
     model.settings = dataclasses.replace(model.settings, **SETTINGS)
     model.save_pretrained(tmp_path / "saved")
     written = json.loads((tmp_path / "saved" / "hybrid.json").read_text())
     own = {"base_model": str(base), "latent_mode": "discrete", "mixed_in": "hidden"}
-    own |= {"dtype": "float32", "quantization": "none"}
+    own |= {"dtype": "float32", "quantization": "none", "base_files": digests}
     assert written == own | SETTINGS
     loaded = HybridCausalLM.from_pretrained(tmp_path / "saved", latent_mode="hybrid")  # it keeps its own
     assert loaded.settings == model.settings

@@ -105,6 +105,7 @@ def test_run_folder(config, tmp_path):
         "curves.png",
         "evaluation.json",
         "metrics.jsonl",
+        "provenance.json",
         "report.md",
         "samples.jsonl",
     }

@@ -30,6 +30,7 @@ from hrpo.exact import stay_in_float64
 from hrpo.files import new_folder, read_json
 from hrpo.gate import HybridGate, mix_candidates
 from hrpo.latent import MODES
+from hrpo.provenance import base_digests, check_base
 from hrpo.quantize import check_quantization, keep_differentiable, quantization_options
 from hrpo.rope import rope_limit
 from hrpo.sizes import check_sizes
@@ -97,6 +98,7 @@ class HybridSettings:
 
     Args:
         base_model: what the language model was trained from.
+        base_files: digests of its files, see `hrpo.provenance`; empty where they are not known.
         latent_mode: what is fed while thinking, see `hrpo.latent`.
         mixed_in: which latent "hybrid" mixes in.
         dtype: of the computation, as in `from_pretrained`.
@@ -123,6 +125,7 @@ class HybridSettings:
     seed: int = 0
     step: int = 0
     mixed_in: MixedIn = "interpolation"
+    base_files: dict[str, str] = field(default_factory=dict)
 
 
 class HybridCausalLM(nn.Module):
@@ -237,7 +240,10 @@ class HybridCausalLM(nn.Module):
             base = resolve(settings.base_model) if own_adapter else str(folder)
         lm: Any = _load_lm(base, weights_dtype, trust_remote_code, **quantization_options(bits, weights_dtype, device))
         keep_differentiable(lm)
+        if new_run or lora is not None:
+            settings = dataclasses.replace(settings, base_files=base_digests(settings.base_model))
         if own_adapter:
+            check_base(settings.base_model, settings.base_files)
             lm = _load_adapter(lm, folder)
         elif lora is not None:
             targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
@@ -350,6 +356,7 @@ class HybridCausalLM(nn.Module):
     def load_reference(self, *, trust_remote_code: bool = False) -> None:
         """Load the reference anew from the base model (a fine-tuned checkpoint is no longer its own reference)."""
         if not isinstance(self.lm, PeftModel):
+            check_base(self.settings.base_model, self.settings.base_files)
             with model_named_by("model.name: the base model"):
                 base = _load_lm(resolve(self.settings.base_model), self.lm_dtype, trust_remote_code)
             self._reference[:] = [base.to(self.device).requires_grad_(False)]

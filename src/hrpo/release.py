@@ -19,6 +19,7 @@ from hrpo.config import TaskConfig
 from hrpo.errors import InputError, model_named_by
 from hrpo.files import check_links, check_vacant, new_folder, read_json
 from hrpo.model import GATE_FILE, SETTINGS_FILE, HybridCausalLM, HybridSettings, load_tokenizer
+from hrpo.provenance import base_digests
 from hrpo.tasks import TASKS
 from hrpo.tasks.task import SYSTEM_PROMPT, make_preamble
 
@@ -110,6 +111,7 @@ def import_release(
             raise InputError(str(error).replace(str(draft), str(folder))) from error
         if get_peft_model_state_dict(model.lm, save_embedding_layers=False).keys() != adapter.keys():
             raise InputError(f"--base: the adapter in {folder} is of another model than {base}: their layers differ")
+    model.settings = dataclasses.replace(model.settings, base_files=base_digests(where))
     model.tokenizer = load_tokenizer(folder, trust_remote_code) or load_tokenizer(where, trust_remote_code)
     with new_folder(out) as draft:
         check_vacant(out)  # another import may have ended just now

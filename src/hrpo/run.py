@@ -28,8 +28,9 @@ from hrpo.trainer import Metrics, Trainer
 def train(config: TrainConfig, *, resume: bool = False, stop: Stop | None = None) -> dict[str, Any]:
     """Check, evaluate, train, evaluate again, and leave everything in the run folder.
 
-    The folder holds config.yaml, check.json, metrics.jsonl, samples.jsonl, checkpoint-N, evaluation.json, the answers
-    to the test problems, report.md and curves.png; with held-out training problems validation.jsonl and best, too.
+    The folder holds config.yaml, provenance.json, check.json, metrics.jsonl, samples.jsonl, checkpoint-N,
+    evaluation.json, the answers to the test problems, report.md and curves.png; with held-out training problems
+    validation.jsonl and best, too.
 
     Args:
         config: every setting.

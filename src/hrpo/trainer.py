@@ -52,6 +52,7 @@ from hrpo.packable import packs_up_to
 from hrpo.processes import together
 from hrpo.progress import console
 from hrpo.prompts import decode, encode, id_lists
+from hrpo.provenance import check_provenance, keep_provenance, provenance
 from hrpo.ranges import check_config
 from hrpo.recompute import kept_bytes, share_to_recompute
 from hrpo.replay import replay
@@ -112,6 +113,9 @@ class Trainer:
         self.saved = self.step  # updates in the newest checkpoint
         self.logged: int | None = self.step  # updates that the weights have behind them; None in the midst of one
         self.model = _load_model(config, checkpoint, accelerator.device)
+        self.provenance = provenance(self.model.settings.base_model, self.model.settings.base_files, self.task)
+        if resume:
+            check_provenance(self.folder, self.provenance)
         longest = length_limit(config.rollout.max_new_tokens, context_length(self.model))
         self.config = config = dataclasses.replace(
             config, rollout=dataclasses.replace(config.rollout, max_new_tokens=longest)
@@ -132,7 +136,8 @@ class Trainer:
         if with_reference and checkpoint is None:
             self.model.keep_reference()
         elif with_reference:
-            self.model.load_reference(trust_remote_code=config.model.trust_remote_code)
+            with model_named_by("--resume"):
+                self.model.load_reference(trust_remote_code=config.model.trust_remote_code)
         self.sharded: Sharded | None = None
         if config.sharding == "full" and processes.count() > 1:
             packs_up_to(self.model)
@@ -154,6 +159,7 @@ class Trainer:
     def _begin(self) -> None:
         """Write the settings, and cut the logs: what was logged after the checkpoint happens again."""
         logs = {path: lines_until(path, self.step) for path in map(self.folder.joinpath, LOGS) if path.is_file()}
+        keep_provenance(self.folder, self.provenance)
         files.write_text(self.folder / "config.yaml", yaml.safe_dump(dataclasses.asdict(self.given), sort_keys=False))
         for path, lines in logs.items():
             files.write_text(path, "".join(line + "\n" for line in lines))

@@ -14,6 +14,7 @@ from hrpo.config import LatentMode, length_limit
 from hrpo.errors import InputError, model_named_by
 from hrpo.latent import MODES
 from hrpo.model import SETTINGS_FILE, HybridSettings, context_of, load_config, read_settings
+from hrpo.provenance import file_sha256, hub_commit
 
 Prompt = Literal["own", "direct", "cot"]
 OWN = "own"
@@ -120,20 +121,11 @@ def digest(folder: str) -> str:
 
     """
     if not Path(folder).is_dir():
-        from huggingface_hub import hf_hub_download
-
-        from hrpo.catalog import connection_errors
-
-        try:
-            return Path(hf_hub_download(folder, "config.json")).parent.name
-        except connection_errors() as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"model.name: cannot fetch {folder} from the Hub: {reason}") from error
+        return hub_commit(folder)
     whole = hashlib.sha256()
     for path in sorted(Path(folder).iterdir()):
         if path.is_file() and path.name not in NO_WEIGHTS:
-            with path.open("rb") as file:
-                whole.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+            whole.update(f"{path.name} {file_sha256(path)}\n".encode())
     return whole.hexdigest()
 
 
