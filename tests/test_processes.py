@@ -1,7 +1,9 @@
 """Law 3 over processes: a batch shared out between two gives the completions, gradients and files of one."""
 
+import contextlib
 import dataclasses
 import json
+import os
 import re
 import shlex
 import signal
@@ -203,6 +205,72 @@ def test_one_process_dying_ends_the_job(rank, tmp_path):
     assert job.returncode == 1
     assert re.search(rf"rank +: {rank} .*\n +exitcode +: -9", output)
     assert all(not child.is_running() for child in ranks.values())
+
+
+@contextlib.contextmanager
+def training(folder: Path):
+    """A launched run that has done some updates: the launcher, and its processes by rank."""
+    words = [*RUN, f"--folder={folder}", "--name=run", "--updates=100000", "--save_every=100000"]
+    with subprocess.Popen(launched(*words), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as job:
+        metrics, until = folder / "run" / "metrics.jsonl", time.monotonic() + 120
+        while not metrics.is_file() or len(rows(metrics.parent)) < 2:
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        ranks = {child.environ().get("RANK"): child for child in psutil.Process(job.pid).children(recursive=True)}
+        ranks = {rank: ranks[rank] for rank in "01"}
+        yield job, ranks
+        _, alive = psutil.wait_procs(ranks.values(), timeout=60)
+        for process in alive:
+            process.kill()
+        assert alive == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_stopped_process_ends_the_job(rank, tmp_path):
+    with training(tmp_path) as (job, ranks):
+        ranks[rank].suspend()
+        output, _ = job.communicate(timeout=120)
+    assert job.returncode == 1
+    assert output.count(f"hrpo: stopped: process {ranks[rank].pid} has been stopped for 10 seconds") == 1
+
+
+@pytest.mark.slow
+def test_a_killed_launcher_ends_the_run_which_saves(tmp_path):
+    with training(tmp_path) as (job, _):
+        job.kill()
+        output, _ = job.communicate(timeout=60)
+    assert "hrpo: the launcher has died, so the run ends" in output
+    assert "hrpo: interrupted; nothing is lost" in output
+    assert newest_checkpoint(tmp_path / "run").name == f"checkpoint-{len(rows(tmp_path / 'run'))}"
+
+
+def watching(launcher: int, other: int, *, leads: bool) -> subprocess.CompletedProcess:
+    """Let a process watch another one and its launcher (0 is the real one), and do nothing else."""
+    code = f"""
+import os
+from hrpo import watchdog
+watchdog.TICK = 0.01
+own = os.getpid()
+watchdog.watch({launcher} or os.getppid(), [{other}, own], own if {leads} else {other})
+"""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+
+
+def test_the_watch_ends_what_waits_for_a_stopped_process():
+    with subprocess.Popen(["sleep", "600"]) as other:
+        other.send_signal(signal.SIGSTOP)
+        done = watching(0, other.pid, leads=False)
+        other.kill()
+    assert done.returncode == 3
+    assert done.stderr.startswith(f"hrpo: stopped: process {other.pid} has been stopped for 0.1 seconds; --resume")
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_watch_tells_the_first_process_that_the_launcher_has_died():
+    done = watching(2**22 + 1, os.getpid(), leads=True)
+    number = signal.SIGTERM if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else signal.SIGHUP  # under nohup
+    assert (done.returncode, done.stderr) == (-number, "hrpo: the launcher has died, so the run ends\n")
 
 
 @pytest.mark.parametrize("file", sorted(LAUNCH.glob("*.yaml")), ids=lambda file: file.stem)

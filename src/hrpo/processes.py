@@ -121,8 +121,8 @@ def together(method: Method) -> Method:
     def call(self: Led, *args: Any, **options: Any) -> Any:
         if count() == 1 or not first() or _busy:
             return method(self, *args, **options)
-        _send((method.__name__, self.step, args, options))
         _busy.append(method.__name__)
+        _send((method.__name__, self.step, args, options))
         result = method(self, *args, **options)
         _busy.pop()
         return result
@@ -162,6 +162,11 @@ def _follow(trainer: Led) -> None:
     while (message := _receive()) is not None:
         name, trainer.step, args, options = message
         getattr(trainer, name)(*args, **options)
+
+
+def has_lost_another(error: RuntimeError) -> bool:
+    """Whether an error says that another process has ended, or has not come to a common step in time."""
+    return count() > 1 and (isinstance(error, dist.DistError) or "gloo/transport" in str(error))
 
 
 def leave(code: int) -> NoReturn:

@@ -7,7 +7,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from hrpo import files
+from hrpo import files, processes
 from hrpo.advice import Signs, advice
 from hrpo.check import as_dict, check, show
 from hrpo.config import TrainConfig
@@ -60,6 +60,13 @@ def train(config: TrainConfig, *, resume: bool = False, stop: Stop | None = None
         raise StoppedError(
             f"the disk of {config.run_folder} is full ({error}); every checkpoint in it is whole: make room, for "
             "example with keep.last, then --resume"
+        ) from error
+    except RuntimeError as error:
+        if not processes.has_lost_another(error):
+            raise
+        raise StoppedError(
+            f"process {processes.rank()} of {processes.count()} has lost another, which ended or was silent for too "
+            f"long ({str(error).splitlines()[0]}); --resume goes on from the newest checkpoint"
         ) from error
 
 

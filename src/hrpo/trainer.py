@@ -13,11 +13,11 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import InitProcessGroupKwargs, set_seed
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from hrpo import files, processes
+from hrpo import files, processes, watchdog
 from hrpo.advantages import group_advantages, signal_share
 from hrpo.advice import distinct_share
 from hrpo.checkpoints import (
@@ -96,7 +96,11 @@ class Trainer:
     def __init__(self, config: TrainConfig, *, resume: bool = False) -> None:
         check_config(config)
         # Said, as it would see one process otherwise.
-        accelerator = Accelerator(cpu=processes.planned() > 1 and not torch.accelerator.is_available())
+        accelerator = Accelerator(
+            cpu=processes.planned() > 1 and not torch.accelerator.is_available(),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=watchdog.LIMIT)],
+        )
+        watchdog.start()
         console.quiet = not processes.first()
         self.given = config
         self.lock: Lock | None = None  # of the first process
