@@ -12,7 +12,8 @@ from pathlib import Path
 
 from hrpo.tasks import BENCHMARKS, judge
 from hrpo.tasks.benchmark import parsed, read
-from hrpo.tasks.judge import last_number, normalise_answer, plain_tex
+from hrpo.tasks.judge import normalise_answer, plain_tex
+from hrpo.tasks.number import last_number
 from hrpo.tasks.task import Example
 
 FILES = {

@@ -7,12 +7,15 @@ import subprocess
 import sys
 import threading
 import time
+import unicodedata
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
-from hrpo.tasks.judge import chosen_letter, judge, last_number, normalise_answer, plain_tex
+from hrpo.tasks.judge import judge, normalise_answer, plain_tex
+from hrpo.tasks.letter import chosen_letter
+from hrpo.tasks.number import last_number
 
 GOLDEN = [json.loads(line) for line in (Path(__file__).parent / "golden" / "scoring.jsonl").open()]
 KINDS = {"gsm8k": "number"}
@@ -152,6 +155,58 @@ def test_only_qa_takes_several_golds():
         ("1/", 1),
         ("/2", 2),
         ("٣", None),
+        (r"\frac{1}{2}", "1/2"),
+        (r"-\dfrac12", "-1/2"),
+        (r"2\tfrac{1}{2}", "5/2"),
+        ("3 1/2", "7/2"),
+        ("1 and 1/2", "3/2"),
+        ("2½", "5/2"),
+        ("3 4/2", 2),
+        ("10^6", 10**6),
+        ("10^{6}", 10**6),
+        ("10**6", 10**6),
+        ("10⁶", 10**6),
+        ("10⁻³", "1/1000"),
+        ("2^{10}", 1024),
+        ("2^-3", "1/8"),
+        ("0^-1", None),
+        ("9^9^9", None),
+        ("5 m s^-1", 5),
+        (r"3\times10^4", 30_000),
+        (r"2.5\,\times\,10^{3}", 2500),
+        ("3 x 10^4", 30_000),
+        ("3 × 10⁴", 30_000),
+        ("2.5 million", 2_500_000),
+        ("2.5\u00a0million people", 2_500_000),
+        (r"\$2.5\text{ million}", 2_500_000),
+        ("1/2 billion", 500_000_000),
+        ("$2.5M", 2_500_000),
+        ("50k", 50_000),
+        ("300K", 300),
+        ("5 k", 5),
+        ("12 000", 12_000),
+        ("12\u00a0000", 12_000),
+        ("-12\u202f000.5", "-12000.5"),
+        (r"12\,000", 12_000),
+        ("12’000", 12_000),
+        ("12_000", 12_000),
+        ("2020 100", 100),
+        ("1.234,5", "1234.5"),
+        ("1.234.567", 1_234_567),
+        ("1.234", "1.234"),
+        ("1,00,000", 100_000),
+        ("–7", -7),
+        ("x = − 7", -7),
+        ("minus 7", -7),
+        ("10 minus 7", 7),
+        ("1...5", 5),
+        (r"\sqrt{16}", None),
+        (r"2\sqrt{3}", None),
+        (r"2\pi", None),
+        (r"\frac{\pi}{2}", None),
+        ("(-2)^2", None),
+        (r"90^\circ", 90),
+        ("42!", 42),
         ("9" * 5000, None),
         ("0." + "3" * 5000, None),
         ("1/" + "9" * 5000, None),
@@ -216,6 +271,39 @@ def test_no_number_is_not_equal_to_no_number():
         ("U.S.A.", None),
         ("person(s)", None),
         ("", None),
+        ("The answer is D. Hepatitis B", "D"),
+        ("The correct answer is C, vitamin D", "C"),
+        ("C, vitamin D", "C"),
+        ("C. Both A and B", "C"),
+        ("D Hepatitis B", "D"),
+        ("D\nHepatitis B", "D"),
+        ("Vitamin C helps.\n\nD. Hepatitis B", "D"),
+        (r"\boxed{A} hydrogen (H) and helium (He)", "A"),
+        ("**Answer:** B) 5 A", "B"),
+        ("The correct option is (A) Plan B", "A"),
+        ("answer: b", "B"),
+        ("ANSWER B", "B"),
+        ("the answer is\n\nb", "B"),
+        ("option d", "D"),
+        ("I choose option d because option A is better known", "D"),
+        ("the answer is (a) a car", "A"),
+        ("the answer is a car", None),
+        ("the answer is a", "A"),
+        ("the answer is c^2", None),
+        ("Hepatitis B", None),
+        ("5 A", None),
+        ("A, B", "B"),
+        ("(A) or (B)", "B"),
+        ("B, not C", "B"),
+        ("not A but B", "B"),
+        ("not A", None),
+        ("B, C is wrong", "B"),
+        ("The answer is A. No, the answer is B", "B"),
+        ("B is the correct answer, as in vitamin C", "B"),
+        ("Paris (B)", "B"),
+        ("<answer>C</answer>", "C"),
+        ("“B”", "B"),
+        ("（B）", "B"),
     ],
 )
 def test_chosen_letter(text, letter):
@@ -243,6 +331,20 @@ def test_chosen_letter(text, letter):
         ("#### Paris", [], False),
         ("#### theatre", ["atre"], False),
         ("#### Ærø", ["ærø"], True),
+        ("#### it's", ["it’s"], True),
+        ("#### 1979-80", ["1979–80"], True),
+        ("#### -128.6 F", ["−128.6\u00a0°F"], True),
+        ("#### Beyonce\u0301", ["Beyoncé"], True),
+        ("#### Beyonce", ["Beyoncé"], True),
+        ("#### ﬁsh…", ["fish"], True),
+        ("#### co\u00adop\u200e", ["coop"], True),
+        ("#### 4 1/2", ["4½"], True),
+        ("#### 41/2", ["4½"], False),
+        ("#### か", ["が"], False),
+        ("#### A.", ["a"], True),
+        ("#### the", ["a"], False),
+        ("#### A-", ["A+"], False),
+        ("#### London" + " " * 200_000 + "Paris", ["Paris"], False),
     ],
 )
 def test_qa(completion, gold, right):
@@ -490,9 +592,24 @@ def test_real_arc():
                 assert judge("choice", f"#### {form}", gold).strict is (letter == gold), (form, gold)
 
 
+TYPED = str.maketrans({"–": "-", "—": "-", "−": "-", "’": "'", "×": "x", "ø": "o"})
+
+
 def test_real_nq():
     answers = [row["answer"] for row in rows("nq_open/NQ-open.dev.jsonl")]
     for index, golds in enumerate(answers):
         for gold in golds:
             assert judge("qa", f"#### {gold}", golds) == (True, True), gold
         assert not judge("qa", f"#### {golds[0]} not {answers[index - 1][0]}", golds).lenient
+    ascii_only = [
+        any(
+            judge(
+                "qa",
+                "#### " + unicodedata.normalize("NFKD", gold).translate(TYPED).encode("ascii", "ignore").decode(),
+                golds,
+            ).strict
+            for gold in golds
+        )
+        for golds in answers
+    ]
+    assert ascii_only.count(False) == 1  # a title in Japanese

@@ -2,10 +2,10 @@ r"""Is a completion right? One rule for each kind of answer, and a second one fo
 
 `judge` reads the text after the last delimiter (the whole text where there is none):
 
-- "number": the last number in it equals the gold one, exactly, as fractions.
+- "number": the last number in it equals the gold one, exactly, as fractions; see number.py.
 - "math": math-verify calls it equal to the gold one, or both are the same LaTeX string up to layout.
-- "choice": the last option letter in it, or the label that it opens with, is the gold letter.
-- "qa": it equals one of the gold answers after SQuAD's normalisation.
+- "choice": the letter that it chooses is the gold one; see letter.py.
+- "qa": it equals one of the gold answers after SQuAD's normalisation, typographic letters taken for typed ones.
 - "math_string": as in the paper's release, see math_string.py.
 
 No rule runs code found in a completion, raises on one, or takes more than about two seconds over one.
@@ -15,17 +15,17 @@ import json
 import os
 import re
 import signal
-import string
 import sys
-from collections import deque
-from fractions import Fraction
+import unicodedata
 from typing import NamedTuple
 
 from hrpo.tasks.aside import Aside
+from hrpo.tasks.letter import chosen_letter
 from hrpo.tasks.math_string import tidy, up_to_brace
+from hrpo.tasks.number import last_number
 
 DELIMITER = "####"  # ends thinking; the answer follows
-_ANSWER_CHARS = 1_000_000  # of its end; no rule takes half a second over as many
+_ANSWER_CHARS = 100_000  # of its end; no rule takes a second over as many
 
 
 class Verdict(NamedTuple):
@@ -58,72 +58,20 @@ def judge(kind: str, completion: str, gold: str | list[str], delimiter: str = DE
     golds = [gold] if isinstance(gold, str) else gold
     if kind != "qa" and len(golds) != 1:
         raise ValueError(f"kind {kind!r} takes one gold answer, got {len(golds)}")
-    answer = completion.rpartition(delimiter)[2].strip()[-_ANSWER_CHARS:]
+    answer = completion.rpartition(delimiter)[2].strip()
+    if kind == "qa" and len(answer) > _ANSWER_CHARS:  # it is compared as a whole, so its end must not pass for it
+        answer = ""
+    answer = answer[-_ANSWER_CHARS:]
     lenient = answer != "" and any(RULES[kind](answer, gold.strip()) for gold in golds)
     return Verdict(strict=lenient and completion.count(delimiter) == 1, lenient=lenient)
 
 
-# ---- number -----------------------------------------------------------------------------------------------
-
-# A hyphen right after a digit, a letter or a closing bracket subtracts ("5-3") or joins ("5-7"); elsewhere, and
-# touching its number, it is a sign. Commas separate thousands only before groups of three ("1,2,3" is three
-# numbers). Digits glued to a letter or a caret belong to a name or a unit ("H2O", "m2", "cm^2").
-_UNSIGNED = (
-    r"(?:(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|(?<![A-Za-z0-9])\.[0-9]+)"
-    r"(?:[eE][+-]?[0-9]{1,3}(?![A-Za-z0-9]))?"
-)
-_NUMBER = re.compile(
-    r"(?P<minus>(?<![A-Za-z0-9_)\]}%])[-−](?:\\?[$£€¥])?)?"
-    r"(?<![A-Za-z0-9_^])(?<!\^\{)(?<![0-9][.])"
-    rf"(?P<over>{_UNSIGNED})(?: ?/ ?(?P<under>-?{_UNSIGNED}))?"
-)
-_NUMBER_CHARS = 400  # nobody means a longer one, and Python's int() refuses 4,300 digits
-
-
-def last_number(text: str) -> Fraction | None:
-    """Return the last number in a text ("a/b" counts as one), None where there is none that can be used."""
-    text = text.replace("\\!", "").replace("{,}", ",")  # LaTeX spellings of the comma in 1,234
-    last = deque(_NUMBER.finditer(text), maxlen=1)
-    if not last or len(last[0][0]) > _NUMBER_CHARS:
-        return None
-    match = last[0]
-    over, under = (Fraction((match[part] or "1").replace(",", "")) for part in ("over", "under"))
-    if under == 0:
-        return None
-    return (-over if match["minus"] else over) / under
+# ---- number and choice --------------------------------------------------------------------------------------
 
 
 def _same_number(answer: str, gold: str) -> bool:
     value = last_number(answer)
     return value is not None and value == last_number(gold)
-
-
-# ---- choice -----------------------------------------------------------------------------------------------
-
-_LABEL = re.compile(r"[^A-Za-z0-9]*([A-Ja-j])[*}$]*[.):](?:[\s*]|$)")  # "B. Paris", "(b) Paris", "**B.** Paris"
-_SECOND_CHOICE = re.compile(r"\b(?:and|answer:?|but|is|not|or|so)\s+[^A-Za-z0-9\s]*[A-J]\b")  # "(A) or (B)"
-_LONE = re.compile(r"[^A-Za-z0-9]*([A-Ja-j])[^A-Za-z0-9]*")  # nothing but the letter: "b", "**C**", "$B$"
-_LETTER = re.compile(r"(?<![A-Za-z0-9])(?<![A-Za-z]\.)([A-J]|(?<=\()[a-j](?=\)))(?![A-Za-z0-9]|[-'’][A-Za-z])")
-_ENGLISH = re.compile(r"[AI] [a-z]")  # "A car", "I think": more likely words than options
-
-
-def chosen_letter(text: str) -> str | None:
-    """Return the option, A to J, that a text chooses: the last letter that stands alone.
-
-    It is upper-case, or in parentheses, or all there is ("A or B" chooses B, as in the release). "A" and "I" before a
-    lower-case word are taken for English, unless there is no other letter. Where the text is an option written out
-    with its label, letters in the option do not count: "B. Vitamin C" chooses B.
-    """
-    match = _LONE.fullmatch(text)
-    if match is None and not _SECOND_CHOICE.search(text):
-        match = _LABEL.match(text)
-    if match is None:
-        found = list(_LETTER.finditer(text))
-        options = [match for match in found if not _ENGLISH.match(text, match.start())] or found
-        if not options:
-            return None
-        match = options[-1]
-    return match[1].upper()
 
 
 def _same_choice(answer: str, gold: str) -> bool:
@@ -132,18 +80,41 @@ def _same_choice(answer: str, gold: str) -> bool:
 
 # ---- qa ---------------------------------------------------------------------------------------------------
 
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_VULGAR_FRACTION = re.compile(r"(?<=\w)(?=[¼-¾⅐-⅞])")  # 4½ is 4 1/2, not 41/2
+_ACCENTS = re.compile(r"(?<=[a-z])[\u0300-\u036f]+")
+_ON_A_KEYBOARD = str.maketrans(
+    {
+        **dict.fromkeys("‘’‚‛´ʹʻʼʽ′`", "'"),
+        **dict.fromkeys("“”„‟″«»", '"'),
+        **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-"),
+        **{"×": "x", "⁄": "/", "ø": "o", "ł": "l", "đ": "d", "ı": "i", "æ": "ae", "œ": "oe"},
+    }
+)
+
+
+def typed(text: str) -> str:
+    """Return a text in lower case as it can be typed: plain quotes, dashes and spaces, no accents, no ligatures.
+
+    Letters of other scripts stay; composed and decomposed ones become the same.
+    """
+    text = unicodedata.normalize("NFKD", _VULGAR_FRACTION.sub(" ", text).translate(_ON_A_KEYBOARD).casefold())
+    text = _ACCENTS.sub("", unicodedata.normalize("NFKD", text.translate(_ON_A_KEYBOARD)))
+    text = unicodedata.normalize("NFKC", text)
+    return " ".join("".join(letter for letter in text if unicodedata.category(letter) != "Cf").split())
 
 
 def normalise_answer(text: str) -> str:
-    """SQuAD's normalisation: lower case, no punctuation, no articles, single spaces."""
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(_PUNCTUATION)).split())
+    """SQuAD's normalisation of what can be typed: no case, no punctuation or symbols, no articles, single spaces."""
+    kept = "".join(letter for letter in typed(text) if unicodedata.category(letter)[0] not in "PS")
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
 
 
 def _same_words(answer: str, gold: str) -> bool:
     wanted = normalise_answer(gold)
-    # "---", ")" and "The" normalise to nothing, as wrong answers of that form do: compare those as they are
-    return normalise_answer(answer) == wanted if wanted else answer == gold
+    if wanted:
+        return normalise_answer(answer) == wanted
+    # "---", ")" and "A" normalise to nothing, as wrong answers of that form do: compare those as they are
+    return typed(answer) == typed(gold) or typed(answer).strip(".!\"'* ") == typed(gold)
 
 
 # ---- math -------------------------------------------------------------------------------------------------
