@@ -3,6 +3,7 @@ import json
 import multiprocessing
 import os
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from hrpo.tasks import aside
 from hrpo.tasks.judge import judge, normalise_answer, plain_tex
 from hrpo.tasks.letter import chosen_letter
 from hrpo.tasks.number import last_number
@@ -400,6 +402,38 @@ def test_squad_normalisation():
         (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}", True),
         (r"\begin{pmatrix} 1 \\ 3 \end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}", False),
         ("---", "7", False),
+        (r"$4\sqrt(2)$", "4", False),  # what cannot be parsed is not its first number
+        (r"$4\foo{2}$", "4", False),
+        (r"\(4\foo{2}\)", "4", False),
+        (r"$x=3$, then $y=4\foo(2)$", "3", False),
+        (r"so x = 4\sqrt{2} units", "4", False),
+        (r"so x = 4\sqrt{2} units", r"4\sqrt{2}", True),
+        (r"$4\sqrt(2)$", r"4\sqrt{2}", True),
+        (r"$2\mathrm{e}$", "2", False),
+        (r"0.\overline{3}", "0", False),
+        ("xy + 2x", "2", False),
+        ("5 or 6", "5", False),
+        ("$x=3$, so the answer is 5", "3", False),
+        ("$x=3$, so the answer is 5", "5", True),
+        (r"1, 3, 5, \ldots, 2n-1", r"1, 2, \ldots, n", False),
+        (r"1 + 2 + \ldots + n", "3 + n", False),
+        (r"\forall x>0, f(x)=0", "f(x)=0", False),
+        (r"\frac{1}{2^{98}}", r"\frac{1}{2^{99}}", False),  # nearly zero is not zero
+        (r"\frac{1}{2^{98}}", "2^{-98}", True),
+        (r"\frac{1}{2006!}", r"\frac{1}{2004!}", False),
+        (r"(1, \frac{1}{2^{98}})", r"(1, \frac{1}{2^{99}})", False),
+        ("0.0000001", "0.0000002", False),
+        (r"\sqrt{8} - 2\sqrt{2}", "0", True),
+        ("0.333333", r"\frac{1}{3}", True),
+        ("50%", "50", True),
+        ("12 000", "12000", True),
+        ("12 000", "0", False),
+        ("2.5 million", "2500000", True),
+        ("2.5 million", "2.5", False),
+        ("1e5", "100000", True),
+        ("–7", "-7", True),
+        ("x²+1", "x^2+1", True),
+        ("It costs $5 more, so the total is $12.", "12", True),
     ],
 )
 def test_math(answer, gold, right):
@@ -545,6 +579,51 @@ def test_forked_process_asks_its_own():
         verdicts = pool.starmap(judge, [("math", f"#### ${2 * n}/2$", "7") for n in range(12)])
     assert [verdict.strict for verdict in verdicts] == [n == 7 for n in range(12)]
     assert judge("math", "#### $14/2$", "7").strict
+
+
+def living_child(process):
+    """Return the process that answers, which the one that was started has forked."""
+    return int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
+
+
+@pytest.fixture
+def math_verify():
+    server = sys.modules["hrpo.tasks.judge"]._math_verify
+    judge("math", "#### $16/2$", "7")
+    yield server
+    server.spare = aside.SPARE_SECONDS
+
+
+on_linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="no /proc")
+
+
+@on_linux
+@pytest.mark.parametrize("whom", ["starter", "child", "both"])
+def test_killed_process_is_asked_again(math_verify, whom):
+    child = living_child(math_verify.process)
+    for pid in {"starter": [math_verify.process.pid], "child": [child], "both": [math_verify.process.pid, child]}[whom]:
+        os.kill(pid, signal.SIGKILL)
+    for numerator in (14, 16, 14):
+        assert judge("math", f"#### ${numerator}/2$", "7").strict is (numerator == 14)
+
+
+@on_linux
+def test_stopped_process_is_asked_again(math_verify, monkeypatch):
+    monkeypatch.setattr(aside, "CLOCK_SECONDS", 0.5)
+    os.killpg(math_verify.process.pid, signal.SIGSTOP)
+    assert judge("math", "#### $14/2$", "7").strict
+
+
+def test_hopeless_answers_share_their_time(math_verify, monkeypatch):
+    """When it is used up, an answer has a tenth of a second; right ones are still right, and earn time back."""
+    bomb = MATH_BOMBS["tower"]
+    monkeypatch.setattr(math_verify, "spare", 0.5)
+    assert not judge("math", bomb, "7").lenient
+    assert math_verify.spare == -0.5
+    assert not judge("math", bomb, "7").lenient
+    assert math_verify.spare == pytest.approx(-0.6)
+    assert judge("math", "#### $14/2$", "7").strict
+    assert math_verify.spare == pytest.approx(-0.55)
 
 
 def test_import_is_light():

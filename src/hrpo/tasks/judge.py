@@ -3,7 +3,7 @@ r"""Is a completion right? One rule for each kind of answer, and a second one fo
 `judge` reads the text after the last delimiter (the whole text where there is none):
 
 - "number": the last number in it equals the gold one, exactly, as fractions; see number.py.
-- "math": math-verify calls it equal to the gold one, or both are the same LaTeX string up to layout.
+- "math": math-verify calls its last formula equal to the gold one, or both are the same LaTeX string up to layout.
 - "choice": the letter that it chooses is the gold one; see letter.py.
 - "qa": it equals one of the gold answers after SQuAD's normalisation, typographic letters taken for typed ones.
 - "math_string": as in the paper's release, see math_string.py.
@@ -11,18 +11,17 @@ r"""Is a completion right? One rule for each kind of answer, and a second one fo
 No rule runs code found in a completion, raises on one, or takes more than about two seconds over one.
 """
 
+import itertools
 import json
-import os
 import re
-import signal
-import sys
 import unicodedata
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from hrpo.tasks.aside import Aside
 from hrpo.tasks.letter import chosen_letter
 from hrpo.tasks.math_string import tidy, up_to_brace
-from hrpo.tasks.number import last_number
+from hrpo.tasks.number import last_number, plain_numbers
 
 DELIMITER = "####"  # ends thinking; the answer follows
 _ANSWER_CHARS = 100_000  # of its end; no rule takes a second over as many
@@ -122,12 +121,26 @@ def _same_words(answer: str, gold: str) -> bool:
 _MATH_CHARS = 2000  # of the answer's end: enough for any answer in MATH ten times over
 _PHRASE_CHARS = 200
 _MATH_BYTES = 2 << 30
-_MATH_SECONDS = 1.0  # of processor time for one comparison; MATH's golds need 0.003 on average, 0.2 at most
 
-_MARKED = re.compile(r"\\boxed|\\\[|\\\(|(?<!\\)\$.+?(?<!\\)\$", re.DOTALL)  # as mathematics, by its writer
+_FORMULA = re.compile(r"(\\\[.+?\\\]|\\\(.+?\\\)|\$\$.+?\$\$|(?<!\\)\$.+?(?<!\\)\$)", re.DOTALL)  # marked by its writer
+_MONEY = re.compile(r"(?<!\\)\$(?=[0-9][^$\n]*(?:\$[0-9]|$))")  # no formula ends before a digit, or not at all
 _WORDS_OF_TEX = re.compile(r"\\(?:text|textbf|mbox|mathrm|operatorname|begin|end)\s*\{[^{}]*\}|\\[A-Za-z]+")
-_PROSE = re.compile(r"[A-Za-z]{2,}")
-_MIXED = re.compile(r"(?<![0-9./])([0-9]{1,9}) +([0-9]{1,9})/([0-9]{1,9})")  # 3 1/2, to math-verify (3 + 1)/2
+_PROSE = re.compile(r"((?<![A-Za-z\\])[A-Za-z]{2,})")
+_FUNCTION = re.compile(r"(?<![A-Za-z\\{])(pi|sqrt|sin|cos|tan|log|ln)(?![A-Za-z])")
+_MATHEMATICAL = re.compile(r"(?<![A-Za-z0-9^_{])[0-9]|\\[A-Za-z]|[√π]")
+_BROKEN_OFF = re.compile(r"[+*/^<>]|- |.*[-+*/^=<>]$", re.DOTALL)
+_TEX = (
+    (re.compile(r"(?<![A-Za-z0-9.\\])([0-9]+(?:\.[0-9]+)?)[eE]([+-]?[0-9]+)(?![A-Za-z0-9.])"), r"\1 \\times 10^{\2}"),
+    (re.compile(r"(?<=[0-9])\*\*([+-]?[0-9]+)"), r"^{\1}"),
+    (_FUNCTION, r"\\\1 "),
+    (re.compile(r"\\sqrt *\(([^()]*)\)"), r"\\sqrt{\1}"),
+    (re.compile(r"\\(?:mathrm|mathit|text|textrm) *\{ *(e|i|\\pi) *\}"), r" \1 "),  # no units
+    # math-verify passes over these, so that 1 + 2 + \ldots + n would be 3 + n
+    (
+        re.compile(r"\\(?:[lc]?dots[a-z]?|forall|exists)(?![A-Za-z])|(?<=[,+*/-]) ?\.\.\.|\.\.\.(?= ?[,+*/-])"),
+        r"\\unreadable ",
+    ),
+)
 
 
 def _math_end(answer: str) -> str:
@@ -140,7 +153,7 @@ def _math_end(answer: str) -> str:
 def _same_math(answer: str, gold: str) -> bool:
     answer, gold = _math_end(answer), _math_end(gold)
     same_string = plain_tex(answer) != "" and plain_tex(answer) == plain_tex(gold)
-    question = json.dumps([_readings(gold)[-1], _readings(answer)])
+    question = json.dumps([_readings(gold)[-1:], _readings(answer)])
     return same_string or _math_verify.ask(question) == "true\n"
 
 
@@ -157,47 +170,99 @@ def plain_tex(text: str) -> str:
 
 
 def _readings(text: str) -> list[str]:
-    r"""Return the forms in which to show a text to math-verify.
+    r"""Return the forms in which to show a text to math-verify, every formula in it marked as one.
 
     Left alone, math-verify takes the first number of a bare formula for all of it ("3\sqrt{13}" for 3): so a
     formula goes in a box. A short phrase may be either ("the value is 7", "xy + 2x").
     """
-    text = _MIXED.sub(lambda m: f"{int(m[1]) * int(m[3]) + int(m[2])}/{m[3]}", text)
-    if _MARKED.search(text):
+    text = _MONEY.sub("", plain_numbers(text))
+    for spelling, tex in _TEX:
+        text = spelling.sub(tex, text)
+    if r"\boxed" in text:
         return [text]
+    pieces = _FORMULA.split(text)
     boxed = r"\boxed{" + text.strip("*").rstrip(".") + "}"
-    if not _PROSE.search(_WORDS_OF_TEX.sub(" ", text)):
+    if len(pieces) == 1 and not _PROSE.search(_WORDS_OF_TEX.sub(" ", text)):
         return [boxed]
-    return [text, boxed] if len(text) <= _PHRASE_CHARS else [text]
+    marked = "".join(piece if place % 2 else _marked(piece) for place, piece in enumerate(pieces))
+    return [marked, boxed] if len(pieces) == 1 and len(text) <= _PHRASE_CHARS else [marked]
 
 
-def _serve() -> None:
-    """Let math-verify answer the questions on standard input until it closes; see aside.py.
+def _marked(prose: str) -> str:
+    """Put the formulas between the words of a text in dollars."""
+    pieces = _PROSE.split(re.sub(r"\\(?:text|textbf|mbox|mathrm)\s*\{([^{}]*)\}", r" \1 ", prose))
+    for place in range(0, len(pieces), 2):
+        formula = pieces[place].strip(" \t\n.,;:!?\"'*=`")
+        if formula.count("(") != formula.count(")"):
+            formula = formula.strip("()")
+        if _MATHEMATICAL.search(formula):
+            # what begins or ends with an operator has lost a part to the words ("xy + 2x")
+            tex = r"\unreadable" if _BROKEN_OFF.match(formula) else formula
+            pieces[place] = pieces[place].replace(formula, f"${tex}$", 1)
+    return "".join(pieces)
+
+
+def _load() -> Callable[[str], str]:
+    """Return what answers questions by math-verify, in a process of its own; see aside.py.
 
     Its own time limit is a SIGALRM: whole seconds, main thread only, and powerless while one big power is taken in C.
     """
     import logging
     import resource
 
-    from math_verify import parse, verify
+    from math_verify import LatexExtractionConfig, parse, verify
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer; we end when it does
     logging.disable()
     resource.setrlimit(resource.RLIMIT_AS, (_MATH_BYTES, _MATH_BYTES))  # a power may have a billion digits
-    replies = sys.stdout
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115
-    print("up", file=replies, flush=True)
-    sys.stdin.readline()
-    for line in sys.stdin:
-        gold, answers = json.loads(line)
-        signal.setitimer(signal.ITIMER_PROF, _MATH_SECONDS)  # SIGPROF's default action ends the process
-        wanted, *found = [parse(text, parsing_timeout=None) for text in (gold, *answers)]
-        same = any(verify(wanted, answer, timeout_seconds=None) for answer in found)
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        print(json.dumps(same), file=replies, flush=True)
+
+    def answer(question: str) -> str:
+        # of LaTeX only, and the last formula only: what cannot be parsed must not count as a number in it
+        wanted, *found = [
+            parse(text, [LatexExtractionConfig()], "no_fallback", "first_match", parsing_timeout=None)
+            for text in itertools.chain(*json.loads(question))
+        ]
+        same = (
+            verify(wanted, formula, timeout_seconds=None) and not _apart(wanted[0], formula[0]) for formula in found
+        )
+        return json.dumps(any(same))
+
+    return answer
 
 
-_math_verify = Aside("from hrpo.tasks.judge import _serve; _serve()")
+def _apart(gold: Any, answer: Any) -> bool:
+    """Whether two formulas that math-verify calls equal are not: it rounds to 6 or 15 digits behind the point.
+
+    They are compared by their values where their variables have some: to 40 digits, with decimals to 4.
+    """
+    import sympy
+    from math_verify.grader import sort_key
+
+    percent = sympy.UnevaluatedExpr  # how math-verify marks 1/100
+    for kind, parts in (
+        (sympy.Tuple, lambda formula: formula.args),
+        (sympy.FiniteSet, lambda formula: sympy.ordered(formula.args, keys=sort_key, default=False)),
+        (sympy.MatrixBase, lambda formula: formula.flat()),
+        (sympy.Interval, lambda formula: formula.args[:2]),
+    ):
+        if isinstance(gold, kind) and isinstance(answer, kind):
+            return any(_apart(*pair) for pair in zip(parts(gold), parts(answer), strict=False))
+    gold, answer = (
+        formula.rhs if isinstance(formula, sympy.Eq) and formula.lhs.is_Symbol else formula
+        for formula in (gold, answer)
+    )
+    if not all(isinstance(formula, sympy.Expr) and not formula.has(percent) for formula in (gold, answer)):
+        return False
+    if gold.free_symbols != answer.free_symbols:  # a word, as one symbol or as a product of its letters
+        return False
+    point = {name: sympy.Rational(2 * place + 9, 7) for place, name in enumerate(sorted(gold.free_symbols, key=str))}
+    values = [formula.doit().subs(point).evalf(60, maxn=300) for formula in (gold, answer)]
+    if not all(value.is_number and value.is_finite and getattr(value, "_prec", 2) > 1 for value in values):
+        return False
+    tolerance = 1e-4 if gold.has(sympy.Float) or answer.has(sympy.Float) else sympy.Rational(1, 10**40)
+    return bool(abs(values[0] - values[1]) > tolerance * max(map(abs, values)))
+
+
+_math_verify = Aside("from hrpo.tasks.aside import serve; from hrpo.tasks.judge import _load; serve(_load)")
 
 
 def _same_tidied(answer: str, gold: str) -> bool:

@@ -1,24 +1,26 @@
 """The process in which reasoning-gym's scorers read completions.
 
 Several evaluate an answer as Python, by `eval` itself or by sympy. So each answer has a second of processor time and
-two of the clock, two gigabytes, and names of numbers and formulas only: nothing that reaches files, programs or Python
+ten of the clock, two gigabytes, and names of numbers and formulas only: nothing that reaches files, programs or Python
 itself. What breaks a limit scores 0.
 """
 
 import ast
 import builtins
+import functools
 import json
 import logging
 import os
 import resource
-import signal
 import sys
+from collections.abc import Callable
 from types import CodeType
-from typing import IO, Any
+from typing import Any
 
+from hrpo.tasks import aside
 from hrpo.tasks.procedural import TEST, as_literal, make
 
-SECONDS, CLOCK_SECONDS, BYTES = 1.0, 2.0, 2 << 30
+BYTES = 2 << 30
 _HARMLESS = frozenset(
     {"abs", "all", "any", "bool", "complex", "dict", "divmod", "enumerate", "filter", "float", "frozenset", "int"}
     | {"len", "list", "map", "max", "min", "pow", "range", "reversed", "round", "set", "sorted", "str", "sum", "tuple"}
@@ -29,34 +31,23 @@ _HARMLESS_EVENTS = ("os.listdir", "os.scandir", "builtins.id")  # of imports
 
 
 def serve(name: str) -> None:
-    """Score lines on standard input until it closes: see `Aside`.
+    """Score lines on standard input until it closes: see `Aside`."""
+    aside.serve(functools.partial(_load, name), lambda: sys.addaudithook(_refuse))
 
-    A child scores, one answer after the other. Where it has ended over one, the answer scores 0, and the next child is
-    ready at once: importing reasoning-gym takes seconds.
-    """
-    questions, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "w")
-    for number in (0, 1, 2):  # no scorer reads our questions or writes among our replies
-        os.dup2(os.open(os.devnull, os.O_RDWR), number)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer; we end when it does
+
+def _load(name: str) -> Callable[[str], str]:
     logging.disable()
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # a thread for each core would fill BYTES
     dataset = make(name, seed=0, size=TEST)
     entry = ast.literal_eval(as_literal(dataset[0]))
     score(dataset, str(entry["answer"]), entry)  # imports what it needs
     resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
-    questions.readline()
-    print("up", file=replies, flush=True)
-    while True:
-        child = os.fork()
-        if not child:
-            try:
-                _work(dataset, questions, replies)
-            except BaseException:  # an answer may end in anything, SystemExit too
-                os._exit(1)
-            os._exit(0)
-        if os.waitpid(child, 0)[1] == 0:
-            return
-        print(0.0, file=replies, flush=True)
+
+    def answer(question: str) -> str:
+        text, entry = json.loads(question)
+        return json.dumps(score(dataset, text, ast.literal_eval(entry)))
+
+    return answer
 
 
 def score(dataset: Any, answer: str, entry: dict[str, Any]) -> float:
@@ -65,20 +56,6 @@ def score(dataset: Any, answer: str, entry: dict[str, Any]) -> float:
         return float(dataset.score_answer(answer, entry))
     except Exception:  # several scorers raise whatever comes up at an answer that they cannot read
         return 0.0
-
-
-def _work(dataset: Any, questions: IO[bytes], replies: IO[str]) -> None:
-    sys.addaudithook(_refuse)
-    for line in questions:
-        answer, entry = json.loads(line)
-        entry = ast.literal_eval(entry)
-        # the default action of both signals ends the process
-        signal.setitimer(signal.ITIMER_PROF, SECONDS)
-        signal.setitimer(signal.ITIMER_REAL, CLOCK_SECONDS)
-        value = score(dataset, answer, entry)
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        print(json.dumps(value), file=replies, flush=True)
 
 
 def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
