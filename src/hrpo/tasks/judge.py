@@ -181,7 +181,7 @@ def _readings(text: str) -> list[str]:
     if r"\boxed" in text:
         return [text]
     pieces = _FORMULA.split(text)
-    boxed = r"\boxed{" + text.strip("*").rstrip(".") + "}"
+    boxed = r"\boxed{" + text.strip("*# ").rstrip(".") + "}"
     if len(pieces) == 1 and not _PROSE.search(_WORDS_OF_TEX.sub(" ", text)):
         return [boxed]
     marked = "".join(piece if place % 2 else _marked(piece) for place, piece in enumerate(pieces))
@@ -226,6 +226,7 @@ def _load() -> Callable[[str], str]:
         )
         return json.dumps(any(same))
 
+    answer(json.dumps([[r"$\frac{1}{2} + \sqrt{3}$"], [r"$2^{3} - x$"]]))  # the first parse takes longest
     return answer
 
 

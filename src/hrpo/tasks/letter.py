@@ -48,7 +48,7 @@ _OPTION = re.compile(
 )
 _LABEL = re.compile(rf"\W*{_LETTER}(?:[.):;,]+(?=\s|$|(?<!,)[A-Z][a-z])| - |\s*$|(?<=[)\]])\s|(?<=[B-HJ]) (?=[A-Z]))")
 _MORE = re.compile(
-    rf"[)\]'>]{0, 3}\s*(?:[,/&]|\b(?:or|and)\b)[\s,]*(?:\b(?:or|and)\b\s*)?(?:(?i:option|choice) )?{_LETTER}"
+    rf"[)\]'>]{{0,3}}\s*(?:[,/&]|\b(?:or|and)\b)[\s,]*(?:\b(?:or|and)\b\s*)?(?:(?i:option|choice) )?{_LETTER}"
     r"(?=\s*(?:$|[.;:!?\n/&]|(?:or|and|is|are|because|since|but)\b|,\s*(?:(?:or|and)\s+)?[A-Ja-j]\b))"
 )
 _STANDING = re.compile(r"(?<![A-Za-z0-9'-])(?<![A-Za-z]\.)([A-J]|(?<=\()[a-j](?=\)))(?![A-Za-z0-9]|[-'][A-Za-z])")
