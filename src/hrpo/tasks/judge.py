@@ -15,7 +15,7 @@ import itertools
 import json
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from hrpo.tasks.aside import Aside
@@ -239,12 +239,13 @@ def _apart(gold: Any, answer: Any) -> bool:
     from math_verify.grader import sort_key
 
     percent = sympy.UnevaluatedExpr  # how math-verify marks 1/100
-    for kind, parts in (
+    collections: tuple[tuple[Any, Callable[[Any], Iterable[Any]]], ...] = (
         (sympy.Tuple, lambda formula: formula.args),
         (sympy.FiniteSet, lambda formula: sympy.ordered(formula.args, keys=sort_key, default=False)),
         (sympy.MatrixBase, lambda formula: formula.flat()),
         (sympy.Interval, lambda formula: formula.args[:2]),
-    ):
+    )
+    for kind, parts in collections:
         if isinstance(gold, kind) and isinstance(answer, kind):
             return any(_apart(*pair) for pair in zip(parts(gold), parts(answer), strict=False))
     gold, answer = (
