@@ -2,17 +2,16 @@ import itertools
 import json
 import multiprocessing
 import os
-import resource
 import signal
 import subprocess
 import sys
 import threading
-import time
 import unicodedata
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from steps import grows_no_faster
 
 from hrpo.tasks import aside
 from hrpo.tasks.judge import judge, normalise_answer, plain_tex
@@ -492,50 +491,65 @@ MATH_BOMBS = {
     "many boxes": r"\boxed{" * 100_000,
 }
 CODE = '#### __import__("os")._exit(1)'
-MEGABYTES = {
-    letters: (letters * 1_000_000)[:1_000_000] for letters in ("1", "(", "-", " ", "1,", "1/", "A ", ",111", "\0")
-}
-
+# What one rule or another looks for, again and again
+REPEATED = [
+    *(
+        "1",
+        "(",
+        "-",
+        " ",
+        "1,",
+        "1/",
+        "A ",
+        ",111",
+        "\0",
+        "\n",
+        ".",
+        "1 ",
+        "1.",
+        "A",
+        "(b) ",
+        "or ",
+        "the ",
+        "a-",
+        "\\\\",
+        "$",
+    ),
+    *("$1$ ", "#", "{", "\\\\$", r"\boxed{", r"\frac", r"\text{", r"\sqrt", "=", "'", "\u00a0", "\u2019"),
+]
 
 KINDS_OF_ANSWER = ["number", "math", "choice", "qa", "math_string"]
 
 
-def processor_seconds(server=None):
-    """What this process and math-verify's, alive or gone, have used: time that no other process takes away."""
-    gone = resource.getrusage(resource.RUSAGE_CHILDREN)
-    used = time.process_time() + gone.ru_utime + gone.ru_stime
-    if server is not None:
-        fields = Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()
-        used += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return used
-
-
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc")
 @pytest.mark.parametrize("text", MATH_BOMBS.values(), ids=MATH_BOMBS.keys())
-def test_math_bombs_are_wrong_within_two_seconds(text):
-    """Parsing and verifying share 1 second; what is left is for all the rest."""
-    server = sys.modules["hrpo.tasks.judge"]._math_verify
-    judge("math", "#### $16/2$", "7")
-    before = processor_seconds(server.process)
+def test_math_bombs_are_wrong(text):
+    """That the test ends shows that judging them does: 9^(9^9) takes years, unless it is stopped."""
     assert judge("math", text, "7") == (False, False)
-    assert processor_seconds(server.process) - before < 2
     assert judge("math", "#### $14/2$", "7").strict
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_ANSWER)
-@pytest.mark.parametrize("text", MEGABYTES.values(), ids=MEGABYTES.keys())
-def test_megabytes(kind, text):
-    for hostile in (text, f"#### {text}", f"#### {text * 8}"):
-        before = time.process_time()
-        assert not judge(kind, hostile, "B").lenient
-        assert time.process_time() - before < 2
+@pytest.mark.parametrize("letters", REPEATED)
+def test_work_grows_with_the_text_and_no_faster(kind, letters, monkeypatch):
+    module = sys.modules["hrpo.tasks.judge"]
+    monkeypatch.setattr(module, "_MATH_CHARS", 50)  # which bounds what is quadratic in it
+    monkeypatch.setattr(module._math_verify, "ask", lambda question: "")  # has a limit of its own
+    for end in ("", "x"):
+        assert grows_no_faster(lambda size: judge(kind, (letters * size)[:size] + end, "B"), 40)  # noqa: B023
 
 
-@pytest.mark.parametrize("bomb", [*MATH_BOMBS.values()], ids=[*MATH_BOMBS])
+@pytest.mark.parametrize("kind", KINDS_OF_ANSWER)
+@pytest.mark.parametrize("letters", ["1,", pytest.param(("A ", *REPEATED), marks=pytest.mark.slow)], ids=["one", "all"])
+def test_megabytes(kind, letters):
+    for part in [letters] if isinstance(letters, str) else letters:
+        text = (part * 1_000_000)[:1_000_000]
+        for hostile in (text, f"#### {text}", f"#### {text * 8}"):
+            assert not judge(kind, hostile, "B").lenient
+
+
+@pytest.mark.parametrize("bomb", MATH_BOMBS.values(), ids=MATH_BOMBS.keys())
 def test_math_bombs_are_strings_to_the_string_rule(bomb):
-    before = time.process_time()
     assert judge("math_string", bomb, "7") == (False, False)
-    assert time.process_time() - before < 0.5
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_ANSWER)
