@@ -4,12 +4,12 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import benchmark_rows
 import pytest
 from benchmark_rows import FILES, VARIANTS, jsonl, write, write_file
+from steps import grows_no_faster
 
 from hrpo.cli import main
 from hrpo.config import TaskConfig
@@ -399,9 +399,7 @@ def test_reasoning_gym_ends_what_takes_long():
     example = task.test[0]
     assert task.judge(f"#### {example.gold}", example).strict
     for bomb in ("9**9**9**9", "factorial(factorial(100000))", "9" * 2_000_000):
-        before = time.perf_counter()
-        assert task.judge(f"#### {bomb}", example) == (False, False)
-        assert time.perf_counter() - before < 3  # two seconds of the clock, and a busy machine
+        assert task.judge(f"#### {bomb}", example) == (False, False)  # ends, which 9**(9**(9**9)) by itself never would
         assert task.judge(f"#### {example.gold}", example).strict
 
 
@@ -467,12 +465,15 @@ def test_show(capsys, folder):
 # ---- speed, and real data -----------------------------------------------------------------------------------------
 
 
-def test_12000_rows_load_in_about_a_second_without_torch(tmp_path):
-    rows = [{"question": f"who is number {n}", "answer": [f"Ann {n}", f"Anne {n}"]} for n in range(12_000)]
-    path = write_file(tmp_path, "x.jsonl", jsonl(rows))
-    start = time.monotonic()
-    assert len(load_task(TaskConfig("nq", test_path=str(path))).test) == 12_000
-    assert time.monotonic() - start < 3  # 0.2 s on an idle machine
+def test_rows_load_in_a_time_that_grows_with_them_and_without_torch(tmp_path):
+    def load(count):
+        rows = [{"question": f"who is number {n}", "answer": [f"Ann {n}", f"Anne {n}"]} for n in range(count)]
+        path = write_file(tmp_path, "x.jsonl", jsonl(rows))
+        assert len(load_task(TaskConfig("nq", test_path=str(path))).test) == count
+        return path
+
+    assert grows_no_faster(load, 200)
+    path = load(12_000)
     code = (
         "import sys; from hrpo.config import TaskConfig; from hrpo.tasks import load_task; "
         f"load_task(TaskConfig('nq', test_path={str(path)!r})); "

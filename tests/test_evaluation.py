@@ -150,10 +150,8 @@ def test_killed_and_resumed_equals_never_stopped(trained):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.DEVNULL)
     parts = Path("stopped/answers/1-hybrid/arithmetic-sampled.parts")
-    deadline = time.monotonic() + 120
     while not (parts / "000000.parquet").is_file():
         assert process.poll() is None, "it was over before it could be killed"
-        assert time.monotonic() < deadline
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()

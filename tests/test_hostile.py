@@ -22,6 +22,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save, save_file
+from steps import grows_no_faster
 from transformers import AutoModelForCausalLM, CodeGenConfig
 
 from benchmarks import fuzz, harness
@@ -129,10 +130,8 @@ def test_verdicts(kind, text, gold):
 @settings(QUICK, max_examples=25)
 @given(TEXT | st.lists(st.sampled_from(fuzz.TEX), max_size=12).map("".join), st.sampled_from(fuzz.GOLDS))
 def test_verdicts_of_maths(text, gold):
-    before = fuzz.spent()
     strict, lenient = judge("math", f"#### {text}", gold)
     assert lenient or not strict
-    assert fuzz.spent() - before < 2
 
 
 @QUICK
@@ -278,14 +277,13 @@ def test_a_pipe_is_no_file_of_problems(tmp_path):
     assert find(BENCHMARKS["gsm8k"].test[0], tmp_path) == []
 
 
-@pytest.mark.parametrize(
-    "gold", [r"\[" * 50_000, "$" * 100_001, r"\text{" * 20_000], ids=["brackets", "dollars", "text"]
-)
-def test_long_golds_take_no_longer(gold):
-    before = fuzz.spent()
-    for kind in ("math", "math_string"):
-        judge(kind, r"#### \frac{1}{2}", gold)
-    assert fuzz.spent() - before < 2
+@pytest.mark.parametrize("letters", [r"\[", "$", r"\text{"])
+@pytest.mark.parametrize("kind", ["math", "math_string"])
+def test_work_grows_with_the_gold_and_no_faster(kind, letters, monkeypatch):
+    module = sys.modules["hrpo.tasks.judge"]
+    monkeypatch.setattr(module, "_MATH_CHARS", 100)  # which bounds what is quadratic in it
+    monkeypatch.setattr(module._math_verify, "ask", lambda question: "")  # has a limit of its own
+    assert grows_no_faster(lambda size: judge(kind, r"#### \frac{1}{2}", letters * size), 100)
 
 
 @pytest.mark.parametrize(
@@ -358,13 +356,12 @@ def spoilt(folder, name, **values):
         ("tokenizer_config.json", {"offset": 10**9}, "offset is 1000000000"),
     ],
 )
-def test_settings_of_a_model_that_cannot_be(plain, file, values, said):
+def test_settings_of_a_model_that_cannot_be(plain, file, values, said, monkeypatch):
     """The sizes would be allocated, and filled at random, before anyone saw that the tensors have others."""
     spoilt(plain, file, **values)
-    before = fuzz.spent()
-    found = load(plain)
-    assert said in found
-    assert fuzz.spent() - before < 2
+    if file == "config.json" and "dtype" not in values:
+        monkeypatch.setattr("hrpo.model.AutoModelForCausalLM.from_pretrained", lambda *_, **__: pytest.fail("filled"))
+    assert said in load(plain)
 
 
 def with_index(plain, file):

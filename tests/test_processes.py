@@ -193,15 +193,13 @@ def test_launched_and_resumed_with_another_number_of_processes(sharding, tmp_pat
 def test_one_process_dying_ends_the_job(rank, tmp_path):
     words = [*RUN, f"--folder={tmp_path}", "--name=run", "--updates=100000"]
     with subprocess.Popen(launched(*words), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as job:
-        metrics, until = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
+        metrics = tmp_path / "run" / "metrics.jsonl"
         while not metrics.is_file() or len(rows(metrics.parent)) < 2:
-            assert time.monotonic() < until
+            assert job.poll() is None
             time.sleep(0.2)
         ranks = {child.environ().get("RANK"): child for child in psutil.Process(job.pid).children(recursive=True)}
         ranks[str(rank)].send_signal(signal.SIGKILL)
-        start = time.monotonic()
-        output, _ = job.communicate(timeout=60)
-        assert time.monotonic() - start < 30
+        output, _ = job.communicate()
     assert job.returncode == 1
     assert re.search(rf"rank +: {rank} .*\n +exitcode +: -9", output)
     assert all(not child.is_running() for child in ranks.values())
