@@ -139,6 +139,7 @@ def naive(model, prompt: list[int], mode: Mode, top_k: int, tokens: int) -> tupl
     return ids, logprobs
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("top_k", [25, 0])
 @pytest.mark.parametrize("arch", ["llama", "gpt2", "gemma3"])  # an untied and a tied embedding, and a scaled one
 @pytest.mark.parametrize("mode", [*NEW.values(), *(MODES[name] for name in ABLATIONS)], ids=[*NEW, *ABLATIONS])
@@ -266,6 +267,7 @@ def where_fed(rollout: Rollout) -> Rollout:
     return dataclasses.replace(rollout, dense_latents=rollout.dense_latents * rollout.hybrid_mask.unsqueeze(2))
 
 
+@pytest.mark.sampled
 @every
 @pytest.mark.parametrize("arch", ARCHS)
 @torch.no_grad()
@@ -303,6 +305,7 @@ def test_ablations_replay_and_learn(name):
         assert (learns is None) == (name == "no_input_gate")
 
 
+@pytest.mark.sampled
 @every
 @pytest.mark.parametrize("arch", ARCHS)
 @torch.no_grad()
@@ -330,6 +333,7 @@ def test_hidden_states_where_logits_are_scaled_or_capped_after_the_head(name):
     same(rollout.dense_latents[0, 0], read[0][0, -1])
 
 
+@pytest.mark.sampled
 @every
 @pytest.mark.parametrize("arch", ARCHS)
 def test_the_plain_path_decodes_alike(arch, mode):
@@ -340,6 +344,7 @@ def test_the_plain_path_decodes_alike(arch, mode):
         same_rollouts(fast, where_fed(generate(model, PROMPTS, techniques=techniques, **options)), 1e-8)
 
 
+@pytest.mark.sampled
 @every
 @pytest.mark.parametrize("arch", ARCHS)
 def test_batching_changes_nothing(arch, mode):
@@ -357,6 +362,7 @@ def test_batching_changes_nothing(arch, mode):
         same(together.sample_logprobs[n, :length], alone.sample_logprobs[0])
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("max_rows", [1, 2 * G, None])
 @pytest.mark.parametrize("mode", [MODES["hidden"], MIXED], ids=["hidden", "hybrid of hidden"])
 def test_hidden_states_of_captured_steps(mode, max_rows, monkeypatch):
@@ -371,6 +377,7 @@ def test_hidden_states_of_captured_steps(mode, max_rows, monkeypatch):
 # ---- gradients ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled
 @trained
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
 @pytest.mark.parametrize("arch", ARCHS)

@@ -152,6 +152,7 @@ def test_batching_changes_nothing(arch):
             assert torch.equal(together.hybrid_mask[n, :length], alone.hybrid_mask[0])
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("reduction", ["sequence", "token"])
 @pytest.mark.parametrize(
     ("arch", "atol"),

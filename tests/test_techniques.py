@@ -55,6 +55,7 @@ def same_rollouts(one: Rollout, other: Rollout, atol):
     same(other.support_probs[mask], one.support_probs[mask], atol)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("techniques", [*one_off(), pytest.param(PLAIN, id="plain")])
 @pytest.mark.parametrize("arch", ARCHS)
 def test_each_technique_changes_nothing(arch, techniques):
@@ -67,6 +68,7 @@ def test_each_technique_changes_nothing(arch, techniques):
             same(one, other, 1e-8)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("techniques", [*one_off(), pytest.param(PLAIN, id="plain")])
 @pytest.mark.parametrize("arch", ARCHS)
 def test_each_technique_in_float32(arch, techniques):
@@ -80,6 +82,7 @@ def test_each_technique_in_float32(arch, techniques):
             same(one, other, 1e-4)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("policy", ["model", "sampler"])
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
 @pytest.mark.parametrize("arch", ARCHS)
@@ -235,6 +238,7 @@ def test_adapters_that_are_not_simple_stay_with_peft():
     assert fused(trained) == set()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
 @pytest.mark.parametrize("arch", ARCHS)
 def test_recomputed_blocks_give_the_same_gradients(arch, lora):
@@ -366,6 +370,7 @@ def test_bfloat16_keeps_small_updates_beside_the_weight():
 # ---- the head -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("frozen", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("temperature", "candidates"), [(1.0, False), (0.5, False), (0.5, True)])

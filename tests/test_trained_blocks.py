@@ -56,6 +56,7 @@ def twins(model) -> list[bool]:
     return list(model.tried_blocks.values())
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("recompute", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("targets", ["all-linear", ["v_proj", "down_proj"]], ids=["all", "some"])
 @pytest.mark.parametrize("arch", LIKE_LLAMA)
