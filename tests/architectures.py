@@ -203,6 +203,9 @@ class Row:
     reason: str
     exact: str
 
+    def __str__(self) -> str:
+        return f"| {self.name} | `{self.cls}` | {self.embedding} | {self.path} | {self.reason} | {self.exact} |"
+
 
 @torch.no_grad()
 def check_law_1(model: HybridCausalLM, prompts: list[list[int]], atol: float, **sampler: Any) -> Rollout:
@@ -284,9 +287,7 @@ def tables() -> str:
     """Both tables in Markdown."""
     head = "| architecture | class | embedding | path | reason | exact to |"
     lines = [head, "|" + "---|" * 6]
-    for name in sorted(ARCHITECTURES):
-        r = row(name)
-        lines.append(f"| {r.name} | `{r.cls}` | {r.embedding} | {r.path} | {r.reason} | {r.exact} |")
+    lines += [str(row(name)) for name in sorted(ARCHITECTURES)]
     lines += ["", "| refused | error |", "|---|---|"]
     lines += [f"| {name} | {_code(refusal(name))} |" for name in REFUSED]
     return "\n".join(lines)

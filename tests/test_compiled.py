@@ -63,7 +63,7 @@ def attention(query, key, value, shared, own, groups, lengths, ages, scale):
     return out
 
 
-@pytest.mark.sampled(each="library")
+@pytest.mark.sampled("library", "dtype")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("heads", "per", "d", "d_v", "room"),
@@ -116,7 +116,7 @@ def test_what_is_not_a_number_stays_so(library, dtype):
     assert ours(torch.full((1, 24), torch.nan, dtype=dtype)).isnan().all()
 
 
-@pytest.mark.sampled(each="library")
+@pytest.mark.sampled("library", "dtype")
 @pytest.mark.parametrize("rank", [0, 6])
 @pytest.mark.parametrize("rows", [1, 5, 32, 100])
 @pytest.mark.parametrize("sizes", [(64,), (130,), (3,), (96, 32, 32), (40, 41), (300,)], ids=str)
@@ -149,7 +149,7 @@ def test_products(library, dtype, sizes, rows, rank, monkeypatch):
             torch.testing.assert_close(out.double(), expected, atol=2**-6, rtol=2**-8)
 
 
-@pytest.mark.sampled(each="library")
+@pytest.mark.sampled("library", "dtype")
 @pytest.mark.parametrize("rank", [0, 6])
 @pytest.mark.parametrize("size", [(64, 24), (130, 40), (3, 70), (300, 128)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -208,7 +208,7 @@ def test_types_that_are_not_served(library):
     assert not own.any()
 
 
-@pytest.mark.sampled(each="library")
+@pytest.mark.sampled("library", "dtype")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("V", "K"), [(49152, 50), (1000, 50), (41, 41), (130, 1), (70, 64)])
 def test_candidates(library, dtype, V, K):
@@ -284,7 +284,7 @@ def test_gradients_of_norms(library, dtype, D):
         torch.testing.assert_close(out.double(), expected, atol=atol, rtol=0)
 
 
-@pytest.mark.sampled(each="library")
+@pytest.mark.sampled("library", "dtype")
 @pytest.mark.parametrize("d", [6, 32, 40, 64, 128])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rotary_embeddings(library, dtype, d):

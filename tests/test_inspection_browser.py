@@ -30,7 +30,6 @@ OPTIONS = (
     "--disable-component-update --disable-sync --window-size=1280,900"
 )
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
-SECONDS = 3  # within which 200 completions of 500 tokens are open
 
 
 @pytest.fixture(scope="module")
@@ -482,7 +481,7 @@ def large_page() -> Page:
     return make_page("large", [{"question": "?" * 200, "gold": "1"}] * N, 1, [column])
 
 
-def test_a_large_page_is_open_soon(browser, tmp_path):
+def test_of_a_large_page_what_is_in_view_is_made(browser, tmp_path):
     path = tmp_path / "large.html"
     large_page().save(path)
     open_page(browser, path)
@@ -492,8 +491,6 @@ def test_a_large_page_is_open_soon(browser, tmp_path):
             performance.getEntriesByName('first-contentful-paint')[0].startTime]"""
     )
     print(f"{path.stat().st_size / 1e6:.1f} MB: loaded {loaded:.0f} ms, ready {ready:.0f} ms, painted {painted:.0f} ms")
-    assert 0 < loaded < 1000 * SECONDS
-    assert 0 < ready < 1000 * SECONDS
     assert len(shown(browser)) == 200
     assert browser.execute_script("return document.querySelectorAll('.t').length") < 20_000  # of 100,000
     hover(browser, boxes(browser)[0][3])
