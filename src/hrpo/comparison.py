@@ -173,14 +173,16 @@ def markdown(comparison: dict[str, Any], report: str = "comparison") -> str:
     """Return REPORT.md."""
     parts = [f"# {inline(_title(comparison))}\n", *markdown_table(HEADER, result_rows(comparison)), ""]
     parts.append(
-        "Mean over the seeds and its 95 % interval (Student's t, for accuracies cut to 0..100 %); length and hidden "
-        "ratio of sampled answers after training; time of all updates.\n"
+        "Mean over the seeds and its 95 % interval (Student's t, for accuracies cut to 0..100 %; where every seed has "
+        "the same value it has no width, which is no certainty); length and hidden ratio of sampled answers after "
+        "training; time of all updates.\n"
     )
     if comparison["differences"]:
         parts += [*markdown_table(DIFFERENCES, difference_rows(comparison)), ""]
         parts.append(
             "Differences in percentage points, paired by seed, which a seed's problems, their order and the answers' "
-            f"random numbers belong to; paired t-test, p corrected for {len(comparison['differences'])} tests.\n"
+            f"random numbers belong to; paired t-test, p corrected for {len(comparison['differences'])} tests. Where a "
+            "difference is the same in every seed, p is that of flipping signs, 2^(1 - seeds).\n"
         )
     if comparison["training"]:
         parts += [*markdown_table(TRAINING, training_rows(comparison)), ""]
