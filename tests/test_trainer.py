@@ -438,3 +438,37 @@ if {keep!r} == "keep_freed":
     if counts:  # pages of 4 kB: 80 MB are 19,531
         assert counts[0] < 4_000
         assert counts[1] > 15_000
+
+
+@pytest.mark.parametrize("begun_with", [0, 2])
+def test_other_test_problems_on_resuming_are_asked_before_and_after(config, begun_with):
+    """The model before training is made once more, so that both are of as many problems."""
+    config = dataclasses.replace(config, updates=1, check=CheckConfig(prompts=0), eval=EvalConfig(problems=3))
+    whole = train(dataclasses.replace(config, name="whole"))
+    begun = Trainer(dataclasses.replace(config, eval=EvalConfig(problems=begun_with)))
+    begun.evaluate("before")
+    begun.log(begun.train_step())
+    begun.save()
+    begun.lock.release()
+    evaluation = train(config, resume=True)
+    assert evaluation == whole
+    assert json.loads((config.run_folder / "evaluation.json").read_text()) == json.loads(json.dumps(whole))
+    assert "3 held-out problems" in (config.run_folder / "report.md").read_text()
+
+
+def test_a_lost_evaluation_before_training_is_not_made_with_the_trained_model(config):
+    config = dataclasses.replace(
+        config, updates=2, check=CheckConfig(prompts=0), optimizer=OptimizerConfig(lr=1e-2), eval=EvalConfig(problems=4)
+    )
+    evaluation = train(config)
+    (config.run_folder / "evaluation.json").unlink()
+    assert train(config, resume=True) == evaluation
+
+
+@pytest.mark.parametrize("text", ["[]", '{"before": 3}', '{"before": {"greedy": {"problems": "6"}}}'])
+def test_an_evaluation_that_is_none_is_told(config, text):
+    trainer = Trainer(config)
+    trainer.lock.release()
+    (config.run_folder / "evaluation.json").write_text(text)
+    with pytest.raises(InputError, match=r"^--resume: .*evaluation\.json is damaged .*; delete it, and what it held"):
+        Trainer(config, resume=True)

@@ -112,11 +112,11 @@ def _train(args: Namespace) -> None:
         _quiet()
         from hrpo.files import read_lines
         from hrpo.progress import console, print_table
-        from hrpo.report import result_rows
+        from hrpo.report import problems_of, result_rows
         from hrpo.run import train
 
         evaluation = train(config, resume=args.resume, stop=stop)
-    title = f"{config.eval.problems} held-out problems of {config.task.name}, {config.latent_mode}; 95 % intervals"
+    title = f"{problems_of(evaluation)} held-out problems of {config.task.name}, {config.latent_mode}; 95 % intervals"
     print_table(title, ["", "before", "after"], result_rows(evaluation, read_lines(folder / "metrics.jsonl")))
     console.print(f"report: {folder / 'report.md'}")
 

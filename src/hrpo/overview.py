@@ -234,7 +234,8 @@ def _numbers(arms: Sequence[Arm]) -> list[Section]:
 
 def _same_problems(arms: Sequence[Arm]) -> bool:
     settings = [next(iter(arm.runs.values()))["settings"] for arm in arms]
-    return len({tuple(_value(part, name) for name in ASKED) for part in settings}) == 1
+    counts = {result["evaluation"]["after"]["greedy"]["problems"] for arm in arms for result in arm.finished.values()}
+    return len({tuple(_value(part, name) for name in ASKED) for part in settings}) == 1 == len(counts)
 
 
 def _tests_over_problems(arms: Sequence[Arm], seed: int) -> list[list[str]]:

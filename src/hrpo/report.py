@@ -46,6 +46,11 @@ def _best(folder: Path) -> str:
     return f"\nOn held-out training problems `{best[0].name}` does best, {score:.1%} (greedy): `{BEST}` links to it.\n"
 
 
+def problems_of(evaluation: dict[str, Any]) -> int:
+    """Return how many test problems a run was evaluated on."""
+    return max((part["greedy"]["problems"] for part in evaluation.values() if part), default=0)
+
+
 def result_rows(evaluation: dict[str, Any], metrics: list[dict[str, Any]]) -> list[list[str]]:
     """Return the rows of the final table: what, before, after."""
     before, after = evaluation.get("before", {}), evaluation.get("after", {})
@@ -93,7 +98,7 @@ def summary_rows(result: dict[str, Any]) -> list[list[str]]:
 
 def result_markdown(evaluation: dict[str, Any], metrics: list[dict[str, Any]]) -> str:
     """Return the final table in Markdown, with what it was measured on."""
-    problems = evaluation.get("after", {}).get("greedy", {}).get("problems", 0)
+    problems = problems_of(evaluation)
     seconds = sum(row.get("rollout_seconds", 0) + row["update_seconds"] for row in metrics)
     lines = ["", *table(["", "before, first update", "after, last update"], result_rows(evaluation, metrics))]
     held_out = f"{problems} held-out problems, 95 % intervals (Wilson) in brackets"

@@ -92,11 +92,11 @@ def _lead(trainer: Trainer, stop: Stop) -> dict[str, Any]:
         files.write_text(trainer.folder / "check.json", json.dumps(as_dict(checked), indent=2) + "\n")
         show(checked)
     evaluation = trainer.evaluation()
-    if "before" not in evaluation:
+    if not trainer.evaluated("before"):
         evaluation["before"] = trainer.evaluate("before")
     with saving(trainer, stop):
         _update(trainer, stop)
-    if "after" not in evaluation:
+    if not trainer.evaluated("after"):
         evaluation["after"] = trainer.evaluate("after")
     write_report(trainer.folder)
     if trainer.renamed:

@@ -601,7 +601,19 @@ class Trainer:
         path = self.folder / "evaluation.json"
         again = "delete it, and what it held is evaluated again"
         evaluation: dict[str, Any] = files.read_json(path, "--resume", again) if path.is_file() else {}
+        try:
+            sum(part["greedy"]["problems"] for part in evaluation.values())
+        except (AttributeError, KeyError, TypeError) as error:
+            raise InputError(f"--resume: {path} is damaged (it holds no evaluation); {again}") from error
         return evaluation
+
+    def evaluated(self, when: str) -> bool:
+        """Whether that evaluation is there, and on as many problems as are asked for: a resumed run may ask for others.
+
+        Where none are asked for, one that is there stays.
+        """
+        problems, found = len(self.task.test[: self.config.eval.problems]), self.evaluation().get(when)
+        return found is not None and problems in (0, found["greedy"]["problems"])
 
     def evaluate(self, when: str) -> dict[str, Any]:
         """Evaluate on the first test problems, and write the numbers and the answers."""
@@ -620,9 +632,17 @@ class Trainer:
         """Answer the first test problems; see `evaluate`."""
         config = self.config
         problems = self.task.test[: config.eval.problems]
+        model = self.initial() if when == "before" and self.step else self.whole()
         return evaluate(
-            self.whole(), self.task, problems, seed=config.seed, batch=config.eval.batch, label=f"{when} training:"
+            model, self.task, problems, seed=config.seed, batch=config.eval.batch, label=f"{when} training:"
         )
+
+    def initial(self) -> HybridCausalLM:
+        """Return the model as it was before the first update, made once more."""
+        set_seed(self.config.seed)
+        model = _load_model(self.config, None, self.model.device)
+        model.settings = dataclasses.replace(self.model.settings, step=0)
+        return model
 
     def log(self, metrics: Metrics) -> None:
         """Append a line to metrics.jsonl, without numbers that are not finite."""
