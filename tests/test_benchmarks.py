@@ -218,12 +218,38 @@ def test_broken_rows_are_named(tmp_path, name, text, message):
         load_task(TaskConfig(name, test_path=str(write_file(tmp_path, "x.jsonl", text))))
 
 
+QUOTED = ['"""Who"" is it?"\tAnn', '"tab\tand\nline"\tc', '"all ""quoted"""\t"[\'a\', \'b\']"']
+BARE = ['"Who" is it?\t["Ann"]', '"What begins\tIt', '"goes on"\td', 'or ends"\te']
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize(
+    ("rows", "separator", "expected"),
+    [
+        (QUOTED, "\t", [('"Who" is it?', ["Ann"]), ("tab\tand\nline", ["c"]), ('all "quoted"', ["a", "b"])]),
+        (QUOTED, ",", [('"Who" is it?', ["Ann"]), ("tab,and\nline", ["c"]), ('all "quoted"', ["a", "b"])]),
+        (BARE, "\t", [('"Who" is it?', ["Ann"]), ('"What begins', ["It"]), ("goes on", ["d"]), ('or ends"', ["e"])]),
+        (BARE[1:], ",", [('"What begins', ["It"]), ("goes on", ["d"]), ('or ends"', ["e"])]),
+    ],
+)
+def test_quotation_marks(tmp_path, rows, separator, expected, end):
+    """Of files that quote their cells, and of files that do not."""
+    text = end.join(row.replace("\t", separator) for row in rows)
+    path = write_file(tmp_path, "x.csv" if separator == "," else "x.tsv", text)
+    task = load_task(TaskConfig("nq", test_path=str(path)))
+    assert [(problem.question.removeprefix("Question: "), problem.gold) for problem in task.test] == expected
+
+
+def test_long_cells(tmp_path):
+    path = write_file(tmp_path, "x.tsv", "".join(f"{mark}{'long ' * 40_000}{mark}\tAnn\n" for mark in ("", '"')))
+    assert [len(problem.question) for problem in load_task(TaskConfig("nq", test_path=str(path))).test] == [200_009] * 2
+
+
 @pytest.mark.parametrize(
     ("file", "data", "message"),
     [
         ("x.tsv", b"who\t['Ann'\n", "line 1: no row of nq .SyntaxError"),
         ("x.tsv", b"who\t['Ann']\tmore\n", "line 1: no row of nq .ValueError"),
-        ("x.csv", b"who," + b"a" * 200_000 + b"\n", "line 1: field larger than field limit"),
         ("x.parquet", b"PAR1", r"must end in \.jsonl"),
         ("x.jsonl.gz", b"no gzip", "cannot be read"),
         ("x.jsonl", b"\xff\xfe", "cannot be read"),

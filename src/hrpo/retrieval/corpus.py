@@ -2,25 +2,28 @@
 
 - .jsonl: `id`, `title`, `text`; id and title may be missing. Or `id` and `contents`: a quoted title in a line of its
   own, and the text (the Wikipedia of Search-R1 and FlashRAG).
-- .tsv: columns id, text, title under a header, quoted as CSV (DPR's Wikipedia, psgs_w100.tsv).
+- .tsv: columns id, text, title under a header, quoted as CSV or not (DPR's Wikipedia, psgs_w100.tsv, and ColBERT's);
+  or id and text without a header (MS MARCO's collection.tsv).
 - .json: a list of rows as in .jsonl, or an object of titles with their sentences (HippoRAG's); it is read whole.
 
 Each also as .gz.
 """
 
-import csv
 import io
 import json
 import zlib
 from collections.abc import Iterator
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
+from hrpo.delimited import read_cells
 from hrpo.errors import InputError
 from hrpo.gunzip import Gunzip
 
 Passage = dict[str, str]  # id, title, text
 SUFFIXES = (".jsonl", ".tsv", ".json")
+COLUMNS = ["id", "text"]  # of a .tsv without a header
 
 
 def check_corpus(path: Path) -> None:
@@ -51,27 +54,30 @@ def read_corpus(path: Path) -> Iterator[tuple[Passage, int]]:
                 yield _passage(place, row), file.tell()
         except InputError:
             raise
-        except (OSError, EOFError, RecursionError, TypeError, ValueError, zlib.error, csv.Error) as error:
+        except (OSError, EOFError, RecursionError, TypeError, ValueError, zlib.error) as error:
             raise InputError(f"--corpus: cannot be read after {place} ({type(error).__name__}: {error})") from error
 
 
 def _rows(path: Path, stream: Any) -> Iterator[tuple[str, Any]]:
     """Yield where a row is, for messages, and the row: a mapping, or a line of JSON."""
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
     name = path.name.removesuffix(".gz")
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="\n" if name.endswith(".tsv") else "")
     if name.endswith(".tsv"):
-        reader = csv.DictReader(text, delimiter="\t")
-        for cells in reader:
-            yield f"{path}, line {reader.line_num}", cells
+        rows = read_cells(text, "\t")
+        first, columns = next(rows, (0, COLUMNS))
+        if len(columns) == len(COLUMNS) and not {"text", "contents"} & set(columns):
+            rows, columns = chain([(first, columns)], rows), COLUMNS
+        for number, cells in rows:
+            yield f"{path}, line {number}", dict(zip_longest(columns, cells))
     elif name.endswith(".jsonl"):
         for number, line in enumerate(text, 1):
             if line.strip():
                 yield f"{path}, line {number}", line
     else:
-        rows = json.load(text)
-        if isinstance(rows, dict):
-            rows = [{"title": title, "text": "".join(sentences)} for title, sentences in rows.items()]
-        for number, row in enumerate(rows, 1):
+        whole = json.load(text)
+        if isinstance(whole, dict):
+            whole = [{"title": title, "text": "".join(sentences)} for title, sentences in whole.items()]
+        for number, row in enumerate(whole, 1):
             yield f"{path}, row {number}", row
 
 

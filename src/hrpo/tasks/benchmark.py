@@ -3,7 +3,6 @@
 Reading imports neither torch nor, for files, the `datasets` library.
 """
 
-import csv
 import functools
 import io
 import json
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hrpo.config import TaskConfig
+from hrpo.delimited import read_cells
 from hrpo.errors import InputError, of_field
 from hrpo.gunzip import Gunzip
 from hrpo.tasks.task import Example, Kind, Spec, Task, prepare
@@ -254,13 +254,9 @@ def _read(path: Path) -> Iterator[tuple[str, Any]]:
     elif suffix in (".csv", ".tsv", ".txt"):
         # DPR's question files are tab-separated and called .csv
         tabs = suffix != ".csv" or "\t" in text.partition("\n")[0]
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if tabs else ",")
-        try:
-            for row in reader:
-                if row and [cell.lower() for cell in row] != ["question", "answer"]:
-                    yield f"{path}, line {reader.line_num}", row
-        except csv.Error as error:
-            raise InputError(f"{path}, line {reader.line_num}: {error}") from error
+        for number, row in read_cells(io.StringIO(text, newline="\n"), "\t" if tabs else ","):
+            if [cell.lower() for cell in row] != ["question", "answer"]:
+                yield f"{path}, line {number}", row
     else:
         raise InputError(f"{path}: must end in .jsonl, .json, .csv, .tsv or .txt, or one of these and .gz")
 
