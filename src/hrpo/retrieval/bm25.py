@@ -1,6 +1,12 @@
-"""BM25 by bm25s: Lucene's formula, k1 1.5 and b 0.75, English stop words and Snowball stems."""
+"""BM25 by bm25s: Lucene's formula, k1 1.5 and b 0.75, English stop words and Snowball stems.
 
+What is written without spaces between words has no words here, but characters and pairs of them, see `words_of`.
+"""
+
+import functools
+import itertools
 import tempfile
+import unicodedata
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +19,9 @@ from hrpo.retrieval.store import SHOWN_EVERY, Passages
 STEP = 1000  # passages between two looks at the progress
 STRETCH = 1024  # scores
 FOLDER = "bm25"
+# Scripts that leave no spaces between words; in Korean, which does, particles are written together with their word.
+SCRIPTS = ("Han", "Hiragana", "Katakana", "Hangul", "Thai", "Lao", "Khmer", "Myanmar")
+UNSPACED = "".join(rf"\p{{scx={name}}}" for name in SCRIPTS)
 
 
 def write(folder: Path, passages: Passages) -> None:
@@ -122,8 +131,45 @@ def _shown(items: Iterator[list[int]], progress: Bar) -> Iterator[list[int]]:
         progress.advance(waiting, every=SHOWN_EVERY)
 
 
+def words_of(text: str) -> list[str]:
+    """Return the words of a text in lower case, in their order, without English stop words.
+
+    A single letter or digit is a word ("Apollo 8", "vitamin C"), but for what follows an apostrophe ("Apollo's"), and
+    so is a capital A within a sentence ("hepatitis A"). Where a script has no spaces between words, each two
+    neighbouring characters are one, as in Lucene's CJKAnalyzer, and each Han character by itself.
+    """
+    from bm25s.stopwords import STOPWORDS_EN
+
+    words, pattern = list[str](), _pattern(r"(A)\b(?<=[\w,] A)|(\w+)(?:['\u2019]\w\b)?")
+    for capital, word in pattern.findall(unicodedata.normalize("NFKC", text)):
+        if capital:
+            words.append("a")
+        elif word.isascii():
+            words += [lower] if (lower := word.lower()) not in STOPWORDS_EN else []
+        else:
+            words += _unspaced(word.lower())
+    return words
+
+
+def _unspaced(word: str) -> list[str]:
+    """Return the characters and pairs of them that a word is made of, and what is in scripts with spaces as it is."""
+    words = list[str]()
+    for run in _pattern(rf"(?:[{UNSPACED}]\p{{M}}*)+|[^{UNSPACED}]+").findall(word):
+        units = _pattern(rf"[{UNSPACED}]\p{{M}}*").findall(run)
+        words += [unit for unit in units if _pattern(r"\p{Han}").match(unit)] if len(units) != 1 else units
+        words += map("".join, itertools.pairwise(units)) if units else [run]
+    return words
+
+
+@functools.cache
+def _pattern(pattern: str) -> Any:
+    import regex
+
+    return regex.compile(pattern)
+
+
 def _tokenizer() -> Any:
     import Stemmer
     from bm25s.tokenization import Tokenizer
 
-    return Tokenizer(stemmer=Stemmer.Stemmer("english"))
+    return Tokenizer(lower=False, splitter=words_of, stopwords=None, stemmer=Stemmer.Stemmer("english"))

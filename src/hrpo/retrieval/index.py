@@ -12,7 +12,7 @@ from hrpo.retrieval import bm25, dense
 from hrpo.retrieval.corpus import Passage, check_corpus
 from hrpo.retrieval.store import DAMAGE, Passages, write_passages
 
-FORMAT = 1
+FORMATS = {"bm25": 2, "dense": 1}  # of an index folder, by retriever
 AGAIN = "build it again"
 
 
@@ -48,7 +48,7 @@ def build_index(
     check_corpus(source)
     check_vacant(target, "--index")
     given = {"--model": model, "--vectors": vectors, "--query_prefix": query_prefix, "--passage_prefix": passage_prefix}
-    settings: dict[str, object] = {"format": FORMAT, "retriever": retriever}
+    settings: dict[str, object] = {"format": FORMATS[retriever], "retriever": retriever}
     with _installed():
         if retriever == "bm25":
             if meaningless := [option for option, value in given.items() if value]:
@@ -94,12 +94,12 @@ class Index:
         if not (path / "index.json").is_file():
             raise InputError(f"--index: no index in {path}; `hrpo retrieve build` makes one")
         self.settings = read_json(path / "index.json", "--index", AGAIN)
-        if not isinstance(self.settings, dict) or "format" not in self.settings:
-            raise InputError(f"--index: {path / 'index.json'} is damaged (it names no format); {AGAIN}")
-        written = self.settings["format"]
-        if written != FORMAT:
+        if not isinstance(self.settings, dict) or not {"format", "retriever"} <= self.settings.keys():
+            raise InputError(f"--index: {path / 'index.json'} is damaged (it names no format or retriever); {AGAIN}")
+        written, current = self.settings["format"], FORMATS.get(self.settings["retriever"])
+        if written != current:
             raise InputError(
-                f"--index: {path} was written by another version of hrpo (format {written}, this one has {FORMAT}); "
+                f"--index: {path} was written by another version of hrpo (format {written}, this one has {current}); "
                 + AGAIN
             )
         self.path = path
