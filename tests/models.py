@@ -1,7 +1,7 @@
 """Tiny random models of several architectures, made in memory."""
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
@@ -9,6 +9,7 @@ from transformers import (
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    PreTrainedTokenizer,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
@@ -104,3 +105,47 @@ def byte_level(**options) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", **options)
+
+
+def sentence_piece(*, prefix: bool = True, **options) -> PreTrainedTokenizerFast:
+    """A tokenizer of Llama-2's kind: spaces are symbols, and a text gets one in front of it."""
+    letters = [chr(code) for code in range(33, 127)]
+    vocabulary = {symbol: i for i, symbol in enumerate(["<unk>", "<s>", "</s>", "\u2581", "\n", *letters])}
+    merges = [("\u2581", letter) for letter in letters if letter.isalnum() or letter in "#<["]
+    merges += [("#", "#"), ("##", "##"), ("\u2581", "####"), ("]", "(")]
+    for pair in merges:
+        vocabulary.setdefault("".join(pair), len(vocabulary))
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>"))
+    before = [normalizers.Prepend("\u2581")] if prefix else []
+    tokenizer.normalizer = normalizers.Sequence([*before, normalizers.Replace(" ", "\u2581")])
+    steps = [decoders.Replace("\u2581", " "), decoders.Fuse(), *([decoders.Strip(" ", 1, 0)] if prefix else [])]
+    tokenizer.decoder = decoders.Sequence(steps)
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names, **options)
+
+
+class Letters(PreTrainedTokenizer):
+    """A tokenizer in Python, a token a character."""
+
+    def __init__(self, **options):
+        self.letters = {chr(code): code for code in range(128)}
+        super().__init__(bos_token="<s>", eos_token="</s>", **options)
+
+    @property
+    def vocab_size(self):
+        return len(self.letters)
+
+    def get_vocab(self):
+        return {**self.letters, **self.added_tokens_encoder}
+
+    def _tokenize(self, text):
+        return list(text)
+
+    def _convert_token_to_id(self, token):
+        return self.letters[token]
+
+    def _convert_id_to_token(self, index):
+        return chr(index)
+
+    def convert_tokens_to_string(self, tokens):
+        return "".join(tokens)
