@@ -1,14 +1,15 @@
 """Prompts that are too long: left out and counted, or refused."""
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 from hrpo.config import TrainConfig, length_limit
 from hrpo.errors import InputError
 from hrpo.model import HybridCausalLM, context_of, context_text
 from hrpo.progress import console
 from hrpo.prompts import encode
-from hrpo.sft import target_text, write_down
+from hrpo.sft import written_ids
 from hrpo.tasks import Example, Task
 
 CHUNK = 1000  # conversations tokenized at a time
@@ -45,11 +46,13 @@ def fitting(task: Task, model: HybridCausalLM, config: TrainConfig) -> Task:
     Of a problem set that is generated as it goes only the first is looked at; its prompts are all alike.
 
     Raises:
-        InputError: nothing is left; or some are too long and `rollout.long_prompts` is "refuse"; or a test prompt
-            is too long, which could not be left out without changing what is measured.
+        InputError: the chat template leaves out some of a prompt; or nothing is left; or some are too long and
+            `rollout.long_prompts` is "refuse"; or a test prompt is too long, which could not be left out without
+            changing what is measured.
 
     """
     rollout = config.rollout
+    encode(model.tokenizer, [task.messages(example.question) for example in task.train[:1]])
     most = length_limit(rollout.max_new_tokens, context_length(model))
     limit = longest_prompt(model, most, rollout.max_prompt_tokens)
     endless = not isinstance(task.train, list)
@@ -69,38 +72,45 @@ def fitting(task: Task, model: HybridCausalLM, config: TrainConfig) -> Task:
     if drop and len(drop) == len(train):
         raise InputError(f"{field}, which leaves none; raise it, or show fewer worked examples (task.shots)")
     check_test_prompts(task, model, task.test[: config.eval.problems], most, "rollout.max_new_tokens")
-    if drop:
-        task = _without(task, drop, f"training problems with a prompt above {limit} tokens")
+    task = _without(task, {f"training problems with a prompt above {limit} tokens": drop} if drop else {})
     return _written(task, model, config) if config.objective == "sft" else task
 
 
-def _without(task: Task, drop: set[int], which: str) -> Task:
+def _without(task: Task, dropped: Mapping[str, set[int]]) -> Task:
+    """Return the task without some training problems, by why and their places; the same one where there are none."""
+    drop = set[int]().union(*dropped.values())
     kept = [example for i, example in enumerate(task.train) if i not in drop]
-    return dataclasses.replace(task, train=kept, dropped={**task.dropped, which: len(drop)})
+    counts = {why: len(places) for why, places in dropped.items()}
+    return dataclasses.replace(task, train=kept, dropped={**task.dropped, **counts}) if drop else task
 
 
 def _written(task: Task, model: HybridCausalLM, config: TrainConfig) -> Task:
-    """Return the task without the problems that are too long together with what the model is to write."""
-    context = context_length(model)
-    if context is None or not isinstance(task.train, list):
+    """Return the task without the problems whose solution cannot be taught, or is too long together with its prompt."""
+    context, target = context_length(model) or math.inf, config.sft.target
+    if not isinstance(task.train, list):
+        written_ids(model, task, task.train[:1], target)
         return task
-    drop = set()
-    around = len(encode(model.tokenizer, [task.messages("")])[0])
+    long, apart, refusal = set[int](), set[int](), None
     for i, example in enumerate(task.train):
-        target = target_text(example, config.sft.target)
-        if around + len(example.question.encode()) + len(target.encode()) + 1 > context:  # else surely short enough
-            written = write_down(model, task, [example], config.sft.target)
-            tokens = int(written.prompt_mask.sum() + written.completion_mask.sum())
-            drop |= {i} if tokens > context else set()
-    if not drop:
-        return task
-    which = f"training problems that have with their {config.sft.target} over {context} tokens"
-    said = f"{len(drop)} of {len(task.train)} {which}"
-    if config.rollout.long_prompts == "refuse":
+        try:
+            (prompt,), (answer,) = written_ids(model, task, [example], target)
+        except InputError as error:
+            apart, refusal = apart | {i}, error
+        else:
+            long |= {i} if len(prompt) + len(answer) > context else set()
+    if refusal and (len(apart) == len(task.train) or config.rollout.long_prompts == "refuse"):
+        raise refusal
+    which = f"training problems that have with their {target} over {context} tokens"
+    said = f"{len(long)} of {len(task.train)} {which}"
+    if long and config.rollout.long_prompts == "refuse":
         raise InputError(f"sft.target: {said}; set task.max_solution_chars, or rollout.long_prompts to drop")
-    if len(drop) == len(task.train):
+    if len(long | apart) == len(task.train):
         raise InputError(f"sft.target: {said}, which leaves none; take answer, or a model with a longer context")
-    return _without(task, drop, which)
+    dropped = {
+        which: long,
+        f"training problems whose {target} the chat template does not write after its prompt": apart,
+    }
+    return _without(task, {name: places for name, places in dropped.items() if places})
 
 
 def show_dropped(task: Task) -> None:

@@ -1,5 +1,6 @@
 """Supervised fine-tuning on written solutions: a warm start, and the paper's SFT baseline."""
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +13,7 @@ from hrpo.prompts import encode
 from hrpo.rollout import Rollout
 from hrpo.tasks import Example, Task
 from hrpo.tasks.judge import DELIMITER
+from hrpo.tasks.task import Message
 
 
 def target_text(example: Example, target: Target) -> str:
@@ -36,12 +38,12 @@ def target_text(example: Example, target: Target) -> str:
 
 
 def write_down(model: HybridCausalLM, task: Task, examples: Sequence[Example], target: Target) -> Rollout:
-    """Return the written solutions as completions of their problems, EOS at the end, fed as plain tokens: N rows."""
-    prompts = encode(model.tokenizer, [task.messages(example.question) for example in examples])
-    eos = model.eos_token_ids[:1]
-    texts = [target_text(example, target) for example in examples]
-    rows = [model.tokenizer.encode(text, add_special_tokens=False) + eos for text in texts]  # type: ignore[union-attr]
-    pad = eos[0] if eos else 0
+    """Return the written solutions as completions of their problems, fed as plain tokens: N rows.
+
+    A completion is the assistant's turn as the chat template writes it: see `written_ids`, which raises the errors.
+    """
+    prompts, rows = written_ids(model, task, examples, target)
+    pad = (model.eos_token_ids or [0])[0]
     prompt_ids, prompt_mask = left_pad(prompts, pad, model.device)
     backwards, mask = left_pad([row[::-1] for row in rows], pad, model.device)
     N, T = mask.shape
@@ -61,3 +63,41 @@ def write_down(model: HybridCausalLM, task: Task, examples: Sequence[Example], t
         temperature=model.settings.temperature,
         top_k=0,
     )
+
+
+def written_ids(
+    model: HybridCausalLM, task: Task, examples: Sequence[Example], target: Target
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Return the token ids of the prompts, and of what the model is to write after each of them.
+
+    The conversation with the answer in it is tokenized as a whole, and what follows its prompt is taken, up to the
+    first EOS. So it holds what the template puts around the text: a space, a channel's name, an empty block of
+    thoughts, the end of the turn. Where the template writes no EOS, one is added.
+
+    Raises:
+        InputError: the conversation with an answer does not begin with its prompt, token by token.
+
+    """
+    asked = [task.messages(example.question) for example in examples]
+    answers: list[Message] = [{"role": "assistant", "content": target_text(example, target)} for example in examples]
+    prompts = encode(model.tokenizer, asked)
+    wholes = encode(model.tokenizer, [[*turns, answer] for turns, answer in zip(asked, answers, strict=True)])
+    return prompts, [_following(model, prompt, whole) for prompt, whole in zip(prompts, wholes, strict=True)]
+
+
+def _following(model: HybridCausalLM, prompt: list[int], whole: list[int]) -> list[int]:
+    """Return what follows a prompt in the whole conversation, up to its first EOS."""
+    same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(prompt, whole, strict=False)))
+    if same < len(prompt):
+        ends, goes_on = (model.tokenizer.decode(ids[same : same + 8]) for ids in (prompt, whole))  # type: ignore[union-attr]
+        raise InputError(
+            f"sft.target: the chat template of this model ends a prompt with {ends!r}, where the conversation with the "
+            f"answer goes on with {goes_on!r}, so that what is to be learnt cannot follow the prompt; let its "
+            "generation prompt be what its assistant's turns begin with (chat_template.jinja)"
+        )
+    ids, ends_at = whole[len(prompt) :], model.eos_token_ids
+    for place, token in enumerate(ids):
+        if token in ends_at:
+            return ids[: place + 1]
+    own = model.tokenizer.eos_token_id  # type: ignore[union-attr]
+    return ids + ([own] if own in ends_at else ends_at[:1])
