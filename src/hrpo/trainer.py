@@ -38,6 +38,7 @@ from hrpo.checkpoints import (
     whole_checkpoint,
 )
 from hrpo.config import ModelConfig, Policy, RolloutConfig, TrainConfig, length_limit
+from hrpo.dates import DATE_FILE, day_of, pin_date
 from hrpo.errors import InputError, StoppedError, model_named_by, named_by
 from hrpo.evaluate import Answer, answer_problems, as_rows, evaluate, summarize
 from hrpo.guards import broken_replay, replay_errors
@@ -124,6 +125,10 @@ class Trainer:
         self.config = config = dataclasses.replace(
             config, rollout=dataclasses.replace(config.rollout, max_new_tokens=longest)
         )
+        self.day = processes.gather(day_of(self.folder))[0]
+        self.dated = pin_date(self.model.tokenizer, self.day)
+        if self.dated:
+            console.print(f"the chat template writes today's date: in this run and its checkpoints it stays {self.day}")
         _check_top_k(config, self.model)
         _check_memory(config, self.model, longest)
         self.held_out, self.task = hold_out(fitting(self.task, self.model, config), config.keep.problems, config.seed)
@@ -165,6 +170,8 @@ class Trainer:
         logs = {path: lines_until(path, self.step) for path in map(self.folder.joinpath, LOGS) if path.is_file()}
         keep_provenance(self.folder, self.provenance)
         files.write_text(self.folder / "config.yaml", yaml.safe_dump(dataclasses.asdict(self.given), sort_keys=False))
+        if self.dated:
+            files.write_text(self.folder / DATE_FILE, f"{self.day}\n")
         for path, lines in logs.items():
             files.write_text(path, "".join(line + "\n" for line in lines))
         tidy(self.folder, self.step)

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from hrpo.bounds import OPTIONS, outside_of
 from hrpo.checkpoints import differences
 from hrpo.config import Scorer
+from hrpo.dates import DATE_FILE, day_of, pin_date
 from hrpo.errors import InputError
 from hrpo.evaluate import answer_round
 from hrpo.evaluation import store
@@ -164,9 +165,11 @@ def evaluate_checkpoints(
         if name not in models:
             models.clear()  # one at a time
             models[name] = load_for_inference(name, trust_remote_code=trust_remote_code)
+            dated[name] = pin_date(models[name].tokenizer, day)
         return models[name]
 
     folder = find(settings, out)
+    day, dated = day_of(folder), dict[str, bool]()
     check_writable(folder, "--out")
     if not (folder / SETTINGS_FILE).is_file():
         for entry, asked in itertools.product(entries, questions):
@@ -175,7 +178,11 @@ def evaluate_checkpoints(
     lock = Lock.of(folder, f"--out: another process evaluates in {folder}; wait for it, or name another folder")
     if not (find(settings, out) / SETTINGS_FILE).is_file():  # as it is now that nobody else writes there
         write_text(folder / SETTINGS_FILE, json.dumps(settings, indent=1) + "\n")
+        if any(dated.values()):
+            write_text(folder / DATE_FILE, f"{day}\n")
     console.print(f"evaluation: {folder}")
+    if (folder / DATE_FILE).is_file():
+        console.print(f"a chat template writes today's date: in this evaluation it stays {day}")
     for asked in questions:
         show_dropped(asked.task)
     hows = [("greedy", 1), *([("sampled", samples)] if samples else [])]
