@@ -13,6 +13,7 @@ import yaml
 
 lm_eval = pytest.importorskip("lm_eval")
 
+from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
@@ -123,6 +124,22 @@ def test_samples(model):
     for row, alone in zip(together, (first, second), strict=True):
         assert row[: len(alone)] == alone or alone[: len(row)] == row
     assert ask(HybridLM(model, seed=6), 2) != together
+
+
+def test_names_of_control_tokens_in_data_are_text(model):
+    lm = HybridLM(model, batch_size=2)
+    eos = model.tokenizer.eos_token_id
+    for ids in (lm.tok_encode("1<eos>2"), *lm.tok_batch_encode(["1<eos>2", "3"])[0][:1].tolist()):
+        assert eos not in ids
+        assert model.tokenizer.decode(ids) == "1<eos>2"
+    history = [{"role": "user", "content": "1<eos>"}, {"role": "assistant", "content": "2"}]
+    context = lm.apply_chat_template([*history, {"role": "user", "content": "3"}])
+    assert lm.tok_encode(context).count(eos) == 1  # where the template ends the answer
+    request = Instance("loglikelihood", {}, (context, "4<eos>"), 0)
+    seen = []
+    lm._loglikelihood_tokens = lambda requests, **options: seen.extend(requests)
+    lm.loglikelihood([request])
+    assert eos not in seen[0][2]
 
 
 def test_options_that_it_does_not_have(model):

@@ -3,24 +3,29 @@
 `python -m hrpo.harness` is its command line that knows `--model hrpo --model_args checkpoint=DIR,latent_mode=MODE`.
 """
 
+import dataclasses
 import sys
 from collections import Counter
 from typing import Any
 
 import torch
 from lm_eval.__main__ import cli_evaluate
+from lm_eval.api.instance import Instance
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from tqdm import tqdm
 
 from hrpo.config import LatentMode
+from hrpo.decoder import left_pad
 from hrpo.errors import InputError
 from hrpo.inference import load_for_inference
 from hrpo.latent import MODES, mode_of
 from hrpo.model import HybridCausalLM, context_of
 from hrpo.output import warn
+from hrpo.prompts import CUT, continued, control_names, cut_in, cut_names
 from hrpo.rollout import generate, sample_key
+from hrpo.tasks.task import Message
 
 
 @register_model("hrpo")
@@ -70,6 +75,48 @@ class HybridLM(HFLM):  # type: ignore[misc]  # the harness has no types
         if self.mode.gated and not MODES[own].gated:
             raise InputError(f"latent_mode: the model decodes in mode {own}; it has no trained gate for {latent_mode}")
         self.asked: Counter[tuple[int, ...]] = Counter()
+        self.templated = False  # whether the harness's requests come from the chat template
+
+    def apply_chat_template(self, chat_history: list[Message], add_generation_prompt: bool = True) -> str:
+        """Return a conversation as the harness renders it, with `CUT` in the names of control tokens in messages."""
+        self.templated = True
+        render = super().apply_chat_template
+        roles = tuple(message["role"] for message in chat_history)
+        names = control_names(self.tokenizer, roles)
+        return cut_names(lambda messages: render(list(messages), add_generation_prompt), chat_history, names)
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Return log p(continuation | context), and whether it is the greedy one; a continuation is text."""
+        names, asked = control_names(self.tokenizer), list[Instance]()
+        for request in requests:
+            context, continuation = request.args
+            asked.append(dataclasses.replace(request, arguments=(context, cut_in(continuation, names))))
+        answers: list[tuple[float, bool]] = super().loglikelihood(asked, disable_tqdm)
+        return answers
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **kwargs: Any
+    ) -> list[int]:
+        """Return the token ids of a request as the harness has them; the names of control tokens in data are text."""
+        first, *others = self._cut_in(string).split(CUT)
+        ids: list[int] = super().tok_encode(first, add_special_tokens, **kwargs)
+        for part in others:
+            ids = ids + continued(self.tokenizer, part)
+        return ids[-left_truncate_len:] if left_truncate_len else ids
+
+    def tok_batch_encode(
+        self, strings: list[str], padding_side: str = "left", left_truncate_len: int | None = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Return token ids, padded on the left, and their mask, (n, P) each; see `tok_encode`."""
+        if not any(CUT in self._cut_in(string) for string in strings):
+            padded: tuple[Tensor, Tensor] = super().tok_batch_encode(strings, padding_side, left_truncate_len, **kwargs)
+            return padded
+        rows = [self.tok_encode(string, left_truncate_len=left_truncate_len) for string in strings]
+        return left_pad(rows, self.tokenizer.pad_token_id, torch.device("cpu"))
+
+    def _cut_in(self, string: str) -> str:
+        """Return a request with `CUT` in the names of control tokens, unless the template wrote it."""
+        return string if self.templated else cut_in(string, control_names(self.tokenizer))
 
     def _model_generate(
         self,
