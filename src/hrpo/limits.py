@@ -79,9 +79,11 @@ def fitting(task: Task, model: HybridCausalLM, config: TrainConfig) -> Task:
 def _without(task: Task, dropped: Mapping[str, set[int]]) -> Task:
     """Return the task without some training problems, by why and their places; the same one where there are none."""
     drop = set[int]().union(*dropped.values())
+    if not drop:  # the problems may be a billion, each made when it is asked for
+        return task
     kept = [example for i, example in enumerate(task.train) if i not in drop]
     counts = {why: len(places) for why, places in dropped.items()}
-    return dataclasses.replace(task, train=kept, dropped={**task.dropped, **counts}) if drop else task
+    return dataclasses.replace(task, train=kept, dropped={**task.dropped, **counts})
 
 
 def _written(task: Task, model: HybridCausalLM, config: TrainConfig) -> Task:
