@@ -81,7 +81,8 @@ class Counted:
 
         return call
 
-    def search(self, text: str, start: int = 0) -> re.Match | None:
+    def search(self, text: str, start: int = 0, end: int | None = None) -> re.Match | None:
+        text = text[:end]
         self.scan(text, start)
         return self.pattern.search(text, start)
 
