@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hrpo.errors import InputError
-from hrpo.files import alone
+from hrpo.locks import one_at_a_time
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def _scratch(target: Path) -> Iterator[Path]:
     prefix = f".{target.name}-"
     try:
         with contextlib.ExitStack() as stack:
-            if stack.enter_context(alone(target.parent)):
+            if stack.enter_context(one_at_a_time(target.parent)):
                 for left in target.parent.glob(f"{prefix}*"):
                     shutil.rmtree(left, ignore_errors=True)
             work = stack.enter_context(tempfile.TemporaryDirectory(dir=target.parent, prefix=prefix))

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 from hrpo.catalog import cache_folder
-from hrpo.files import alone, write_bytes
+from hrpo.files import write_bytes
+from hrpo.locks import one_at_a_time
 from hrpo.techniques import Techniques
 
 FILES = sorted((Path(__file__).parent / "cpp").iterdir())
@@ -105,7 +106,7 @@ def _library(folder: Path) -> Path:
     version = hashlib.sha256(" ".join(command).encode() + content).hexdigest()[:16]
     library = folder / f"decoding-{version}.so"
     if not _whole(library):
-        with alone(folder):
+        with one_at_a_time(folder):
             if not _whole(library):  # another process may have made it meanwhile
                 _build(command, library)
     return library

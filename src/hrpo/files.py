@@ -1,7 +1,6 @@
 """Atomic writes: a file or folder is there whole or not at all."""
 
 import errno
-import fcntl
 import json
 import os
 import re
@@ -75,27 +74,6 @@ def sync(path: Path) -> None:
     except OSError as error:
         if error.errno != errno.EINVAL:  # of a folder, on some network file systems
             raise
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[bool]:
-    """Let one process at a time do what is inside, and yield whether that is so: some file systems have no locks.
-
-    Args:
-        folder: what it is about, made unless it is there.
-
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            locked = True
-        except OSError:
-            locked = False
-        yield locked
     finally:
         os.close(handle)
 

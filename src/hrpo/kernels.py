@@ -35,9 +35,10 @@ from hrpo.blocks import NotLikeLlamaError, activated, rotated
 from hrpo.candidates import top_candidates
 from hrpo.compiled import DTYPES, Compiled, compiled_for
 from hrpo.decoder import SharedDecoder
-from hrpo.files import alone, write_text
+from hrpo.files import write_text
 from hrpo.gate import mix_candidates
 from hrpo.linear import LinearParts, OneDNN, PackedProduct
+from hrpo.locks import one_at_a_time
 from hrpo.model import HybridCausalLM
 from hrpo.norms import compiled_norms
 from hrpo.packing import PackedGroups
@@ -145,7 +146,7 @@ def _times(library: Compiled, shape: Shape, task: str, threads: int) -> dict[str
         return kept[key]
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # of a folder that can only be read
-            stack.enter_context(alone(path.parent))
+            stack.enter_context(one_at_a_time(path.parent))
         if key in (kept := _kept(path)):  # another process has measured meanwhile
             return kept[key]
         times = measure(library, shape, task)

@@ -4,6 +4,8 @@ import fcntl
 import functools
 import os
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 from weakref import WeakValueDictionary
@@ -60,6 +62,27 @@ class Lock:
         if self.held.get(self.key) is self:
             del self.held[self.key]
         self.close()
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[bool]:
+    """Let one process at a time do what is inside, and yield whether that is so: some file systems have no locks.
+
+    Args:
+        folder: what it is about, made unless it is there.
+
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            locked = True
+        except OSError:
+            locked = False
+        yield locked
+    finally:
+        os.close(handle)
 
 
 @functools.cache
