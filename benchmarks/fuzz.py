@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from hrpo.errors import InputError, StoppedError
+from hrpo.common.errors import InputError, StoppedError
 
 SECONDS = 5.0  # of processor time for a case; for those of the maths scorer 2
 MEMORY = 3 << 30  # bytes of address space beyond what a target's first good case needed
@@ -375,7 +375,7 @@ def _folder_files() -> dict[str, bytes]:
 
 def read_task(folder: Path, name: str) -> object:
     """Load a benchmark from a folder of several, with a worked example."""
-    from hrpo.config import TaskConfig
+    from hrpo.config.schema import TaskConfig
     from hrpo.tasks import load_task
 
     task = "nq" if name.startswith("nq") else name.split("/")[0]
@@ -418,7 +418,7 @@ latent: &l {mode: hybrid, r_min: 0.98}
 
 def read_recipe(folder: Path, name: str) -> object:
     """Look a settings file through."""
-    from hrpo.settings import check_settings_file
+    from hrpo.config.load import check_settings_file
 
     return check_settings_file(folder / name)
 
@@ -427,8 +427,8 @@ def read_command(folder: Path, name: str) -> object:
     """Parse a command line with a settings file, and check what came of it."""
     from jsonargparse import Namespace
 
-    from hrpo.cli import Parser, _train_config, _train_parser
-    from hrpo.ranges import check_config
+    from hrpo.cli.main import Parser, _train_config, _train_parser
+    from hrpo.config.validate import check_config
     from hrpo.tasks import check_task
 
     words = (folder / "words").read_bytes().decode("utf-8", "surrogateescape").replace("\0", "").split("\n")
@@ -460,15 +460,15 @@ def _config_yaml() -> dict[str, bytes]:
 
     import yaml
 
-    from hrpo.config import TrainConfig
+    from hrpo.config.schema import TrainConfig
 
     return {"config.yaml": yaml.safe_dump(dataclasses.asdict(TrainConfig()), sort_keys=False).encode()}
 
 
 def read_config(folder: Path, name: str) -> object:
     """Compare a run's config.yaml with other settings."""
-    from hrpo.checkpoints import _read_config, changed_settings
-    from hrpo.config import TrainConfig
+    from hrpo.config.schema import TrainConfig
+    from hrpo.storage.run_dir import _read_config, changed_settings
 
     return changed_settings(_read_config(folder / name), TrainConfig())
 
@@ -491,7 +491,7 @@ HYBRID = {
 
 def read_hybrid(folder: Path, name: str) -> object:
     """Read hybrid.json, and make of it what evaluations do."""
-    from hrpo.config import TaskConfig
+    from hrpo.config.schema import TaskConfig
     from hrpo.model import read_settings
 
     settings = read_settings(folder / name)
@@ -501,7 +501,7 @@ def read_hybrid(folder: Path, name: str) -> object:
 def _state_files() -> dict[str, bytes]:
     from safetensors.torch import save
 
-    from hrpo.checkpoints import optimizer_tensors
+    from hrpo.storage.run_dir import optimizer_tensors
 
     return {
         "trainer.json": json.dumps({"step": 2, "threads": 1}).encode(),
@@ -522,14 +522,14 @@ def _optimizer() -> Any:
 
 def read_state(folder: Path, name: str) -> object:
     """Read what a resumed run goes on from."""
-    from hrpo import checkpoints
+    from hrpo.storage import run_dir
 
     if name == "trainer.json":
         with contextlib.redirect_stderr(io.StringIO()):
-            return checkpoints.read_step(folder)
+            return run_dir.read_step(folder)
     if name == "metrics.jsonl":
-        return checkpoints.lines_until(folder / name, 1)
-    return checkpoints.load_optimizer(_optimizer(), folder)
+        return run_dir.lines_until(folder / name, 1)
+    return run_dir.load_optimizer(_optimizer(), folder)
 
 
 def _gate_files() -> dict[str, bytes]:
@@ -567,7 +567,7 @@ def _model_files() -> dict[str, bytes]:
 def read_model(folder: Path, name: str) -> object:
     """Load a model, and ask it something."""
     from hrpo import HybridCausalLM
-    from hrpo.prompts import encode
+    from hrpo.chat import encode
 
     model = HybridCausalLM.from_pretrained(folder / name.split("/")[0])
     return encode(model.tokenizer, [[*model.settings.preamble, {"role": "user", "content": "1+2"}]])
@@ -587,7 +587,7 @@ def _release_files() -> dict[str, bytes]:
     import torch
     from safetensors.torch import load, save
 
-    from hrpo.release import GATE_NAMES
+    from hrpo.hub.import_release import GATE_NAMES
 
     files = _model_files()
     tensors = load(files["adapter/adapter_model.safetensors"])
@@ -603,7 +603,7 @@ def read_release(folder: Path, name: str) -> object:
     """Import a model of the release."""
     import shutil
 
-    from hrpo.release import import_release
+    from hrpo.hub.import_release import import_release
 
     shutil.rmtree(folder / "out", ignore_errors=True)
     return import_release(folder, folder / "out")
@@ -723,8 +723,8 @@ TOKENIZER: list[Any] = []
 
 def _tokenizer() -> Any:
     if not TOKENIZER:
-        from hrpo.catalog import local_folder
         from hrpo.model import load_tokenizer
+        from hrpo.models.names import local_folder
 
         TOKENIZER.append(load_tokenizer(local_folder("tiny"), False))
     return TOKENIZER[0]
@@ -732,7 +732,7 @@ def _tokenizer() -> Any:
 
 def ask(folder: Path, name: str) -> object:
     """Encode a conversation of odd texts."""
-    from hrpo.prompts import encode
+    from hrpo.chat import encode
 
     tokenizer = _tokenizer()
     return encode(tokenizer, [[{"role": "system", "content": name}, {"role": "user", "content": _text(folder, name)}]])
@@ -745,7 +745,7 @@ TEMPLATE = b"""{% for message in messages %}{% if message['role'] == 'system' %}
 
 def use_template(folder: Path, name: str) -> object:
     """Encode a conversation with an odd chat template."""
-    from hrpo.prompts import encode
+    from hrpo.chat import encode
 
     tokenizer = copy.copy(_tokenizer())
     tokenizer.chat_template = (folder / name).read_bytes().decode("utf-8", "replace")
@@ -902,10 +902,10 @@ def quiet() -> None:
     """Ask no Hub, and leave out what the libraries print."""
     import rich.console
 
-    from hrpo import progress
-    from hrpo.cli import _quiet
+    from hrpo.cli.main import _quiet
+    from hrpo.common import console
 
-    progress.console = rich.console.Console(file=io.StringIO())
+    console.console = rich.console.Console(file=io.StringIO())
 
     os.environ["HF_HUB_OFFLINE"] = "1"
     logging.disable()

@@ -18,12 +18,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from hrpo import HybridCausalLM, files
-from hrpo.catalog import resolve
-from hrpo.errors import InputError
-from hrpo.memory import peak_memory
-from hrpo.prompts import encode
-from hrpo.tasks.task import SYSTEM_PROMPT, ask, make_preamble
+from hrpo import HybridCausalLM
+from hrpo.chat import encode
+from hrpo.common import files
+from hrpo.common.errors import InputError
+from hrpo.engine.cpu.malloc import peak_memory
+from hrpo.models.names import resolve
+from hrpo.tasks.base import SYSTEM_PROMPT, ask, make_preamble
 
 PROBLEMS = Path(__file__).parent / "problems.txt"
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from hrpo import HybridCausalLM
-from hrpo.blocks import CompiledBlock
-from hrpo.config import EvalConfig, ModelConfig, RolloutConfig, TaskConfig, TrainConfig
-from hrpo.copies import decoding_copy
-from hrpo.decoder import capture
-from hrpo.kernels import kernels_for
-from hrpo.linear import PackedLinear
-from hrpo.techniques import FAST
+from hrpo.config.schema import EvalConfig, ModelConfig, RolloutConfig, TaskConfig, TrainConfig
+from hrpo.engine.cpu.blocks import CompiledBlock
+from hrpo.engine.cpu.inference_model import decoding_copy
+from hrpo.engine.cpu.kernels import kernels_for
+from hrpo.engine.cpu.linear import PackedLinear
+from hrpo.engine.options import FAST
+from hrpo.engine.packed_decoder import capture
 from hrpo.trainer import Trainer
 
 from .harness import DTYPES, clock

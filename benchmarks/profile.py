@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from hrpo.compiled import Compiled
+from hrpo.engine.cpu.build import Compiled
 
 from . import ours
 from .harness import finish, parse, problems, show

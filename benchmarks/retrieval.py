@@ -212,7 +212,7 @@ def hrpo(*words: Any) -> dict[str, Any]:
 
     Pages of mapped files count as memory of the process while they are cached; the system takes them back at need.
     """
-    command = [sys.executable, "-c", "from hrpo.cli import main; main()", "retrieve", *map(str, words)]
+    command = [sys.executable, "-c", "from hrpo.cli.main import main; main()", "retrieve", *map(str, words)]
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     peak = {"VmHWM": 0, "RssAnon": 0}

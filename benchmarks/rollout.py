@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any
 
 from hrpo import generate
-from hrpo.techniques import FAST
+from hrpo.engine.options import FAST
 
 from .harness import bare_model, clock, compare, finish, lengths_note, medians, parse, prompt_ids, share, show, spread
 from .ours import decode_products
@@ -22,6 +22,8 @@ from .peers import release_loop, transformers_generate
 
 PROMPTS, GROUP, TOKENS = 4, 8, 128
 CAPTURED = "hrpo, hybrid, captured graph"
+UNCOMPILED = "hrpo, hybrid, no compiled code"
+PLAIN = dataclasses.replace(FAST, compiled=False)
 SAMPLER: dict[str, Any] = {"group_size": GROUP, "max_new_tokens": TOKENS, "temperature": 0.5, "top_k": 50}
 
 
@@ -61,6 +63,7 @@ def measure(options: argparse.Namespace, dtype: str, until: float) -> tuple[dict
     peers = {
         "hrpo, hybrid": functools.partial(ours, "hrpo, hybrid", "hybrid"),
         "hrpo, discrete": functools.partial(ours, "hrpo, discrete", "discrete"),
+        UNCOMPILED: functools.partial(ours, UNCOMPILED, "hybrid", techniques=PLAIN),
         "loop as released, hybrid": functools.partial(others, "loop as released, hybrid", release_loop, model),
         "transformers.generate": functools.partial(
             others, "transformers.generate", transformers_generate, model.bare_lm, model.eos_token_ids
@@ -85,6 +88,7 @@ def measure(options: argparse.Namespace, dtype: str, until: float) -> tuple[dict
     ratios = {
         "rollout_vs_release_loop": middle["loop as released, hybrid"] / middle["hrpo, hybrid"],
         "rollout_vs_transformers_generate": middle["transformers.generate"] / middle["hrpo, discrete"],
+        "compiled_vs_uncompiled": middle[UNCOMPILED] / middle["hrpo, hybrid"],
         "hybrid_over_discrete": median(hybrid / discrete for hybrid, discrete in paired),
         "decode_over_matmuls": steps["hrpo, hybrid"] / middle["matrix products of a decode step"],
     }

@@ -57,7 +57,7 @@ def main() -> None:
 def watch(updates: int, folder: Path) -> tuple[list[dict[str, float]], list[dict[str, Any]]]:
     """Run, and return what was seen from outside, by update, and the run's metrics."""
     words = [f"--{name}={value}" for name, value in {**RUN, "folder": folder, "updates": updates}.items()]
-    command = [sys.executable, "-c", "from hrpo.cli import main; main()", "train", *words]
+    command = [sys.executable, "-c", "from hrpo.cli.main import main; main()", "train", *words]
     looks: list[dict[str, float]] = []
     lines = folder / "soak" / "metrics.jsonl"
     with (folder / "log").open("w") as log:

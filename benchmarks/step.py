@@ -24,10 +24,10 @@ from peft.tuners.lora import LoraLayer
 from torch.nn import functional as F
 
 from hrpo import HybridCausalLM
-from hrpo.catalog import resolve
-from hrpo.copies import linear_layers
-from hrpo.head import CPU_COLUMNS, ROWS
-from hrpo.linear import CACHES, OneDNN
+from hrpo.engine.cpu.inference_model import linear_layers
+from hrpo.engine.cpu.linear import CACHES, OneDNN
+from hrpo.engine.head import CPU_COLUMNS, ROWS
+from hrpo.models.names import resolve
 
 from . import ours
 from .harness import (

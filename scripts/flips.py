@@ -12,17 +12,17 @@ import tempfile
 import torch
 
 from hrpo import HybridCausalLM, generate
-from hrpo.config import EvalConfig, ModelConfig, OptimizerConfig, RolloutConfig, TrainConfig
-from hrpo.prompts import encode
+from hrpo.chat import encode
+from hrpo.config.schema import EvalConfig, ModelConfig, OptimizerConfig, RolloutConfig, TrainConfig
+from hrpo.engine.options import FAST, PLAIN
 from hrpo.rollout import Rollout
 from hrpo.tasks import load_task
-from hrpo.techniques import FAST, PLAIN
 from hrpo.trainer import Trainer
 
 G = 8
 MAX_NEW_TOKENS = 48
 ALONE = {"group_size": G, "max_new_tokens": MAX_NEW_TOKENS, "seed": 0}
-# Beside 512 rows at a time, finished ones dropped; see hrpo.techniques.
+# Beside 512 rows at a time, finished ones dropped; see hrpo.engine.options.
 WAYS = {
     "8 rows at a time": {"max_rows": 8},
     "64 rows at a time": {"max_rows": 64},

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hrpo.tasks import BENCHMARKS, judge
+from hrpo.tasks.base import Example
 from hrpo.tasks.benchmark import parsed, read
 from hrpo.tasks.judge import normalise_answer, plain_tex
 from hrpo.tasks.number import last_number
-from hrpo.tasks.task import Example
 
 FILES = {
     "gsm8k": ["gsm8k/train.jsonl", "gsm8k/test.jsonl"],

@@ -26,8 +26,8 @@ from transformers import (
 )
 
 from hrpo import HybridCausalLM, HybridGate, generate
+from hrpo.chat import decode
 from hrpo.model import HybridSettings
-from hrpo.prompts import decode
 from hrpo.tasks import arithmetic
 from hrpo.tasks.judge import judge
 

@@ -11,10 +11,10 @@ from models import CONFIGS, IDS, PROMPTS, SAMPLER, SHAPE, plain_logprobs, random
 from transformers import AutoConfig, AutoModel
 
 from hrpo import HybridCausalLM, Rollout, generate, replay
-from hrpo.errors import InputError
-from hrpo.packable import packs_up_to
-from hrpo.rope import rope_limit
-from hrpo.techniques import PLAIN
+from hrpo.common.errors import InputError
+from hrpo.engine.options import PLAIN
+from hrpo.engine.packing_probe import packs_up_to
+from hrpo.models.rope import rope_limit
 
 KV = {"num_key_value_heads": 2}
 HEADS = KV | {"head_dim": 6}

@@ -4,7 +4,7 @@ from collections import defaultdict
 
 import pytest
 
-from hrpo import kernels
+from hrpo.engine.cpu import kernels
 
 measured_times = kernels._times
 

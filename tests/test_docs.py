@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hrpo.cli import COMMANDS, Parser, main
-from hrpo.report import read_lines
+from hrpo.cli.main import COMMANDS, Parser, main
+from hrpo.reports.run_report import read_lines
 
 ROOT = Path(__file__).parent.parent
 DOCS = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
@@ -206,7 +206,7 @@ def test_answers_and_samples(trained):
 
 
 def test_resuming_may_change_what_the_page_says():
-    from hrpo.checkpoints import CHANGEABLE
+    from hrpo.storage.run_dir import CHANGEABLE
 
     section = DOCS["troubleshooting.md"].split("## Resuming is refused")[1].split("## ")[0]
     sentence = section.partition("Only ")[2].partition(" may change")[0]

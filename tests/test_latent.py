@@ -11,9 +11,10 @@ from test_laws import ARCHS, check_interesting, same
 from test_static import SEVEN, STATIC, record
 from test_techniques import adapted, same_rollouts
 
-from hrpo import Rollout, decoder, generate, hrpo_loss, replay
+from hrpo import Rollout, generate, hrpo_loss, replay
+from hrpo.engine import packed_decoder
+from hrpo.engine.options import FAST, PLAIN
 from hrpo.latent import MODES, Mode, feed, mode_of, nucleus, token_share, weigh
-from hrpo.techniques import FAST, PLAIN
 
 G = 4
 MIXED = mode_of("hybrid", "hidden")
@@ -369,8 +370,8 @@ def test_hidden_states_of_captured_steps(mode, max_rows, monkeypatch):
     model = adapted("llama")
     options = {**SAMPLER, "group_size": G, "seed": 3, "latent_mode": mode, "max_rows": max_rows}
     expected = where_fed(generate(model, SEVEN, **options))
-    monkeypatch.setattr(decoder, "CAPTURED_ON", ("cpu",))
-    monkeypatch.setattr(decoder, "capture", record)
+    monkeypatch.setattr(packed_decoder, "CAPTURED_ON", ("cpu",))
+    monkeypatch.setattr(packed_decoder, "capture", record)
     same_rollouts(expected, where_fed(generate(model, SEVEN, techniques=STATIC, **options)), 1e-8)
 
 

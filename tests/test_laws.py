@@ -9,11 +9,11 @@ from models import CONFIGS, DELIMITER, EOS, PROMPTS, SAMPLER, VOCAB, plain_logpr
 from peft import LoraConfig, get_peft_model
 
 from hrpo import HybridCausalLM, generate, hrpo_loss, replay
-from hrpo.config import TaskConfig
+from hrpo.config.schema import TaskConfig
+from hrpo.engine.options import FAST
 from hrpo.loss import token_weights
 from hrpo.rollout import Rollout
 from hrpo.tasks import TASKS, load_task
-from hrpo.techniques import FAST
 
 ARCHS = list(CONFIGS)
 G = 4

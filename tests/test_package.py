@@ -23,6 +23,6 @@ def test_every_name_is_what_it_says():
         _ = hrpo.nothing
 
 
-@pytest.mark.parametrize("first", ["hrpo.trainer", "hrpo.replay"])
+@pytest.mark.parametrize("first", ["hrpo.trainer", "hrpo.logprobs"])
 def test_replay_is_the_function_whatever_was_imported_first(first):
     run(f"import {first}\nfrom hrpo import replay\nassert replay.__name__ == 'replay' and callable(replay)")

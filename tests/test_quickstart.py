@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from hrpo.cli import main
-from hrpo.report import read_lines
+from hrpo.cli.main import main
+from hrpo.reports.run_report import read_lines
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "quickstart.yaml"
 

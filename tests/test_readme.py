@@ -12,7 +12,7 @@ import huggingface_hub
 import pytest
 import yaml
 
-from hrpo.cli import COMMANDS, Parser, main
+from hrpo.cli.main import COMMANDS, Parser, main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

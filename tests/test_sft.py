@@ -11,16 +11,24 @@ from torch.nn import functional as F
 from transformers import LlamaConfig
 
 from hrpo import HybridCausalLM, HybridGate
-from hrpo.checkpoints import newest_checkpoint
-from hrpo.config import CheckConfig, EvalConfig, ModelConfig, OptimizerConfig, RolloutConfig, SftConfig, TrainConfig
-from hrpo.errors import InputError
-from hrpo.limits import fitting
+from hrpo.chat import encode
+from hrpo.common.errors import InputError
+from hrpo.config.schema import (
+    CheckConfig,
+    EvalConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RolloutConfig,
+    SftConfig,
+    TrainConfig,
+)
 from hrpo.model import HybridSettings
-from hrpo.prompts import encode
-from hrpo.run import train
 from hrpo.sft import target_text, write_down, written_ids
+from hrpo.storage.run_dir import newest_checkpoint
 from hrpo.tasks import Example, Task
 from hrpo.trainer import Trainer
+from hrpo.training.length_filter import fitting
+from hrpo.training.run import train
 
 
 @pytest.fixture

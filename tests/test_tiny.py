@@ -7,8 +7,8 @@ import pytest
 
 from hrpo import HybridCausalLM, generate
 from hrpo.advantages import signal_share
-from hrpo.config import TaskConfig
-from hrpo.prompts import decode, encode
+from hrpo.chat import decode, encode
+from hrpo.config.schema import TaskConfig
 from hrpo.rewards import score
 from hrpo.tasks import load_task
 from hrpo.tasks.arithmetic import split_of

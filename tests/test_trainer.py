@@ -11,9 +11,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from hrpo import HybridCausalLM, generate, recompute, run
-from hrpo.checkpoints import newest_checkpoint
-from hrpo.config import (
+from hrpo import HybridCausalLM, generate
+from hrpo.common.errors import InputError, StoppedError
+from hrpo.config.schema import (
     CheckConfig,
     EvalConfig,
     LatentConfig,
@@ -25,9 +25,11 @@ from hrpo.config import (
     TaskConfig,
     TrainConfig,
 )
-from hrpo.errors import InputError, StoppedError
-from hrpo.run import train
+from hrpo.engine import checkpointing
+from hrpo.storage.run_dir import newest_checkpoint
 from hrpo.trainer import Trainer, learning_rate_factor
+from hrpo.training import run
+from hrpo.training.run import train
 
 
 @pytest.fixture
@@ -196,14 +198,14 @@ def test_recomputing_some_blocks_changes_nothing(config, monkeypatch):
     """To the bit: what is computed anew is the same."""
 
     def step(setting):
-        name = f"{setting}-{recompute.LEAST_KEPT}"
+        name = f"{setting}-{checkpointing.LEAST_KEPT}"
         trainer = Trainer(dataclasses.replace(config, name=name, recompute=setting))
         metrics = trainer.train_step()
         rollout = trainer.roll_out(trainer.batch(0), key=0)
         return metrics["grad_norm"], trainer.recompute(rollout)
 
     assert step("auto")[1] == 0  # so little is kept in any case
-    monkeypatch.setattr(recompute, "LEAST_KEPT", 0)
+    monkeypatch.setattr(checkpointing, "LEAST_KEPT", 0)
     auto, share = step("auto")
     assert 0 < share < 1
     assert step(False) == (auto, 0)
@@ -410,7 +412,7 @@ def test_freed_memory_is_kept_until_it_is_given_back(keep):
     """Tensors are in the heap, which stays, and not mapped one by one; or they are, whatever was freed before."""
     code = f"""
 import ctypes, resource, torch
-from hrpo.memory import give_back, keep_freed, map_tensors
+from hrpo.engine.cpu.malloc import give_back, keep_freed, map_tensors
 class Info(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks mapped usmblks".split()]
     _fields_ += [(name, ctypes.c_size_t) for name in "fsmblks uordblks fordblks keepcost".split()]

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from trl import GRPOConfig, GRPOTrainer
 
 from hrpo import HybridCausalLM, HybridGate, Rollout, generate, group_advantages, hrpo_loss, replay
-from hrpo.config import AdvantageScale, Reduction
+from hrpo.config.schema import AdvantageScale, Reduction
 from hrpo.loss import token_weights
 from hrpo.model import HybridSettings
 

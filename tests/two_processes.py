@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from hrpo.config import (
+from hrpo.common.distributed import leading, leave, together
+from hrpo.config.schema import (
     CheckConfig,
     EvalConfig,
     LatentConfig,
@@ -26,9 +27,8 @@ from hrpo.config import (
     SftConfig,
     TrainConfig,
 )
-from hrpo.processes import leading, leave, together
-from hrpo.sharding import full
 from hrpo.trainer import Trainer
+from hrpo.training.fsdp import full
 
 EXACT = ModelConfig(dtype="float64", lora_rank=0)
 CASES: dict[str, dict] = {

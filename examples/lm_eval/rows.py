@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from hrpo.config import TaskConfig
+from hrpo.config.schema import TaskConfig
 from hrpo.tasks import load_task
 
 with Path("sums.jsonl").open("w") as file:

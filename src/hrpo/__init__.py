@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from hrpo.gate import HybridGate as HybridGate
     from hrpo.gate import latent_embedding as latent_embedding
     from hrpo.inspection import inspect as inspect
+    from hrpo.logprobs import replay as replay
     from hrpo.loss import hrpo_loss as hrpo_loss
     from hrpo.model import HybridCausalLM as HybridCausalLM
     from hrpo.model import Lora as Lora
-    from hrpo.replay import replay as replay
     from hrpo.rollout import Rollout as Rollout
     from hrpo.rollout import generate as generate
 
@@ -29,7 +29,7 @@ _HOME = {
     "hrpo_loss": "loss",
     "inspect": "inspection",
     "latent_embedding": "gate",
-    "replay": "replay",
+    "replay": "logprobs",
 }
 __all__ = list(_HOME)
 
@@ -42,7 +42,7 @@ def __getattr__(name: str) -> Any:
 
 
 class _Package(ModuleType):
-    """Importing the module `hrpo.replay` would put it where the function `replay` belongs; a property stays."""
+    """Importing the module `hrpo.logprobs` would put it where the function `replay` belongs; a property stays."""
 
     @property
     def replay(self) -> Any:

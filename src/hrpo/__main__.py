@@ -1,5 +1,5 @@
 """`python -m hrpo`, for launchers that start modules: what `hrpo` is on the command line."""
 
-from hrpo.cli import main
+from hrpo.cli.main import main
 
 main()

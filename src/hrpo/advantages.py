@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from hrpo.config import AdvantageScale
+from hrpo.config.schema import AdvantageScale
 
 
 def group_advantages(rewards: Tensor, group_size: int, scale: AdvantageScale = "std") -> Tensor:

@@ -5,16 +5,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hrpo import processes
+from hrpo.chat import decode, encode, id_lists
+from hrpo.common import distributed
+from hrpo.common.console import bar
+from hrpo.common.statistics import metric_interval, wilson
 from hrpo.model import HybridCausalLM
-from hrpo.progress import bar
-from hrpo.prompts import decode, encode, id_lists
 from hrpo.rollout import generate, sample_key
-from hrpo.sick import check_finite
-from hrpo.statistics import metric_interval, wilson
 from hrpo.tasks import Example, Task
+from hrpo.tasks.base import RewardContext
 from hrpo.tasks.judge import DELIMITER
-from hrpo.tasks.task import RewardContext
+from hrpo.training.nonfinite import check_finite
 
 ROUND = 8  # batches decoded together, one problem taking the row of another; a round's candidates are held in memory
 
@@ -121,13 +121,13 @@ def answer_problems(
     Several processes share the problems; all must call this, and all get all answers.
     """
     answers = list[Answer]()
-    mine = processes.share(len(problems))
+    mine = distributed.share(len(problems))
     for first in range(mine.start, mine.stop, ROUND * batch):
         places = range(first, min(first + ROUND * batch, mine.stop))
         part = problems[places.start : places.stop]
         keys = [sample_key("eval", seed, i) for i in places]
         answers += answer_round(model, task, part, greedy=greedy, keys=keys, batch=batch, on_finished=on_finished)
-    return [answer for part in processes.gather(answers) for answer in part]
+    return [answer for part in distributed.gather(answers) for answer in part]
 
 
 def evaluate(
@@ -141,7 +141,7 @@ def evaluate(
     """
     answers = {}
     for how in ("greedy", "sampled"):
-        with bar(f"{label} {how}", len(processes.share(len(problems)))) as progress:
+        with bar(f"{label} {how}", len(distributed.share(len(problems)))) as progress:
             advance = functools.partial(progress.advance, every=10)
             answers[how] = answer_problems(
                 model, task, problems, greedy=how == "greedy", seed=seed, batch=batch, on_finished=advance

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hrpo.compiled import Compiled
+from hrpo.engine.cpu.build import Compiled
 
 C = 8.0  # the constant c of the recurrence, as in Griffin (arXiv:2402.19427) and the paper
 
@@ -42,7 +42,7 @@ def mix_candidates(
         weights: (..., K); `p / ||p||_2` gives `latent_embedding`.
         embedding_table: (V, D).
         chunk: positions at a time, to bound the (chunk, K, D) in between where the dtypes differ.
-        library: compiled code (`cpp/mix.cpp`) that does it for a table in bfloat16, without gradient.
+        library: compiled code (`csrc/mix.cpp`) that does it for a table in bfloat16, without gradient.
 
     Returns:
         (..., D) in the dtype of `weights`.

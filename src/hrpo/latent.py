@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hrpo.config import LatentMode, MixedIn
+from hrpo.config.schema import LatentMode, MixedIn
 from hrpo.gate import HybridGate, candidate_norm
 
 

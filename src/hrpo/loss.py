@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from hrpo.config import Reduction
+from hrpo.config.schema import Reduction
 
 
 def token_weights(

@@ -21,21 +21,21 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from hrpo.bounds import COUNT, MIN_TEMPERATURE, SEED, TOKENS, outside
-from hrpo.catalog import KNOWN, fetch_hybrid, resolve
-from hrpo.compiled import Compiled
-from hrpo.config import LONGEST, Dtype, LatentMode, MixedIn, Quantization, TaskConfig
-from hrpo.errors import InputError, model_named_by
-from hrpo.exact import stay_in_float64
-from hrpo.files import new_folder, read_json
+from hrpo.common.errors import InputError, model_named_by
+from hrpo.common.files import new_folder, read_json
+from hrpo.config.bounds import COUNT, MIN_TEMPERATURE, SEED, TOKENS, outside
+from hrpo.config.schema import LONGEST, Dtype, LatentMode, MixedIn, Quantization, TaskConfig
+from hrpo.engine.cpu.build import Compiled
 from hrpo.gate import HybridGate, mix_candidates
 from hrpo.latent import MODES
-from hrpo.provenance import base_digests, check_base
-from hrpo.quantize import check_quantization, keep_differentiable, quantization_options
-from hrpo.rope import rope_limit
-from hrpo.sizes import check_sizes
-from hrpo.turns import NO_END, end_tokens
-from hrpo.usable import check_usable
+from hrpo.models.compat import check_usable
+from hrpo.models.float64 import stay_in_float64
+from hrpo.models.names import KNOWN, fetch_hybrid, resolve
+from hrpo.models.quantization import check_quantization, keep_differentiable, quantization_options
+from hrpo.models.rope import rope_limit
+from hrpo.models.sizes import check_sizes
+from hrpo.models.turns import NO_END, end_tokens
+from hrpo.storage.provenance import base_digests, check_base
 
 SETTINGS_FILE, GATE_FILE = "hybrid.json", "gate.safetensors"
 WEIGHT_FILES = ("adapter_*", "model*.safetensors", "model*.json")  # none may outlive a save of other weights
@@ -98,7 +98,7 @@ class HybridSettings:
 
     Args:
         base_model: what the language model was trained from.
-        base_files: digests of its files, see `hrpo.provenance`; empty where they are not known.
+        base_files: digests of its files, see `hrpo.storage.provenance`; empty where they are not known.
         latent_mode: what is fed while thinking, see `hrpo.latent`.
         mixed_in: which latent "hybrid" mixes in.
         dtype: of the computation, as in `from_pretrained`.

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hrpo.errors import InputError
+from hrpo.common.errors import InputError
 from hrpo.tasks import Example, Task, judge
+from hrpo.tasks.base import RewardContext, RewardFunction, arguments, spoken
 from hrpo.tasks.custom import LARGEST
 from hrpo.tasks.judge import DELIMITER
-from hrpo.tasks.task import RewardContext, RewardFunction, arguments, spoken
 
 
 def correctness(completions: Sequence[str], *, gold: Sequence[Any], kind: Any, **columns: Any) -> list[float]:

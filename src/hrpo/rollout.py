@@ -9,19 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hrpo.candidates import top_candidates
-from hrpo.config import LatentMode
-from hrpo.copies import decoding_gate
-from hrpo.decoder import left_pad, make_decoder
+from hrpo.common.errors import InputError
+from hrpo.config.schema import LatentMode
 from hrpo.delimiter import delimiter_automaton
-from hrpo.errors import InputError
+from hrpo.engine.cpu.inference_model import decoding_gate
+from hrpo.engine.cpu.kernels import kernels_for
+from hrpo.engine.cpu.malloc import give_back, total_memory
+from hrpo.engine.cpu.top_k import top_candidates
+from hrpo.engine.options import FAST, Techniques
+from hrpo.engine.packed_decoder import left_pad, make_decoder
 from hrpo.gate import mix_candidates
-from hrpo.kernels import kernels_for
 from hrpo.latent import MODES, Mode, feed, mode_of, noise_table, put_in_place, token_share, weigh
-from hrpo.memory import give_back, total_memory
 from hrpo.model import HybridCausalLM, context_of, context_text
-from hrpo.techniques import FAST, Techniques
-from hrpo.usable import check_usable
+from hrpo.models.compat import check_usable
 
 SHOWN_CANDIDATES = 20  # kept for display where the latent itself is stored
 

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 
 import torch
 
-from hrpo.config import Target
-from hrpo.decoder import left_pad
-from hrpo.errors import InputError
+from hrpo.chat import encode
+from hrpo.common.errors import InputError
+from hrpo.config.schema import Target
+from hrpo.engine.packed_decoder import left_pad
 from hrpo.model import HybridCausalLM
-from hrpo.prompts import encode
 from hrpo.rollout import Rollout
 from hrpo.tasks import Example, Task
+from hrpo.tasks.base import Message
 from hrpo.tasks.judge import DELIMITER
-from hrpo.tasks.task import Message
 
 
 def target_text(example: Example, target: Target) -> str:

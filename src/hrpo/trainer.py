@@ -17,10 +17,31 @@ from accelerate.utils import InitProcessGroupKwargs, set_seed
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from hrpo import files, processes, watchdog
 from hrpo.advantages import group_advantages, signal_share
-from hrpo.advice import distinct_share
-from hrpo.checkpoints import (
+from hrpo.chat import decode, encode, id_lists
+from hrpo.common import distributed, files, watchdog
+from hrpo.common.console import console
+from hrpo.common.distributed import together
+from hrpo.common.errors import InputError, StoppedError, model_named_by, named_by
+from hrpo.common.locks import Lock
+from hrpo.config.schema import ModelConfig, Policy, RolloutConfig, TrainConfig, length_limit
+from hrpo.config.validate import check_config
+from hrpo.engine.checkpointing import kept_bytes, share_to_recompute
+from hrpo.engine.cpu.malloc import give_back, keep_freed, map_tensors
+from hrpo.engine.options import FAST
+from hrpo.engine.packing_probe import packs_up_to
+from hrpo.evaluate import Answer, answer_problems, as_rows, evaluate, summarize
+from hrpo.latent import MODES, mode_of
+from hrpo.logprobs import replay
+from hrpo.loss import hrpo_loss, token_weights
+from hrpo.model import HybridCausalLM, Lora
+from hrpo.models.dates import DATE_FILE, day_of, pin_date
+from hrpo.rewards import combine, or_none, score, values_of
+from hrpo.rollout import Rollout, check_memory, generate, sample_key
+from hrpo.sft import target_text, write_down
+from hrpo.storage.provenance import check_provenance, keep_provenance, provenance
+from hrpo.storage.retention import hold_out, scores
+from hrpo.storage.run_dir import (
     LOGS,
     OPTIMIZER_FILE,
     STATE_FILE,
@@ -37,35 +58,14 @@ from hrpo.checkpoints import (
     tidy,
     whole_checkpoint,
 )
-from hrpo.config import ModelConfig, Policy, RolloutConfig, TrainConfig, length_limit
-from hrpo.dates import DATE_FILE, day_of, pin_date
-from hrpo.errors import InputError, StoppedError, model_named_by, named_by
-from hrpo.evaluate import Answer, answer_problems, as_rows, evaluate, summarize
-from hrpo.guards import broken_replay, replay_errors
-from hrpo.keep import hold_out, scores
-from hrpo.latent import MODES, mode_of
-from hrpo.limits import context_length, fitting
-from hrpo.locks import Lock
-from hrpo.loss import hrpo_loss, token_weights
-from hrpo.memory import give_back, keep_freed, map_tensors
-from hrpo.model import HybridCausalLM, Lora
-from hrpo.packable import packs_up_to
-from hrpo.processes import together
-from hrpo.progress import console
-from hrpo.prompts import decode, encode, id_lists
-from hrpo.provenance import check_provenance, keep_provenance, provenance
-from hrpo.ranges import check_config
-from hrpo.recompute import kept_bytes, share_to_recompute
-from hrpo.replay import replay
-from hrpo.rewards import combine, or_none, score, values_of
-from hrpo.rollout import Rollout, check_memory, generate, sample_key
-from hrpo.sft import target_text, write_down
-from hrpo.sharding import Sharded, full
-from hrpo.sick import keep_batch, not_finite, rounded_embeddings, spoilt
 from hrpo.tasks import Example, Task, load_task, remembered
+from hrpo.tasks.base import RewardContext
 from hrpo.tasks.judge import DELIMITER
-from hrpo.tasks.task import RewardContext
-from hrpo.techniques import FAST
+from hrpo.training.advice import distinct_share
+from hrpo.training.fsdp import Sharded, full
+from hrpo.training.length_filter import context_length, fitting
+from hrpo.training.monitor import broken_replay, replay_errors
+from hrpo.training.nonfinite import keep_batch, not_finite, rounded_embeddings, spoilt
 
 Metrics = dict[str, float]
 # Tokens of a micro-batch where the config leaves it open, least and most: on accelerators, and on CPUs, where larger
@@ -98,15 +98,15 @@ class Trainer:
         check_config(config)
         # Said, as it would see one process otherwise.
         accelerator = Accelerator(
-            cpu=processes.planned() > 1 and not torch.accelerator.is_available(),
+            cpu=distributed.planned() > 1 and not torch.accelerator.is_available(),
             kwargs_handlers=[InitProcessGroupKwargs(timeout=watchdog.LIMIT)],
         )
         watchdog.start()
-        console.quiet = not processes.first()
+        console.quiet = not distributed.first()
         self.given = config
         self.lock: Lock | None = None  # of the first process
         check_run_folder(self.folder, config, resume)
-        if resume and processes.first():
+        if resume and distributed.first():
             self.lock = lock_run(self.folder)  # before its checkpoints are looked at
         checkpoint = whole_checkpoint(self.folder, "--resume") if resume else None
         if resume and checkpoint is None:
@@ -125,7 +125,7 @@ class Trainer:
         self.config = config = dataclasses.replace(
             config, rollout=dataclasses.replace(config.rollout, max_new_tokens=longest)
         )
-        self.day = processes.gather(day_of(self.folder))[0]
+        self.day = distributed.gather(day_of(self.folder))[0]
         self.dated = pin_date(self.model.tokenizer, self.day)
         if self.dated:
             console.print(f"the chat template writes today's date: in this run and its checkpoints it stays {self.day}")
@@ -148,16 +148,16 @@ class Trainer:
             with model_named_by("--resume"):
                 self.model.load_reference(trust_remote_code=config.model.trust_remote_code)
         self.sharded: Sharded | None = None
-        if config.sharding == "full" and processes.count() > 1:
+        if config.sharding == "full" and distributed.count() > 1:
             packs_up_to(self.model)
-            self.sharded = Sharded(self.model, processes.count())
+            self.sharded = Sharded(self.model, distributed.count())
         self.optimizer = _make_optimizer(self.model, config)
         if checkpoint is not None:
             load_optimizer(self.optimizer, checkpoint)
         self.never_finite = spoilt(self.model, self.optimizer)  # as a bias of -inf on ids that are no tokens
         self.evaluation()  # whatever is damaged is told before anything is written
-        processes.wait()  # until all have read the folder as it was
-        if processes.first():
+        distributed.wait()  # until all have read the folder as it was
+        if distributed.first():
             self.lock = self.lock or lock_run(self.folder)
             check_run_folder(self.folder, self.given, resume)  # another process may have begun it, and ended
             self._begin()
@@ -282,7 +282,7 @@ class Trainer:
     @together
     def roll_out(self, examples: list[Example], *, key: int | str, max_new_tokens: int | None = None) -> Rollout:
         """Sample group_size completions of each problem; their random numbers depend on (seed, key, b, g) alone."""
-        settings, mine = self.config.rollout, processes.share(len(examples))
+        settings, mine = self.config.rollout, distributed.share(len(examples))
         G, model = settings.group_size, self.whole()
         if not mine:
             return _joined(model, None)
@@ -330,7 +330,7 @@ class Trainer:
         self, examples: list[Example], completions: list[str], completion_ids: list[list[int]]
     ) -> list[tuple[Tensor, RewardContext, str]]:
         """Return of each process what the rewards give its share, what they want to log, and what has gone wrong."""
-        G, mine = len(completions) // len(examples), processes.share(len(examples))
+        G, mine = len(completions) // len(examples), distributed.share(len(examples))
         own = slice(mine.start * G, mine.stop * G)
         values, failure = torch.empty(0, len(self.task.weights), dtype=torch.float64), ""
         context = self.reward_context(completion_ids[own])
@@ -340,7 +340,7 @@ class Trainer:
                 values = values_of(self.task, problems, completions[own], context)
         except InputError as error:
             failure = str(error)
-        return processes.gather((values, context, failure))
+        return distributed.gather((values, context, failure))
 
     def reward_context(self, completion_ids: list[list[int]]) -> RewardContext:
         """Return what rewards get to know of completions and of this run."""
@@ -384,10 +384,10 @@ class Trainer:
             if config.loss.policy == "model":
                 gaps.append((logprobs.detach() - part.sample_logprobs).abs()[part.completion_mask.bool()])
         self.sum_gradients()
-        result = processes.add_up({name: value.item() for name, value in totals.items()})
+        result = distributed.add_up({name: value.item() for name, value in totals.items()})
         if config.loss.policy != "model":
             return result
-        return {**result, **replay_errors(torch.cat(processes.gather(torch.cat(gaps))))}
+        return {**result, **replay_errors(torch.cat(distributed.gather(torch.cat(gaps))))}
 
     @together
     @torch.no_grad()
@@ -399,7 +399,7 @@ class Trainer:
             with rounded_embeddings(self.model):
                 others, _ = self.replay(part, with_reference=False)
             gaps.append((others - logprobs).abs()[part.completion_mask.bool()])
-        return replay_errors(torch.cat(processes.gather(torch.cat(gaps))))
+        return replay_errors(torch.cat(distributed.gather(torch.cat(gaps))))
 
     @together
     def likelihood_gradients(self, written: Rollout) -> float:
@@ -412,7 +412,7 @@ class Trainer:
             self.backward(loss)
             total = total + loss.detach()
         self.sum_gradients()
-        return processes.add_up({"nll": total.item()})["nll"]
+        return distributed.add_up({"nll": total.item()})["nll"]
 
     def micro_batches(self, rollout: Rollout, weights: Tensor) -> Iterator[tuple[Rollout, slice, Tensor]]:
         """Yield this process's groups in micro-batches, with their rows and the weights of their tokens, (n, t).
@@ -420,12 +420,12 @@ class Trainer:
         Sharded parameters want equally many everywhere: who has fewer goes through a completion that weighs nothing.
         """
         budget, G = self.token_budget(rollout), rollout.group_size
-        mine = processes.share(len(rollout) // G)
+        mine = distributed.share(len(rollout) // G)
         places: list[tuple[int, int]] = []
         if mine:
             own = rollout.groups(mine)
             places = [(mine.start * G + first, mine.start * G + last) for first, last in own.micro_batches(budget)]
-        most = max(processes.gather(len(places))) if self.sharded else len(places)
+        most = max(distributed.gather(len(places))) if self.sharded else len(places)
         for at, (first, last) in enumerate([*places, *(most - len(places)) * [(0, 1)]]):
             if at == 1 and self.model.device.type == "cpu":
                 for parameter in self.trained():  # gradients out of the way: what is free stays in large pieces
@@ -454,12 +454,12 @@ class Trainer:
     def backward(self, loss: Tensor) -> None:
         """Add the loss's gradients to those that are there."""
         # fully_shard leaves the mean over the processes of what they add
-        torch.autograd.backward(loss if self.sharded is None else loss * processes.count())
+        torch.autograd.backward(loss if self.sharded is None else loss * distributed.count())
 
     def sum_gradients(self) -> None:
         """Let every process have the gradients of the whole batch; `fully_shard` has added them up already."""
         if self.sharded is None:
-            processes.sum_gradients(self.trained())
+            distributed.sum_gradients(self.trained())
 
     def trained(self) -> list[nn.Parameter]:
         """Return what is trained."""
@@ -589,7 +589,7 @@ class Trainer:
         It is not in the midst of an update, nor where only all processes together have the weights and have lost
         each other.
         """
-        whole = self.logged == self.step and (self.sharded is None or not processes.alone())
+        whole = self.logged == self.step and (self.sharded is None or not distributed.alone())
         return self.save() if whole and self.step > self.saved else None
 
     def validate(self) -> None:
@@ -681,7 +681,7 @@ class Trainer:
 
 def _joined(model: HybridCausalLM, rollout: Rollout | None) -> Rollout:
     """Return the rollouts of all processes as one; some may have none."""
-    parts = [part for part in processes.gather(rollout) if part is not None]
+    parts = [part for part in distributed.gather(rollout) if part is not None]
     return Rollout.join(parts, pad=(model.eos_token_ids or [0])[0])
 
 
@@ -709,7 +709,7 @@ def _check_memory(config: TrainConfig, model: HybridCausalLM, max_new_tokens: in
     """Refuse more completions at a time than memory holds."""
     rollout, prompts = config.rollout, max(config.rollout.prompts, config.check.prompts)
     if config.objective == "hrpo":
-        own = -(-prompts // processes.count()) * rollout.group_size
+        own = -(-prompts // distributed.count()) * rollout.group_size
         mode = mode_of(config.latent_mode, config.latent.mixed_in)
         with named_by({"group_size": "rollout.group_size"}):
             check_memory(model, mode, own, max_new_tokens, rollout.top_k)

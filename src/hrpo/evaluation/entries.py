@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from hrpo.catalog import fetch_hybrid, resolve
-from hrpo.checkpoints import model_in
-from hrpo.config import LatentMode, length_limit
-from hrpo.errors import InputError, model_named_by
+from hrpo.common.errors import InputError, model_named_by
+from hrpo.config.schema import LatentMode, length_limit
 from hrpo.latent import MODES
 from hrpo.model import SETTINGS_FILE, HybridSettings, context_of, load_config, read_settings
-from hrpo.provenance import file_sha256, hub_commit
+from hrpo.models.names import fetch_hybrid, resolve
+from hrpo.storage.provenance import file_sha256, hub_commit
+from hrpo.storage.run_dir import model_in
 
 Prompt = Literal["own", "direct", "cot"]
 OWN = "own"

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from hrpo.common.statistics import clustered_bootstrap, holm, mcnemar, paired_bootstrap, pass_at_k
 from hrpo.evaluate import Answer, summarize
-from hrpo.statistics import clustered_bootstrap, holm, mcnemar, paired_bootstrap, pass_at_k
-from hrpo.writing import writing_of
+from hrpo.evaluation.text_quality import writing_of
 
 HOWS = ("greedy", "sampled")
 Answers = Mapping[str, Sequence[Answer]]  # by "greedy" and, where there are samples, "sampled"

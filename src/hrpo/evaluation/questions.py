@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from hrpo.config import Scorer, TaskConfig
-from hrpo.errors import InputError
+from hrpo.common.errors import InputError
+from hrpo.config.schema import Scorer, TaskConfig
 from hrpo.evaluation.entries import OWN, Entry
 from hrpo.tasks import BENCHMARKS, Example, Task, is_file, load_task, remembered, takes_math_string
+from hrpo.tasks.base import SYSTEM_PROMPT, Message, loosely, make_preamble
 from hrpo.tasks.benchmark import parsed, read
 from hrpo.tasks.judge import DELIMITER
-from hrpo.tasks.task import SYSTEM_PROMPT, Message, loosely, make_preamble
 
 # Ours, as short as the paper's is long: no reasoning, the same tag.
 DIRECT_PROMPT = (

@@ -14,25 +14,25 @@ from typing import Any, get_args
 
 from accelerate import Accelerator
 
-from hrpo.bounds import OPTIONS, outside_of
-from hrpo.checkpoints import differences
-from hrpo.config import Scorer
-from hrpo.dates import DATE_FILE, day_of, pin_date
-from hrpo.errors import InputError
+from hrpo.common.console import bar, console
+from hrpo.common.errors import InputError
+from hrpo.common.files import check_writable, read_json, write_text
+from hrpo.common.locks import Lock
+from hrpo.config.bounds import OPTIONS, outside_of
+from hrpo.config.schema import Scorer
 from hrpo.evaluate import answer_round
 from hrpo.evaluation import store
 from hrpo.evaluation.entries import OWN, Entry, as_settings, make_entries
+from hrpo.evaluation.inference import load_for_inference
 from hrpo.evaluation.numbers import Answers, comparisons_of, numbers_of
 from hrpo.evaluation.questions import Questions, make_questions
 from hrpo.evaluation.tables import markdown
-from hrpo.files import check_writable, read_json, write_text
-from hrpo.inference import load_for_inference
-from hrpo.limits import check_test_prompts, show_dropped
-from hrpo.locks import Lock
 from hrpo.model import HybridCausalLM
-from hrpo.progress import bar, console
+from hrpo.models.dates import DATE_FILE, day_of, pin_date
 from hrpo.rollout import sample_key
+from hrpo.storage.run_dir import differences
 from hrpo.tasks import Task
+from hrpo.training.length_filter import check_test_prompts, show_dropped
 
 FOLDER, SETTINGS_FILE = Path("evaluations"), "settings.json"
 ROUND = 4  # batches of completions in a part: what an interruption loses at most

@@ -14,9 +14,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hrpo.errors import InputError
+from hrpo.common.errors import InputError
+from hrpo.common.files import write_bytes
 from hrpo.evaluate import Answer
-from hrpo.files import write_bytes
 
 SCHEMA = pa.schema(
     [

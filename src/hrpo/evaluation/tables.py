@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from hrpo.markdown import inline
-from hrpo.markdown import table as markdown_table
-from hrpo.progress import print_table
+from hrpo.common.console import print_table
+from hrpo.common.markdown import inline
+from hrpo.common.markdown import table as markdown_table
 
 Table = tuple[list[str], list[list[str]]]
 LEGEND = (

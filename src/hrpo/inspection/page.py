@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hrpo import __version__
-from hrpo.files import write_text
+from hrpo.common.files import write_text
 from hrpo.inspection.record import PARTS, Column, Json
 
 FOLDER = Path(__file__).parent

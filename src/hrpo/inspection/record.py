@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hrpo.chat import decode
+from hrpo.common.statistics import wilson
 from hrpo.delimiter import delimiter_automaton
+from hrpo.evaluation.text_quality import is_mixed, scripts_of
 from hrpo.inspection.tokens import Piece, groups, token_pieces
 from hrpo.model import HybridCausalLM
-from hrpo.prompts import decode
 from hrpo.rollout import Rollout
-from hrpo.statistics import wilson
 from hrpo.tasks.judge import DELIMITER, Verdict
-from hrpo.writing import is_mixed, scripts_of
 
 SHOWN = 12  # candidates of a token at most
 LEAST = 0.0005  # probability of a candidate that is shown

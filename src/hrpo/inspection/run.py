@@ -4,23 +4,23 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-from hrpo.bounds import OPTIONS, outside_of
-from hrpo.errors import InputError
+from hrpo.chat import encode
+from hrpo.common.console import bar
+from hrpo.common.errors import InputError
+from hrpo.common.files import check_writable
+from hrpo.config.bounds import OPTIONS, outside_of
 from hrpo.evaluation.entries import OWN, Entry, make_entries
+from hrpo.evaluation.inference import load_for_inference
 from hrpo.evaluation.questions import Questions, make_questions
 from hrpo.evaluation.run import asked_of
-from hrpo.files import check_writable
-from hrpo.inference import load_for_inference
 from hrpo.inspection.page import Page, make_page
 from hrpo.inspection.record import Column, Json, column_of, map_of
 from hrpo.inspection.show import judge_all, problems_of
 from hrpo.inspection.vocabulary import gates_of
 from hrpo.latent import MODES
-from hrpo.limits import check_test_prompts
 from hrpo.model import HybridCausalLM
-from hrpo.progress import bar
-from hrpo.prompts import encode
 from hrpo.rollout import generate, sample_key
+from hrpo.training.length_filter import check_test_prompts
 
 
 def inspect_checkpoints(

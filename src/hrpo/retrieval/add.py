@@ -6,16 +6,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from hrpo.bounds import OPTIONS, outside_of
-from hrpo.errors import InputError
-from hrpo.files import new_file
-from hrpo.progress import bar
+from hrpo.common.console import bar
+from hrpo.common.errors import InputError
+from hrpo.common.files import new_file
+from hrpo.config.bounds import OPTIONS, outside_of
 from hrpo.retrieval.index import Index
 from hrpo.retrieval.recall import ANSWER, DEPTHS, PARAGRAPH, TITLE, marked, ranks, recall
 from hrpo.tasks import BENCHMARKS
+from hrpo.tasks.base import Example
 from hrpo.tasks.benchmark import examples_of
 from hrpo.tasks.knowledge import qa_row
-from hrpo.tasks.task import Example
 
 BATCH = 1024  # questions searched for at a time: each time, all vectors are read once
 SHOWN_EVERY = 10.0

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hrpo.errors import InputError
-from hrpo.progress import Bar, bar
+from hrpo.common.console import Bar, bar
+from hrpo.common.errors import InputError
 from hrpo.retrieval.store import SHOWN_EVERY, Passages
 
 STEP = 1000  # passages between two looks at the progress

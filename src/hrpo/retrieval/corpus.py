@@ -17,9 +17,9 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
-from hrpo.delimited import read_cells
-from hrpo.errors import InputError
-from hrpo.gunzip import Gunzip
+from hrpo.common.errors import InputError
+from hrpo.tasks.delimited import read_cells
+from hrpo.tasks.gunzip import Gunzip
 
 Passage = dict[str, str]  # id, title, text
 SUFFIXES = (".jsonl", ".tsv", ".json")

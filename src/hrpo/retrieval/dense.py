@@ -9,8 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hrpo.errors import InputError
-from hrpo.progress import bar
+from hrpo.common.console import bar
+from hrpo.common.errors import InputError
 from hrpo.retrieval.store import DAMAGE, SHOWN_EVERY, Passages
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from hrpo.errors import InputError
-from hrpo.files import check_vacant, new_folder, read_json
+from hrpo.common.errors import InputError
+from hrpo.common.files import check_vacant, new_folder, read_json
 from hrpo.retrieval import bm25, dense
 from hrpo.retrieval.corpus import Passage, check_corpus
 from hrpo.retrieval.store import DAMAGE, Passages, write_passages

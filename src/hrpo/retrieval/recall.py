@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hrpo.tasks.task import loosely
+from hrpo.tasks.base import loosely
 
 DEPTHS = (1, 2, 3, 5, 10, 20, 50, 100)
 ANSWER, PARAGRAPH, TITLE = "answer", "paragraph", "title"

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from tokenize import TokenError
 
-from hrpo.errors import InputError
-from hrpo.progress import bar
+from hrpo.common.console import bar
+from hrpo.common.errors import InputError
 from hrpo.retrieval.corpus import Passage, read_corpus
 
 MEGABYTE = 1_000_000

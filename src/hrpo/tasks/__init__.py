@@ -5,12 +5,12 @@ import difflib
 from pathlib import Path
 from typing import Any
 
-from hrpo.bounds import SETTINGS, outside_of
-from hrpo.config import TaskConfig
-from hrpo.errors import InputError
+from hrpo.common.errors import InputError
+from hrpo.config.bounds import SETTINGS, outside_of
+from hrpo.config.schema import TaskConfig
 from hrpo.tasks import arithmetic, choice, custom, knowledge, mathematics, procedural
+from hrpo.tasks.base import Example, Spec, Task
 from hrpo.tasks.judge import Verdict, judge
-from hrpo.tasks.task import Example, Spec, Task
 
 __all__ = [
     "BENCHMARKS",

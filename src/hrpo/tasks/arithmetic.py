@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, overload
 
-from hrpo.config import TaskConfig
-from hrpo.errors import InputError
-from hrpo.tasks.task import Example, Spec, Task, make_preamble
+from hrpo.common.errors import InputError
+from hrpo.config.schema import TaskConfig
+from hrpo.tasks.base import Example, Spec, Task, make_preamble
 
 Split = Literal["train", "test"]
 TRAIN, TEST = 1_000_000, 10_000

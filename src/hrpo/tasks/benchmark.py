@@ -13,11 +13,11 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
-from hrpo.config import TaskConfig
-from hrpo.delimited import read_cells
-from hrpo.errors import InputError, of_field
-from hrpo.gunzip import Gunzip
-from hrpo.tasks.task import Example, Kind, Spec, Task, prepare
+from hrpo.common.errors import InputError, of_field
+from hrpo.config.schema import TaskConfig
+from hrpo.tasks.base import Example, Kind, Spec, Task, prepare
+from hrpo.tasks.delimited import read_cells
+from hrpo.tasks.gunzip import Gunzip
 
 # The last three come of Python lists in cells, and of lists in lists in lists.
 PARSING_ERRORS = (KeyError, TypeError, ValueError, IndexError, AttributeError, SyntaxError, MemoryError, RecursionError)

@@ -11,8 +11,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from hrpo.tasks.base import Example
 from hrpo.tasks.benchmark import Benchmark, Split
-from hrpo.tasks.task import Example
 
 LETTERS = "ABCDEFGHIJ"
 STEM = (

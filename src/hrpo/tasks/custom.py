@@ -17,10 +17,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from hrpo.config import TaskConfig
-from hrpo.errors import InputError
+from hrpo.common.errors import InputError
+from hrpo.config.schema import TaskConfig
+from hrpo.tasks.base import SYSTEM_PROMPT, Conversation, Example, RewardFunction, Task, prepare
 from hrpo.tasks.judge import DELIMITER, RULES
-from hrpo.tasks.task import SYSTEM_PROMPT, Conversation, Example, RewardFunction, Task, prepare
 
 # What reward functions get beside a row's columns.
 RESERVED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")

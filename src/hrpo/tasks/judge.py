@@ -18,10 +18,10 @@ import unicodedata
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from hrpo.tasks.aside import Aside
 from hrpo.tasks.letter import chosen_letter
 from hrpo.tasks.math_string import tidy, up_to_brace
 from hrpo.tasks.number import last_number, plain_numbers
+from hrpo.tasks.scorer_process import Aside
 
 DELIMITER = "####"  # ends thinking; the answer follows
 _ANSWER_CHARS = 100_000  # of its end; no rule takes a second over as many
@@ -264,7 +264,7 @@ def _apart(gold: Any, answer: Any) -> bool:
     return bool(abs(values[0] - values[1]) > tolerance * max(map(abs, values)))
 
 
-_math_verify = Aside("from hrpo.tasks.aside import serve; from hrpo.tasks.judge import _load; serve(_load)")
+_math_verify = Aside("from hrpo.tasks.scorer_process import serve; from hrpo.tasks.judge import _load; serve(_load)")
 
 
 def _same_tidied(answer: str, gold: str) -> bool:

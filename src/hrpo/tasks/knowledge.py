@@ -10,8 +10,8 @@ import ast
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hrpo.tasks.base import Example
 from hrpo.tasks.benchmark import Benchmark, Split
-from hrpo.tasks.task import Example
 
 
 def qa_row(row: Any) -> Example | None:

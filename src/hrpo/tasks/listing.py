@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from hrpo.config import TaskConfig
-from hrpo.errors import InputError
+from hrpo.common.errors import InputError
+from hrpo.config.schema import TaskConfig
 from hrpo.tasks import TASKS, load_task, procedural
 
 SHOWN = 3

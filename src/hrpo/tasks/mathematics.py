@@ -7,11 +7,11 @@ its last \boxed; where a row has an `answer` of its own, that counts. A row whos
 import re
 from typing import Any
 
+from hrpo.tasks.base import Example
 from hrpo.tasks.benchmark import Benchmark, Split
 from hrpo.tasks.judge import DELIMITER
 from hrpo.tasks.math_string import up_to_brace
 from hrpo.tasks.number import last_number
-from hrpo.tasks.task import Example
 
 _CALCULATOR = re.compile(r"<<.*?>>")  # annotations such as <<48/2=24>>, no part of the text
 

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
-from hrpo.config import TaskConfig
-from hrpo.errors import InputError
-from hrpo.tasks.aside import Aside
+from hrpo.common.errors import InputError
+from hrpo.config.schema import TaskConfig
+from hrpo.tasks.base import SYSTEM_PROMPT, Example, Task, make_preamble
 from hrpo.tasks.judge import DELIMITER
-from hrpo.tasks.task import SYSTEM_PROMPT, Example, Task, make_preamble
+from hrpo.tasks.scorer_process import Aside
 
 PREFIX = "reasoning_gym/"
 TRAIN, TEST = 10_000, 500
@@ -136,7 +136,7 @@ def _plain(value: Any) -> Any:
 
 @functools.cache
 def _scorer(name: str) -> Aside:
-    return Aside(f"from hrpo.tasks.scorer import serve; serve({name!r})")
+    return Aside(f"from hrpo.tasks.reasoning_gym_scorer import serve; serve({name!r})")
 
 
 def _example(entry: dict[str, Any]) -> Example:

@@ -1,0 +1,4 @@
+"""Every setting, its range, and how a settings file is read.
+
+May import `common`.
+"""

@@ -1,0 +1,346 @@
+"""Every setting, one dataclass a stage. Defaults are the paper's where it has one; docs/method.md lists them."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from hrpo.common.errors import InputError
+
+Auto = Literal["auto"]
+Dtype = Literal["float32", "bfloat16", "float64"]
+Quantization = Literal["none", "4bit", "8bit"]
+LatentMode = Literal[
+    "hybrid",
+    "discrete",
+    "interpolation",
+    "hidden",
+    "no_input_gate",
+    "no_norm",
+    "scalar_a",
+    "swapped",
+    "noise",
+    "soft_thinking",
+    "mixture_of_inputs",
+]
+MixedIn = Literal["interpolation", "hidden"]
+Policy = Literal["model", "tempered", "sampler"]
+Reduction = Literal["sequence", "token"]
+AdvantageScale = Literal["std", "unscaled"]
+LongPrompts = Literal["drop", "refuse"]
+Objective = Literal["hrpo", "sft"]
+Contender = Literal[LatentMode, "sft"]
+Target = Literal["solution", "answer"]
+Tracker = Literal["none", "tensorboard", "wandb", "trackio"]
+Scorer = Literal["own", "math_string"]
+Sharding = Literal["none", "full"]
+
+
+LONGEST = 512  # tokens of a completion where nobody says another limit; the paper's
+
+
+def length_limit(asked: int | Auto, context: int | None) -> int:
+    """Return the most tokens of a completion: what is asked for; for auto `LONGEST`, or half of a shorter context."""
+    if asked != "auto":
+        return asked
+    return LONGEST if context is None else min(LONGEST, max(1, context // 2))
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The language model.
+
+    Args:
+        name: a folder, a name that `hrpo model` lists, or a name on the Hub. A run folder stands for its newest
+            checkpoint, which must hold whole weights (`hrpo export` makes them of an adapter).
+        dtype: bfloat16 keeps frozen weights in bfloat16, or runs trainable float32 ones under autocast.
+        quantization: of the frozen weights under adapters: "4bit" (nf4) or "8bit"; needs bitsandbytes.
+        lora_rank: rank of the adapters on the linear layers of the blocks; 0 trains all weights.
+        lora_alpha: the adapters' output is scaled by lora_alpha / lora_rank.
+        lora_targets: layers that get adapters, separated by commas; "all-linear" takes all but the head.
+        trust_remote_code: run code that comes with the model.
+    """
+
+    name: str = "tiny"
+    dtype: Dtype = "float32"
+    quantization: Quantization = "none"
+    lora_rank: int = 32
+    lora_alpha: int = 64
+    lora_targets: str = "all-linear"
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class LatentConfig:
+    """What is fed while the model thinks.
+
+    Args:
+        mode: "hybrid" mixes each sampled token with a latent (HRPO); "discrete" feeds tokens alone (GRPO);
+            "interpolation" feeds the mean embedding of the candidates alone, and "hidden" the last hidden state.
+            "no_input_gate", "no_norm" and "scalar_a" leave parts of HRPO out. "swapped" and "noise" evaluate a gated
+            model with other latents than its own, and "soft_thinking" and "mixture_of_inputs" any model.
+        mixed_in: which latent "hybrid" mixes in.
+        r_min: lower end of the gate's initial a; the paper uses .95, .98 or .99.
+        r_max: upper end.
+    """
+
+    mode: LatentMode = "hybrid"
+    mixed_in: MixedIn = "interpolation"
+    r_min: float = 0.99
+    r_max: float = 0.999
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """The problems.
+
+    Args:
+        name: a name that `hrpo tasks` lists, reasoning_gym/NAME, or a Python file of your own (docs/your-task.md).
+        path: the training file as its publisher has it, or a folder with training and test file; empty: the Hub.
+        test_path: the test file; where this is left out, it is looked for beside the training file.
+        scorer: how answers are judged: "own", by the task's rule, or mathematical ones by the release's, "math_string".
+        rewards: what is rewarded, each with its weight: correct (the task's own reward), format (exactly one
+            delimiter), or FILE.py:FUNCTION in TRL's signature.
+        shots: worked examples that every prompt begins with.
+        max_solution_chars: train only on problems whose written solution is at most this long; 0 takes all.
+        min_terms: fewest terms of a problem (arithmetic).
+        max_terms: most terms of a problem (arithmetic).
+    """
+
+    name: str = "arithmetic"
+    path: str = ""
+    test_path: str = ""
+    scorer: Scorer = "own"
+    rewards: dict[str, float] = field(default_factory=lambda: {"correct": 1.0})
+    shots: int = 0
+    max_solution_chars: int = 0
+    min_terms: int = 3
+    max_terms: int = 5
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """How completions are sampled.
+
+    Args:
+        prompts: prompts per update, B.
+        group_size: completions per prompt, G; the paper uses 4 or 8.
+        max_new_tokens: length limit of a completion, T; auto takes the paper's 512, or half of a shorter context of the
+            model.
+        temperature: of the sampler, tau.
+        top_k: candidates kept at each step; 0 keeps the whole vocabulary. The paper's text has none, its code 50.
+        max_prompt_tokens: longest prompt that is trained on; 0 takes what the model's context leaves.
+        long_prompts: "drop" leaves problems with a longer prompt out, and says how many; "refuse" does not start.
+        static_shapes: decode in steps that are all alike, which CUDA repeats as a captured graph; finished rows stay.
+    """
+
+    prompts: int = 8
+    group_size: int = 8
+    max_new_tokens: int | Auto = "auto"
+    temperature: float = 0.5
+    top_k: int = 50
+    max_prompt_tokens: int = 0
+    long_prompts: LongPrompts = "drop"
+    static_shapes: bool = False
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The objective.
+
+    Args:
+        beta: weight of the KL term; 0 needs no reference.
+        policy: the distribution whose log-probability is optimised: "model" (temperature 1, as released),
+            "tempered" (the sampler's temperature, as TRL) or "sampler" (its temperature and candidates).
+        reduction: mean over each completion's tokens first ("sequence") or over all tokens at once ("token").
+        advantage_scale: divide advantages by the group's standard deviation ("std") or leave them ("unscaled").
+        mask_truncated: leave completions that were cut off at the length limit out of the loss.
+    """
+
+    beta: float = 0.005
+    policy: Policy = "model"
+    reduction: Reduction = "sequence"
+    advantage_scale: AdvantageScale = "std"
+    mask_truncated: bool = False
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with a cosine schedule.
+
+    Args:
+        lr: learning rate of the adapters, or of all weights in full fine-tuning.
+        gate_lr: learning rate of the gates' linear layers.
+        lambda_lr: learning rate of Lambda.
+        beta1: decay of the first moment.
+        beta2: decay of the second moment.
+        weight_decay: on everything that is trained, gate and Lambda too.
+        max_grad_norm: gradients are clipped to this norm, over all parameters.
+        warmup: share of the updates over which the learning rates rise from 0.
+    """
+
+    lr: float = 5e-6
+    gate_lr: float = 1e-4
+    lambda_lr: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.99
+    weight_decay: float = 0.1
+    max_grad_norm: float = 0.1
+    warmup: float = 0.1
+
+
+@dataclass(frozen=True)
+class SftConfig:
+    """Supervised fine-tuning, `hrpo sft`.
+
+    Args:
+        target: what the model learns to write: the worked "solution", the answer after #### at its end, or the
+            "answer" alone.
+        batch: problems per update.
+    """
+
+    target: Target = "solution"
+    batch: int = 32
+
+
+@dataclass(frozen=True)
+class CheckConfig:
+    """A look at a few completions before training, and at the rewards while it goes.
+
+    Args:
+        prompts: training problems that are tried; 0 switches the check off.
+        patience: training stops after so many updates in a row without a signal in any group; 0 goes on for ever.
+        max_skipped: training stops after so many updates in a row that were skipped, something in them not finite.
+    """
+
+    prompts: int = 8
+    patience: int = 20
+    max_skipped: int = 5
+
+
+@dataclass(frozen=True)
+class KeepConfig:
+    """Which checkpoints stay.
+
+    Args:
+        last: the newest so many; 0 keeps all.
+        best: beside them the so many that answer the most held-out training problems right.
+        problems: training problems that are held out for that, and never trained on.
+    """
+
+    last: int = 0
+    best: int = 0
+    problems: int = 0
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Held-out evaluation before and after training.
+
+    Args:
+        problems: test problems; 0 switches the evaluation off.
+        batch: problems decoded at a time.
+    """
+
+    problems: int = 500
+    batch: int = 64
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One run.
+
+    Args:
+        name: of the run; it lives in FOLDER/NAME. {mode} and {seed} stand for the latent mode (or sft) and the seed.
+        folder: where runs are kept.
+        updates: optimizer steps, one rollout each.
+        seed: of data order, sampling and initial gate.
+        token_budget: tokens of a micro-batch, a group's prompt counted once; lower it when memory runs out. 0 takes
+            a group, or 1,024 to 4,096, on a CPU, where more is no faster, and 16,384 elsewhere.
+        recompute: keep only the inputs of the model's blocks and compute the rest anew in the backward pass: less
+            memory, more time. auto does it on a CPU, for as many blocks as it takes for the others to keep no more than
+            what the weights take, or 256 MB.
+        sharding: with several processes, "full" leaves each its share of the parameters, of their gradients and of the
+            optimizer's state (torch's fully_shard); "none" gives each all of them.
+        save_every: updates between checkpoints; the last is always kept.
+        tracker: where metrics go beside the run folder: "tensorboard" (files in it), "wandb" or "trackio".
+        objective: "hrpo", reinforcement learning in any latent mode; or "sft", supervised fine-tuning on tokens
+            alone, which `hrpo sft` sets.
+        model: the language model.
+        latent: what is fed while the model thinks.
+        task: the problems.
+        rollout: how completions are sampled.
+        loss: the objective of reinforcement learning.
+        sft: supervised fine-tuning.
+        optimizer: AdamW with a cosine schedule.
+        check: a look at a few completions before training, and at the rewards while it goes.
+        keep: which checkpoints stay.
+        eval: held-out evaluation before and after.
+    """
+
+    name: str = "run-{mode}-{seed}"
+    folder: str = "runs"
+    updates: int = 100
+    seed: int = 0
+    token_budget: int = 0
+    recompute: bool | Auto = "auto"
+    sharding: Sharding = "none"
+    save_every: int = 50
+    tracker: Tracker = "none"
+    objective: Objective = "hrpo"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    latent: LatentConfig = field(default_factory=LatentConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    sft: SftConfig = field(default_factory=SftConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    check: CheckConfig = field(default_factory=CheckConfig)
+    keep: KeepConfig = field(default_factory=KeepConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    @property
+    def latent_mode(self) -> LatentMode:
+        """What is fed while the model thinks; supervised fine-tuning knows tokens alone."""
+        return "discrete" if self.objective == "sft" else self.latent.mode
+
+    @property
+    def run_folder(self) -> Path:
+        """Where the run lives.
+
+        Raises:
+            InputError: the name has other braces than {mode} and {seed}, or leads out of the folder.
+        """
+        mode = "sft" if self.objective == "sft" else self.latent.mode
+        try:
+            name = self.name.format(mode=mode, seed=self.seed)
+        except (AttributeError, KeyError, ValueError, IndexError) as error:
+            raise InputError(f"name: {self.name!r} may hold {{mode}} and {{seed}}, and no other braces") from error
+        path = Path(name)
+        if path == Path() or path.is_absolute() or ".." in path.parts or not name.isprintable():
+            raise InputError(f"name: {self.name!r} is no name within {self.folder}; another place is --folder")
+        return Path(self.folder) / path
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """A comparison of runs that differ in some settings, each from several seeds.
+
+    Args:
+        modes: latent modes, and sft for supervised fine-tuning with as many updates; the first is what the others are
+            compared with.
+        arms: any settings instead, by dotted names under a name of one's own, {low: {latent.r_min: 0.9}}; {arm} in the
+            runs' name stands for that.
+        decode: modes in which an arm's trained models answer the test problems once more, {low: [discrete, swapped]};
+            each makes an arm of its own.
+        seeds: of the runs of each.
+        results: a folder for the comparison and a small JSON of each finished run, which is not trained again then;
+            empty: that of the runs.
+        report: what the comparison's files there are called: REPORT.json, REPORT.md and REPORT.png.
+    """
+
+    modes: list[Contender] = field(default_factory=lambda: ["hybrid", "discrete", "interpolation", "hidden"])
+    arms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    decode: dict[str, list[LatentMode]] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    results: str = ""
+    report: str = "comparison"

@@ -1,0 +1,469 @@
+"""What a language model computes while decoding: prompts once, then a token a row, rows coming and going.
+
+`SharedDecoder` is the fast one, and `StaticDecoder` the same with steps that a CUDA graph can repeat; `PlainDecoder`
+keeps to the padded batches and the cache of transformers, serves every architecture, and is what the tests compare
+with.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hrpo.engine.attention import Layout, run_packed, use_packed_attention
+from hrpo.engine.cpu.build import Compiled
+from hrpo.engine.cpu.decode_attention import Seating, Seats, attend_compiled, zeros
+from hrpo.engine.cpu.inference_model import decoding_copy
+from hrpo.engine.options import Techniques
+from hrpo.engine.packing_probe import packs_up_to
+from hrpo.model import HybridCausalLM
+
+FIRST_CAPACITY = 64  # positions of completions that keys and values have room for at first; doubled when full
+PREFILL_TOKENS = 8192  # of prompts in one forward
+CAPTURED_ON = ("cuda",)  # devices on which steps of static shapes are captured; elsewhere they run one by one
+WARM_UPS = 3  # runs before a capture, as many as PyTorch's documentation takes
+
+
+class Decoder(Protocol):
+    """Rows of a batch, group_size next to each other for each prompt when they come in.
+
+    hidden: what the head read to give the logits that were returned last, (b or n, D): after the final norm, before
+        anything that scales or caps logits.
+    """
+
+    hidden: Tensor
+    compacts: bool  # whether rows may leave while others are being completed
+    refills: bool  # whether prompts may come in then
+
+    def admit(self, prompts: Sequence[Sequence[int]], group_size: int) -> Tensor:
+        """Compute prompts, each for group_size new rows at the end of the batch; logits of each prompt (b, V)."""
+
+    def step(self, inputs: Tensor) -> Tensor:
+        """Feed one input a row: (n, D) -> logits (n, V)."""
+
+    def keep(self, rows: list[int]) -> None:
+        """Let row i of the batch be what row rows[i] was; drop the others."""
+
+
+def make_decoder(
+    model: HybridCausalLM,
+    techniques: Techniques,
+    library: Compiled | None,
+    *,
+    prompts: int,
+    longest_prompt: int,
+    max_new_tokens: int,
+) -> Decoder:
+    """Return the fast decoder where it serves the model, the plain one elsewhere.
+
+    Args:
+        model: what decodes; its weights must not change while the decoder is used.
+        techniques: which to use.
+        library: compiled code, to use what it has.
+        prompts: the most prompts at a time.
+        longest_prompt: tokens of the longest prompt to come.
+        max_new_tokens: the most tokens of a completion.
+
+    """
+    if not techniques.packed_groups or longest_prompt + max_new_tokens > packs_up_to(model):
+        return PlainDecoder(model)
+    lm = decoding_copy(model, techniques, library)
+    use_packed_attention(lm)
+    kind = StaticDecoder if techniques.static_shapes else SharedDecoder
+    decoder = kind(
+        lm,
+        model,
+        prompts=prompts,
+        longest_prompt=longest_prompt,
+        max_new_tokens=max_new_tokens,
+    )
+    if not techniques.static_shapes:
+        decoder.library = library
+    return decoder
+
+
+class PlainDecoder:
+    """The model as it is, one batch of left-padded prompts at a time."""
+
+    compacts, refills = True, False
+
+    def __init__(self, model: HybridCausalLM) -> None:
+        self.model = model
+        self.cache: Any = None
+
+    def admit(self, prompts: Sequence[Sequence[int]], group_size: int) -> Tensor:
+        """See `Decoder`."""
+        ids, mask = left_pad(prompts, 0, self.model.device)  # (B, P)
+        self.cache, self.mask = None, mask
+        logits = self.run(self.model.embed(ids))
+        self.cache.batch_repeat_interleave(group_size)
+        self.mask = mask.repeat_interleave(group_size, dim=0)  # (n, P)
+        return logits
+
+    def run(self, inputs: Tensor) -> Tensor:
+        """Run the model on what follows the cache: (n, S, D) -> logits of the last position (n, V)."""
+
+        def note(_: Any, read: tuple[Tensor]) -> None:
+            self.hidden = read[0][:, -1]
+
+        hook = self.model.bare_lm.get_output_embeddings().register_forward_pre_hook(note)
+        try:
+            logits: Tensor
+            logits, self.cache = self.model(inputs, self.mask, self.cache, last_only=True)  # (n, 1, V)
+        finally:
+            hook.remove()
+        return logits[:, -1]
+
+    def step(self, inputs: Tensor) -> Tensor:
+        """See `Decoder`."""
+        self.mask = F.pad(self.mask, (0, 1), value=1)
+        return self.run(inputs.unsqueeze(1))
+
+    def keep(self, rows: list[int]) -> None:
+        """See `Decoder`."""
+        if not rows:
+            return
+        index = torch.tensor(rows, device=self.mask.device)
+        self.cache.batch_select_indices(index)
+        self.mask = self.mask[index]
+
+
+class SharedDecoder(Layout):
+    """Packed rows: a prompt's keys and values stand once for its group, a completion's are written in place.
+
+    A prompt has a slot, b of them in use, and its rows have seats there, R of them at most. Keys of prompts are (slots,
+    H_kv, d, P), of completions (rows, H_kv, d, capacity): the last two axes stand as a score reads them; values have
+    them the other way round. A row's scores over both stand side by side before one softmax. Rows and slots stay dense:
+    the last ones move into the places of those that leave. All of it is in inference mode: each operation costs less.
+
+    Args:
+        lm: a transformers model that attends through layouts, see `use_packed_attention`; its head may be packed.
+        model: whose copy it is.
+        prompts: the most prompts that come in at a time.
+        longest_prompt: tokens of the longest prompt to come.
+        max_new_tokens: the most tokens of a completion.
+
+    """
+
+    compacts = refills = True
+    library: Compiled | None = None  # does a step's attention, if it is there
+
+    def __init__(
+        self, lm: Any, model: HybridCausalLM, *, prompts: int, longest_prompt: int, max_new_tokens: int
+    ) -> None:
+        self.lm, self.model, self.device = lm, model, model.device
+        self.prompts, self.longest_prompt, self.max_new_tokens = prompts, longest_prompt, max_new_tokens
+        self.longest = longest_prompt + max_new_tokens
+        self.shared: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> keys and values of prompts
+        self.own: dict[int, tuple[Tensor, Tensor]] = {}  # and of completions
+        self.rows, self.capacity = 0, 0  # rows and positions that `own` has room for
+        self.lengths: list[int] = []  # of each slot: prompt tokens
+        self.slots: list[int] = []  # of each row
+        self.ages: list[int] = []  # of each row: completion tokens fed
+        self.prefilling: _Prompts | None = None
+
+    @torch.inference_mode()
+    def admit(self, prompts: Sequence[Sequence[int]], group_size: int) -> Tensor:
+        """See `Decoder`."""
+        last = []
+        for part in _by_tokens(prompts, PREFILL_TOKENS):
+            ids = torch.tensor([token for prompt in part for token in prompt], device=self.device)
+            self.prefilling = _Prompts([len(prompt) for prompt in part], self.device)
+            last.append(self.run(self.model.embed(ids), self.prefilling.positions)[self.prefilling.ends])
+            self.prefilling = None
+            for prompt in part:
+                self.slots += [len(self.lengths)] * group_size
+                self.ages += [0] * group_size
+                self.lengths.append(len(prompt))
+        self.arrange()
+        return self.head(torch.cat(last))
+
+    def run(self, inputs: Tensor, positions: Tensor) -> Tensor:
+        """Run the blocks: (S, D), (S,) -> hidden states (S, D)."""
+        with self.model.precision():
+            return run_packed(self.lm, inputs, positions, self)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """(n, D) -> logits (n, V)."""
+        self.hidden = hidden
+        with self.model.precision():
+            logits: Tensor = self.lm.get_output_embeddings()(hidden)
+        return logits
+
+    @torch.inference_mode()
+    def step(self, inputs: Tensor) -> Tensor:
+        """See `Decoder`."""
+        self.t = max(self.ages) + 1
+        if self.t > self.capacity:
+            self.make_room(self.rows, min(max(FIRST_CAPACITY, 2 * self.capacity), self.max_new_tokens))
+        self.together = min(self.ages) == self.t - 1
+        self.own_bias = None if self.together else self.bias(self.age)
+        logits = self.compute(inputs)
+        self.age += 1
+        self.ages = [age + 1 for age in self.ages]
+        return logits
+
+    def compute(self, inputs: Tensor) -> Tensor:
+        """Run the model at the rows' ages; doing it again changes nothing: (n, D) -> logits (n, V)."""
+        return self.head(self.run(inputs, self.prompt_length + self.age))
+
+    @torch.inference_mode()
+    def keep(self, rows: list[int]) -> None:
+        """See `Decoder`."""
+        self.slots, self.ages = [self.slots[row] for row in rows], [self.ages[row] for row in rows]
+        self.move(self.own, [(to, row) for to, row in enumerate(rows) if to != row])
+        for slot in reversed(range(len(self.lengths))):  # the last slots move into those that are empty
+            if slot not in self.slots:
+                end = len(self.lengths) - 1
+                if slot != end:
+                    self.move(self.shared, [(slot, end)])
+                    self.lengths[slot] = self.lengths[end]
+                    self.slots = [slot if at == end else at for at in self.slots]
+                self.lengths.pop()
+        self.arrange()
+
+    def move(self, store: dict[int, tuple[Tensor, Tensor]], moves: list[tuple[int, int]]) -> None:
+        """Copy what stands at some places of a store to others: (to, from) each."""
+        if moves:
+            to, source = torch.tensor(moves, device=self.device).T
+            for tensor in (tensor for pair in store.values() for tensor in pair):
+                tensor[to] = tensor[source]
+
+    def arrange(self) -> None:
+        """Work out anew who sits where: after rows have come or gone."""
+        if not self.slots:
+            return
+        if len(self.slots) > self.rows:
+            self.make_room(len(self.slots), self.capacity)
+        members: list[list[int]] = [[] for _ in self.lengths]  # rows of each slot
+        for row, slot in enumerate(self.slots):
+            members[slot].append(row)
+        self.seats = Seats(members, self.lengths)
+        self.R = max(map(len, members))
+        self.in_order = self.slots == [row // self.R for row in range(len(members) * self.R)]
+        # An empty seat repeats the slot's first row; nobody reads what it gives.
+        seated = [row for group in members for row in group + group[:1] * (self.R - len(group))]
+        places = {row: slot * self.R + seat for slot, group in enumerate(members) for seat, row in enumerate(group)}
+        self.members = torch.tensor(seated, device=self.device)  # (b * R,) rows
+        self.places = torch.tensor([places[row] for row in range(len(places))], device=self.device)  # (n,) seats
+        self.row = torch.arange(len(self.slots), device=self.device)
+        self.age = torch.tensor(self.ages, device=self.device)
+        lengths = torch.tensor(self.lengths, device=self.device)
+        self.prompt_length = lengths[torch.tensor(self.slots, device=self.device)]
+        self.P = max(self.lengths)
+        self.prompt_bias = None
+        if min(self.lengths) < self.P:
+            self.prompt_bias = self.bias(lengths - 1, self.P)
+
+    def bias(self, last: Tensor, positions: int | None = None) -> Tensor:
+        """0 up to the last position that may be seen, minus infinity beyond, per head: (m,) -> (m * H_kv, 1, t)."""
+        keys, _ = next(iter(self.shared.values()))
+        beyond = torch.arange(positions or self.t, device=self.device) > last.unsqueeze(1)  # (m, t)
+        bias = torch.zeros(beyond.shape, device=self.device, dtype=_at_least_float32(keys))
+        bias.masked_fill_(beyond, -torch.inf)
+        return bias.repeat_interleave(keys.shape[1], dim=0).unsqueeze(1)
+
+    def make_room(self, rows: int, capacity: int) -> None:
+        """Give `own` room for so many rows and positions; what stands there stays."""
+        for layer, (keys, values) in self.own.items():
+            self.own[layer] = (
+                _enlarged(keys, rows, *keys.shape[1:3], capacity),
+                _enlarged(values, rows, values.shape[1], capacity, values.shape[3]),
+            )
+        self.rows, self.capacity = rows, capacity
+
+    def seating(self, layer: int) -> Seating | None:
+        """See `Layout`."""
+        if self.prefilling is not None or self.library is None:
+            return None
+        return Seating(self.shared[layer], self.own[layer], self.seats, self.age)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """See `Layout`."""
+        if self.prefilling is not None:
+            return self.attend_prompts(self.prefilling, layer, query, key, value, scale)
+        seating = self.seating(layer)
+        if self.library is not None and seating is not None:
+            out = attend_compiled(self.library, query, key, value, seating, scale)
+            if out is not None:
+                return out
+        n, heads = key.shape[:2]
+        b, P = len(self.lengths), self.P
+        prompt_keys, prompt_values = self.shared[layer]
+        prompt_keys, prompt_values = prompt_keys[:b, ..., :P].flatten(0, 1), prompt_values[:b, :, :P].flatten(0, 1)
+        own_keys, own_values = (x.flatten(0, 1) for x in self.write(layer, key, value))  # (n * H_kv, ...)
+
+        # Scores and softmax are float32 at least: keys with large biases, as Qwen2 has, give scores of hundreds, which
+        # bfloat16 rounds to whole numbers.
+        q = (query.to(_at_least_float32(query)) * scale).view(n, heads, -1, query.shape[2])  # (n, H_kv, per, d)
+        on_prompt = self.by_row(_scores(self.by_slot(q), prompt_keys, self.prompt_bias), heads)  # (n, H_kv, per, P)
+        on_own = _scores(q.flatten(0, 1), own_keys, self.own_bias)  # (n * H_kv, per, t)
+        weights = torch.softmax(torch.cat([on_prompt, on_own.view(*on_prompt.shape[:3], -1)], dim=3), dim=3)
+        weights = weights.to(value.dtype)
+        out = self.by_row(torch.bmm(self.by_slot(weights[..., :P]), prompt_values), heads)  # (n, H_kv, per, d_v)
+        out = torch.baddbmm(out.flatten(0, 1), weights[..., P:].flatten(0, 1), own_values)
+        return out.view(n, query.shape[1], -1)
+
+    def by_slot(self, x: Tensor) -> Tensor:
+        """Put the rows of a slot together: (n, H_kv, per, m) -> (b * H_kv, R * per, m)."""
+        seats = x if self.in_order else x[self.members]
+        return seats.view(-1, self.R, *x.shape[1:]).transpose(1, 2).flatten(2, 3).flatten(0, 1)
+
+    def by_row(self, x: Tensor, heads: int) -> Tensor:
+        """The other way round: (b * H_kv, R * per, m) -> (n, H_kv, per, m)."""
+        seats = x.view(-1, heads, self.R, x.shape[1] // self.R, x.shape[2]).transpose(1, 2).flatten(0, 1)
+        return seats if self.in_order else seats[self.places]
+
+    def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Write each row's key and value, (n, H_kv, d) each, where they belong; return all that may be seen."""
+        n, t = len(key), self.t
+        keys, values = self.own[layer]
+        if self.together:
+            keys[:n, ..., t - 1] = key
+            values[:n, :, t - 1] = value
+        else:
+            keys[self.row, ..., self.age] = key
+            values[self.row, :, self.age] = value
+        return keys[:n, ..., :t], values[:n, :, :t]
+
+    def attend_prompts(
+        self, prompts: "_Prompts", layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float
+    ) -> Tensor:
+        """Prompts attend to themselves, and leave their keys and values."""
+        q, k, v = (x[prompts.places].transpose(1, 2) for x in (query, key, value))  # (b, heads, P, d)
+        heads, d, d_v = k.shape[1], k.shape[3], v.shape[3]
+        if layer not in self.shared:
+            slots, P = self.prompts, self.longest_prompt
+            self.shared[layer] = (zeros(k, slots, heads, d, P), zeros(v, slots, heads, P, d_v))
+            self.own[layer] = (zeros(k, 0, heads, d, 0), zeros(v, 0, heads, 0, d_v))
+        taken, count = len(self.lengths), len(q)
+        if taken + count > len(self.shared[layer][0]):  # rows of many prompts are left, one or two of each
+            keys, values = (_enlarged(x, 2 * len(x), *x.shape[1:]) for x in self.shared[layer])
+            self.shared[layer] = (keys, values)
+        keys, values = (x[taken : taken + count] for x in self.shared[layer])
+        keys[..., : k.shape[2]], values[:, :, : v.shape[2]] = k.transpose(2, 3), v
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+        return out.transpose(1, 2).flatten(0, 1)[prompts.unpad]
+
+
+class StaticDecoder(SharedDecoder):
+    """Steps that do the same operations, on the same tensors, from a batch's first token to its last.
+
+    So a CUDA graph can repeat them. A step attends to all positions that there will ever be; a bias that the device
+    makes from its own `age` and `prompt_length` hides those that do not belong to a row yet. A batch keeps its rows
+    until all have finished; the next one sits in its tensors, and its steps are captured anew only where it has another
+    number of rows. Models that look at positions on the host, as some long-context RoPEs do, cannot be captured.
+    """
+
+    compacts = refills = False
+    shape = (0, 0)  # rows and prompts of the batch
+    repeat: Callable[[], None] | None = None  # the captured step
+
+    @torch.inference_mode()
+    def step(self, inputs: Tensor) -> Tensor:
+        """See `Decoder`. Where steps are captured, the next one overwrites logits and hidden states."""
+        if self.device.type not in CAPTURED_ON:
+            logits = self.compute(inputs)
+        else:
+            if self.repeat is None:
+                self.inputs = inputs.clone()
+                self.repeat, self.logits = capture(lambda: self.compute(self.inputs))
+                self.read = self.hidden
+            self.inputs.copy_(inputs)
+            self.repeat()
+            logits, self.hidden = self.logits, self.read  # the same tensors, computed anew
+        self.age += 1
+        return logits
+
+    def compute(self, inputs: Tensor) -> Tensor:
+        """See `SharedDecoder`."""
+        self.prompt_bias = self.bias(self.prompt_length[:: self.R] - 1, self.P)
+        self.own_bias = self.bias(self.age)
+        return super().compute(inputs)
+
+    def arrange(self) -> None:
+        """Seat a new batch, in the tensors of the last one where that had as many rows."""
+        shape = (len(self.slots), len(self.lengths))
+        if shape == self.shape:
+            self.prompt_length.copy_(torch.tensor(self.lengths).repeat_interleave(self.R))
+            self.age.zero_()
+        elif self.slots:
+            if len(self.slots) > self.rows:
+                self.make_room(len(self.slots), self.max_new_tokens)
+            super().arrange()
+            self.P, self.t, self.together = self.longest_prompt, self.max_new_tokens, False
+            self.shape, self.repeat = shape, None
+
+
+def capture(compute: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+    """Capture a function as a CUDA graph: return what repeats it, on the same tensors, and the result it overwrites.
+
+    Args:
+        compute: may not wait for the device; called a few times.
+
+    """
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # libraries set themselves up in their first calls, which no graph can hold
+        for _ in range(WARM_UPS):
+            compute()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = compute()
+    return graph.replay, out
+
+
+class _Prompts:
+    """Prompts end to end: their positions (S,), last places (b,), and where each stands when padded."""
+
+    def __init__(self, lengths: list[int], device: torch.device) -> None:
+        length = torch.tensor(lengths, device=device)
+        steps = torch.arange(max(lengths), device=device)
+        valid = steps < length.unsqueeze(1)  # (b, P)
+        starts = length.cumsum(0) - length
+        self.ends = starts + length - 1
+        self.positions = steps.expand_as(valid)[valid]
+        self.places = starts.unsqueeze(1) + torch.where(valid, steps, 0)  # (b, P)
+        self.unpad = valid.flatten().nonzero().squeeze(1)
+
+
+def left_pad(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return ids and mask, (B, P) each, of rows of token ids."""
+    P = max(map(len, rows))
+    ids = torch.tensor([[pad] * (P - len(row)) + list(row) for row in rows], device=device)
+    mask = torch.tensor([[0] * (P - len(row)) + [1] * len(row) for row in rows], device=device)
+    return ids, mask
+
+
+def _by_tokens(prompts: Sequence[Sequence[int]], budget: int) -> list[list[Sequence[int]]]:
+    """Cut a list of prompts into parts of at most so many tokens, at least one prompt each."""
+    parts: list[list[Sequence[int]]] = []
+    room = 0
+    for prompt in prompts:
+        if len(prompt) > room:
+            parts.append([])
+            room = budget
+        parts[-1].append(prompt)
+        room -= len(prompt)
+    return parts
+
+
+def _enlarged(x: Tensor, *shape: int) -> Tensor:
+    """Return zeros that have x in their first corner."""
+    room = zeros(x, *shape)
+    room[tuple(slice(size) for size in x.shape)] = x
+    return room
+
+
+def _at_least_float32(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _scores(q: Tensor, keys: Tensor, bias: Tensor | None) -> Tensor:
+    """(n, m, d), (n, d, t), (n, 1, t) -> (n, m, t), in the dtype of q, autocast or not."""
+    with torch.autocast(q.device.type, enabled=False):
+        keys = keys.to(q.dtype)
+        return torch.bmm(q, keys) if bias is None else torch.baddbmm(bias, q, keys)

@@ -1,0 +1,162 @@
+"""Read a model that the paper's original release has trained, and write it as a checkpoint of ours."""
+
+import dataclasses
+import json
+import math
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from peft import get_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hrpo.common.errors import InputError, model_named_by
+from hrpo.common.files import check_links, check_vacant, new_folder, read_json
+from hrpo.config.bounds import MIN_TEMPERATURE, TOKENS
+from hrpo.config.schema import TaskConfig
+from hrpo.model import GATE_FILE, SETTINGS_FILE, HybridCausalLM, HybridSettings, load_tokenizer
+from hrpo.models.names import KNOWN, resolve
+from hrpo.storage.provenance import base_digests
+from hrpo.tasks import TASKS
+from hrpo.tasks.base import SYSTEM_PROMPT, make_preamble
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# The release's modules, as its modules_to_save names them, and their parameters: what our gate calls them.
+GATE_NAMES = {
+    "thinking_residual_gate_r.weight": "reset_gate.weight",
+    "thinking_residual_gate_r.bias": "reset_gate.bias",
+    "thinking_residual_gate_i.weight": "input_gate.weight",
+    "thinking_residual_gate_i.bias": "input_gate.bias",
+    "thinking_residual_Lambda.Lambda": "Lambda",
+}
+GATE_MODULES = {name.split(".")[0] for name in GATE_NAMES}
+_MODULES_TO_SAVE = re.compile(r"\.modules_to_save(\.default)?(?=\.)")
+R_MAX = 0.999  # in all of the paper's runs
+
+
+def import_release(
+    folder: str | Path,
+    out: str | Path,
+    *,
+    base: str = "",
+    task: str = "",
+    temperature: float = 0.5,
+    max_new_tokens: int = 512,
+    r_min: float = 0.99,
+    trust_remote_code: bool = False,
+) -> Path:
+    """Write the adapter and the gate of the release as a checkpoint, with the decoding settings of the paper.
+
+    The release mixes as we do, `softplus(-Lambda)` included, so that the tensors are taken as they are. Its folder
+    holds no settings: those that its training was started with have to be given.
+
+    Args:
+        folder: adapter_config.json and adapter_model.safetensors, the gate among the latter.
+        out: a folder that is not there yet, or empty.
+        base: the model that was trained; default the one that the adapter names.
+        task: the name of its task, for evaluations.
+        temperature: that was sampled at.
+        max_new_tokens: length limit of a completion.
+        r_min: of the gate at the start; only remembered.
+        trust_remote_code: run code that comes with the base model.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        InputError: not such a folder, it does not fit the base model, or `out` holds something.
+
+    """
+    folder, out = Path(folder), Path(out)
+    if task and task not in TASKS:
+        raise InputError(f"--task: {task!r} is none of {', '.join(TASKS)}")
+    for holds, message in (
+        (MIN_TEMPERATURE <= temperature < math.inf, f"--temperature: must be above 0 and finite, got {temperature:g}"),
+        (
+            1 <= max_new_tokens <= TOKENS,
+            f"--max_new_tokens: must be at least 1 and at most {TOKENS:,}, got {max_new_tokens}",
+        ),
+        (0 < r_min <= R_MAX, f"--r_min: must be above 0 and at most {R_MAX}, got {r_min:g}"),
+    ):
+        if not holds:
+            raise InputError(message)
+    check_vacant(out)
+    config, tensors = _read(folder)
+    gate, adapter = _split(config, tensors, folder)
+    base = base or config.get("base_model_name_or_path") or ""
+    with model_named_by("--base"):
+        where = resolve(base)
+    settings = HybridSettings(
+        base_model=base if base in KNOWN or not Path(where).is_dir() else str(Path(where).resolve()),
+        dtype="bfloat16",  # as in the paper
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        preamble=make_preamble(SYSTEM_PROMPT, ()),
+        task=dataclasses.asdict(TaskConfig(name=task)) if task else {},
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        draft = Path(scratch)
+        adapter_config = config | {"modules_to_save": None, "base_model_name_or_path": where}
+        (draft / ADAPTER_CONFIG).write_text(json.dumps(adapter_config))
+        save_file(adapter, draft / ADAPTER_WEIGHTS)
+        save_file(gate, draft / GATE_FILE, {"r_min": str(r_min), "r_max": str(R_MAX)})
+        (draft / SETTINGS_FILE).write_text(json.dumps(dataclasses.asdict(settings)))
+        try:
+            with model_named_by("--base"):
+                model = HybridCausalLM.from_pretrained(draft, trust_remote_code=trust_remote_code)
+        except InputError as error:
+            raise InputError(str(error).replace(str(draft), str(folder))) from error
+        if get_peft_model_state_dict(model.lm, save_embedding_layers=False).keys() != adapter.keys():
+            raise InputError(f"--base: the adapter in {folder} is of another model than {base}: their layers differ")
+    model.settings = dataclasses.replace(model.settings, base_files=base_digests(where))
+    model.tokenizer = load_tokenizer(folder, trust_remote_code) or load_tokenizer(where, trust_remote_code)
+    with new_folder(out) as draft:
+        check_vacant(out)  # another import may have ended just now
+        model.write_files(draft)
+    return out
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read both files of the adapter."""
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder / name}: missing; give the folder that the release saved its adapter in")
+    check_links(folder, "DIR")
+    try:
+        config = read_json(folder / ADAPTER_CONFIG, str(folder), "copy the folder again")
+        tensors = load_file(folder / ADAPTER_WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{folder}: cannot read its adapter: {error}; copy the folder again") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{folder / ADAPTER_CONFIG}: it holds no settings of an adapter; copy the folder again")
+    base, saved = config.get("base_model_name_or_path") or "", config.get("modules_to_save") or []
+    if not (isinstance(base, str) and isinstance(saved, list) and all(isinstance(name, str) for name in saved)):
+        raise InputError(f"{folder / ADAPTER_CONFIG}: its names of modules are none; copy the folder again")
+    return config, tensors
+
+
+def _split(
+    config: dict[str, Any], tensors: dict[str, Tensor], folder: Path
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the gate, in our names and float32, and the adapter."""
+    gate, adapter, unknown = {}, {}, set(config.get("modules_to_save") or []) - GATE_MODULES
+    for name, tensor in tensors.items():
+        ours = GATE_NAMES.get(".".join(_MODULES_TO_SAVE.sub("", name).split(".")[-2:]))
+        if ours is not None:
+            gate[ours] = tensor.float()
+        elif "lora_" in name:
+            adapter[name] = tensor
+        else:
+            unknown.add(name)
+    if missing := GATE_NAMES.keys() - {theirs for theirs, ours in GATE_NAMES.items() if ours in gate}:
+        raise InputError(f"{folder}: its adapter has no {', '.join(sorted(missing))}; was it trained by the release?")
+    if unknown:
+        raise InputError(f"{folder}: it holds more than an adapter and a gate: {', '.join(sorted(unknown))}")
+    widths = {name: tuple(tensor.shape) for name, tensor in gate.items()}
+    D = gate["Lambda"].numel()
+    if any(shape != (D, D) if "weight" in name else shape != (D,) for name, shape in widths.items()):
+        raise InputError(f"{folder}: the widths of its gate disagree: {widths}")
+    return gate, adapter

