@@ -22,7 +22,7 @@ from hrpo import HybridCausalLM
 from hrpo.chat import encode
 from hrpo.common import files
 from hrpo.common.errors import InputError
-from hrpo.engine.cpu.malloc import peak_memory
+from hrpo.common.memory import peak_memory
 from hrpo.models.names import resolve
 from hrpo.tasks.base import SYSTEM_PROMPT, ask, make_preamble
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, Trai
 from trl import GRPOConfig, GRPOTrainer
 
 from hrpo import HybridCausalLM
-from hrpo.engine.packed_decoder import left_pad
+from hrpo.data import left_pad
 
 from .harness import clock, conversation, forget_peak
 

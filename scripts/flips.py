@@ -14,8 +14,8 @@ import torch
 from hrpo import HybridCausalLM, generate
 from hrpo.chat import encode
 from hrpo.config.schema import EvalConfig, ModelConfig, OptimizerConfig, RolloutConfig, TrainConfig
+from hrpo.data import Rollout
 from hrpo.engine.options import FAST, PLAIN
-from hrpo.rollout import Rollout
 from hrpo.tasks import load_task
 from hrpo.trainer import Trainer
 

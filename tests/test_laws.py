@@ -10,9 +10,9 @@ from peft import LoraConfig, get_peft_model
 
 from hrpo import HybridCausalLM, generate, hrpo_loss, replay
 from hrpo.config.schema import TaskConfig
+from hrpo.data import Rollout
 from hrpo.engine.options import FAST
 from hrpo.loss import token_weights
-from hrpo.rollout import Rollout
 from hrpo.tasks import TASKS, load_task
 
 ARCHS = list(CONFIGS)

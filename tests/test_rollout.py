@@ -7,10 +7,11 @@ import torch
 from models import DELIMITER, EOS, PROMPTS, SAMPLER, VOCAB, random_model
 
 from hrpo import Rollout, generate, latent_embedding
+from hrpo.data import sample_key
 from hrpo.engine.options import FAST
 from hrpo.gate import mix_candidates
 from hrpo.latent import MODES, weigh
-from hrpo.rollout import _inverse_cdf, sample_key
+from hrpo.rollout import _inverse_cdf
 
 G = 4
 

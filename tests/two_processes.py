@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from hrpo.common.distributed import leading, leave, together
+from hrpo.common.distributed import full, leading, leave, together
 from hrpo.config.schema import (
     CheckConfig,
     EvalConfig,
@@ -28,7 +28,6 @@ from hrpo.config.schema import (
     TrainConfig,
 )
 from hrpo.trainer import Trainer
-from hrpo.training.fsdp import full
 
 EXACT = ModelConfig(dtype="float64", lora_rank=0)
 CASES: dict[str, dict] = {

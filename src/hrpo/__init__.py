@@ -1,12 +1,11 @@
 """hrpo: hybrid latent reasoning by reinforcement learning (arXiv:2505.18454)."""
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hrpo.advantages import group_advantages as group_advantages
+    from hrpo.data import Rollout as Rollout
     from hrpo.gate import HybridGate as HybridGate
     from hrpo.gate import latent_embedding as latent_embedding
     from hrpo.inspection import inspect as inspect
@@ -14,16 +13,16 @@ if TYPE_CHECKING:
     from hrpo.loss import hrpo_loss as hrpo_loss
     from hrpo.model import HybridCausalLM as HybridCausalLM
     from hrpo.model import Lora as Lora
-    from hrpo.rollout import Rollout as Rollout
     from hrpo.rollout import generate as generate
 
-__version__ = "0.1.0"
+
+from hrpo.common.version import __version__ as __version__
 
 _HOME = {
     "HybridCausalLM": "model",
     "HybridGate": "gate",
     "Lora": "model",
-    "Rollout": "rollout",
+    "Rollout": "data",
     "generate": "rollout",
     "group_advantages": "advantages",
     "hrpo_loss": "loss",
@@ -39,18 +38,3 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'hrpo' has no attribute {name!r}")
     return getattr(importlib.import_module(f"hrpo.{_HOME[name]}"), name)
-
-
-class _Package(ModuleType):
-    """Importing the module `hrpo.logprobs` would put it where the function `replay` belongs; a property stays."""
-
-    @property
-    def replay(self) -> Any:
-        return __getattr__("replay")
-
-    @replay.setter
-    def replay(self, module: ModuleType) -> None:
-        """Ignore the import system's assignment."""
-
-
-sys.modules[__name__].__class__ = _Package

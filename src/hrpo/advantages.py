@@ -48,3 +48,10 @@ def _differ(groups: Tensor) -> Tensor:
     missing = groups.isnan()
     lowest = groups.where(~missing, math.inf).amin(dim=1, keepdim=True)
     return lowest < groups.where(~missing, -math.inf).amax(dim=1, keepdim=True)
+
+
+def distinct_share(completion_ids: Tensor, group_size: int) -> float:
+    """Return the different completions of a group over its size, averaged over groups; (N, T), padded alike."""
+    groups = completion_ids.view(-1, group_size, completion_ids.shape[1])
+    distinct: int = sum(torch.unique(group, dim=0).shape[0] for group in groups)
+    return distinct / completion_ids.shape[0]

@@ -11,8 +11,8 @@ from typing import Any
 from jinja2 import TemplateError
 
 from hrpo.common.errors import InputError
+from hrpo.data import Rollout
 from hrpo.models.templates import apply_template
-from hrpo.rollout import Rollout
 from hrpo.tasks.base import HALF, Message
 
 SENTINEL = "hrpo-sentinel"  # in a message that no template writes by itself

@@ -8,13 +8,14 @@ from typing import Any
 from hrpo.chat import decode, encode, id_lists
 from hrpo.common import distributed
 from hrpo.common.console import bar
+from hrpo.common.errors import StoppedError
 from hrpo.common.statistics import metric_interval, wilson
+from hrpo.data import Rollout, sample_key
 from hrpo.model import HybridCausalLM
-from hrpo.rollout import generate, sample_key
+from hrpo.rollout import generate
 from hrpo.tasks import Example, Task
 from hrpo.tasks.base import RewardContext
 from hrpo.tasks.judge import DELIMITER
-from hrpo.training.nonfinite import check_finite
 
 ROUND = 8  # batches decoded together, one problem taking the row of another; a round's candidates are held in memory
 
@@ -179,3 +180,17 @@ def summarize(answers: Sequence[Answer]) -> dict[str, Any]:
 def as_rows(answers: Sequence[Answer]) -> list[dict[str, Any]]:
     """Return the answers as plain dictionaries."""
     return [asdict(answer) for answer in answers]
+
+
+def check_finite(model: HybridCausalLM, rollout: Rollout) -> None:
+    """Refuse completions that were drawn from logits that are no numbers.
+
+    Raises:
+        StoppedError: they were.
+
+    """
+    if not rollout.finite():
+        raise StoppedError(
+            f"the logits of {model.settings.base_model} are not finite after {model.settings.step} updates: "
+            f"its weights are spoiled, or {model.settings.dtype} is too narrow for it (model.dtype)"
+        )

@@ -1,6 +1,7 @@
 """Log-probabilities of a `Rollout` under the policy and under the reference (HRPO, arXiv:2505.18454)."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from hrpo.common.errors import InputError
 from hrpo.config.schema import Policy
+from hrpo.data import Metrics, Rollout
 from hrpo.engine.attention import laid_out, packed_attention, packed_block, run_packed
 from hrpo.engine.checkpointing import recomputed_blocks
 from hrpo.engine.cpu.adapters import fused_adapters
@@ -24,7 +26,6 @@ from hrpo.gate import mix_candidates
 from hrpo.latent import feed, weigh
 from hrpo.model import HybridCausalLM, context_text
 from hrpo.models.rope import rope_limit
-from hrpo.rollout import Rollout
 
 LINEAR = (nn.Linear, LoraLayer)
 
@@ -251,3 +252,51 @@ def _latents(model: HybridCausalLM, rollout: Rollout, at: Tensor) -> Tensor:
     with torch.no_grad():
         table = model.embed(ids).to(weights.dtype)
     return mix_candidates(places, weights, table)
+
+
+QUANTILE_BF16 = 0.5  # nats; rounding weights to bfloat16 makes .05 to .2 of it
+EXACT = 1e-3  # nats, float32: two orders of summation differ by 1e-5
+MEAN_BF16 = 0.1  # nats
+ROUNDINGS = 30  # times what rounding the embeddings makes: those of all layers make 0.4 to 4 times that
+
+
+def broken_replay(metrics: Metrics, *, exact: bool, rounded: Metrics | None = None) -> str | None:
+    """Return why an update must not be taken: what was sampled is not what is learnt from.
+
+    Args:
+        metrics: of the update, with "replay_error", the largest difference of a token's log-probability when it was
+            sampled and when it was replayed, and "replay_error_mean", the mean.
+        exact: the model computes in float32 or float64.
+        rounded: the same of a replay beside one whose embeddings are rounded otherwise; tells a mistake in the code
+            from weights so large that rounding decides.
+
+    """
+    largest, mean = metrics.get("replay_error", 0.0), metrics.get("replay_error_mean", 0.0)
+    if exact and largest > EXACT:
+        said = f"differ by up to {largest:.2g} from those sampled, where rounding makes {EXACT:g} at most"
+        cause = _of_rounding(largest, (rounded or {}).get("replay_error", 0.0))
+        cause = cause or "this is a bug of hrpo or of the model's code, please report it"
+    elif not exact and mean > MEAN_BF16:
+        said = f"differ by {mean:.2g} on average from those sampled, where rounding makes {MEAN_BF16:g} at most"
+        cause = _of_rounding(mean, (rounded or {}).get("replay_error_mean", 0.0), ", or set model.dtype to float32")
+        cause = cause or "set model.dtype to float32, and please report it"
+    else:
+        return None
+    return f"replayed log-probabilities {said}: {cause}"
+
+
+def _of_rounding(gap: float, rounded: float, also: str = "") -> str:
+    """Return what to do where rounding alone explains a difference; nothing where it does not."""
+    if gap > ROUNDINGS * rounded:
+        return ""
+    return (
+        f"with these weights a rounding of the embeddings alone makes {rounded:.2g}; lower optimizer.lr, "
+        f"optimizer.gate_lr and optimizer.lambda_lr{also}"
+    )
+
+
+def replay_errors(gaps: Tensor) -> Metrics:
+    """Return the largest, the mean and the 99 % quantile of the tokens' differences: (tokens,)."""
+    quantile = gaps.kthvalue(max(1, math.ceil(0.99 * len(gaps)))).values
+    largest, mean, most = torch.stack([gaps.max(), gaps.mean(), quantile]).tolist()
+    return {"replay_error": largest, "replay_error_mean": mean, "replay_error_99": most}

@@ -8,9 +8,8 @@ import torch
 from hrpo.chat import encode
 from hrpo.common.errors import InputError
 from hrpo.config.schema import Target
-from hrpo.engine.packed_decoder import left_pad
+from hrpo.data import Rollout, left_pad
 from hrpo.model import HybridCausalLM
-from hrpo.rollout import Rollout
 from hrpo.tasks import Example, Task
 from hrpo.tasks.base import Message
 from hrpo.tasks.judge import DELIMITER

@@ -17,30 +17,31 @@ from accelerate.utils import InitProcessGroupKwargs, set_seed
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from hrpo.advantages import group_advantages, signal_share
+from hrpo.advantages import distinct_share, group_advantages, signal_share
 from hrpo.chat import decode, encode, id_lists
 from hrpo.common import distributed, files, watchdog
 from hrpo.common.console import console
-from hrpo.common.distributed import together
+from hrpo.common.distributed import full, together
 from hrpo.common.errors import InputError, StoppedError, model_named_by, named_by
 from hrpo.common.locks import Lock
 from hrpo.config.schema import ModelConfig, Policy, RolloutConfig, TrainConfig, length_limit
 from hrpo.config.validate import check_config
+from hrpo.data import Metrics, Rollout, sample_key
 from hrpo.engine.checkpointing import kept_bytes, share_to_recompute
 from hrpo.engine.cpu.malloc import give_back, keep_freed, map_tensors
 from hrpo.engine.options import FAST
 from hrpo.engine.packing_probe import packs_up_to
 from hrpo.evaluate import Answer, answer_problems, as_rows, evaluate, summarize
 from hrpo.latent import MODES, mode_of
-from hrpo.logprobs import replay
+from hrpo.logprobs import broken_replay, replay, replay_errors
 from hrpo.loss import hrpo_loss, token_weights
 from hrpo.model import HybridCausalLM, Lora
 from hrpo.models.dates import DATE_FILE, day_of, pin_date
 from hrpo.rewards import combine, or_none, score, values_of
-from hrpo.rollout import Rollout, check_memory, generate, sample_key
+from hrpo.rollout import check_memory, generate
 from hrpo.sft import target_text, write_down
 from hrpo.storage.provenance import check_provenance, keep_provenance, provenance
-from hrpo.storage.retention import hold_out, scores
+from hrpo.storage.retention import scores
 from hrpo.storage.run_dir import (
     LOGS,
     OPTIMIZER_FILE,
@@ -60,14 +61,12 @@ from hrpo.storage.run_dir import (
 )
 from hrpo.tasks import Example, Task, load_task, remembered
 from hrpo.tasks.base import RewardContext
+from hrpo.tasks.held_out import hold_out
 from hrpo.tasks.judge import DELIMITER
-from hrpo.training.advice import distinct_share
-from hrpo.training.fsdp import Sharded, full
+from hrpo.training.fsdp import Sharded
 from hrpo.training.length_filter import context_length, fitting
-from hrpo.training.monitor import broken_replay, replay_errors
 from hrpo.training.nonfinite import keep_batch, not_finite, rounded_embeddings, spoilt
 
-Metrics = dict[str, float]
 # Tokens of a micro-batch where the config leaves it open, least and most: on accelerators, and on CPUs, where larger
 # ones are no faster.
 TOKEN_BUDGETS = {False: (16384, 16384), True: (1024, 4096)}

@@ -5,7 +5,8 @@ import re
 import pytest
 import torch
 
-from hrpo.training.monitor import GUARDS, active, broken_replay, onsets, replay_errors, skipped_in_a_row
+from hrpo.logprobs import broken_replay, replay_errors
+from hrpo.training.monitor import GUARDS, active, onsets, skipped_in_a_row
 
 # The quickstart's means over ten updates, at the start, in the middle and at the end.
 HEALTHY = [

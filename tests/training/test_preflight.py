@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from hrpo.advantages import distinct_share
 from hrpo.cli.main import main
 from hrpo.common.errors import StoppedError
 from hrpo.config.schema import (
@@ -24,7 +25,7 @@ from hrpo.config.schema import (
 )
 from hrpo.storage.run_dir import newest_checkpoint
 from hrpo.trainer import Trainer
-from hrpo.training.advice import Signs, advice, distinct_share, memory_advice
+from hrpo.training.advice import Signs, advice, memory_advice
 from hrpo.training.preflight import check, check_run
 from hrpo.training.run import train, without_signal
 

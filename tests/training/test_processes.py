@@ -31,7 +31,7 @@ QUICK = ["full", "one-prompt", "sharded-lora"]
 SLOW = ["lora", "no-reference", "token-mean", "sft", "hidden", "recompute"]
 SLOW += [SHARDED + case for case in ("full", "no-reference", "one-prompt", "sft", "hidden", "recompute", "bfloat16")]
 LAUNCH = Path("recipes/launch")
-BFLOAT16 = 0.2  # nats that rounding makes, at most; see `hrpo.training.monitor.QUANTILE_BF16`
+BFLOAT16 = 0.2  # nats that rounding makes, at most; see `hrpo.logprobs.QUANTILE_BF16`
 
 
 @pytest.fixture(scope="module")

@@ -33,10 +33,11 @@ from hrpo.config.schema import (
     TaskConfig,
     TrainConfig,
 )
-from hrpo.storage.retention import hold_out, prune
+from hrpo.storage.retention import prune
 from hrpo.storage.run_dir import SUMS_FILE, checkpoints, damage, model_in, seal
 from hrpo.tasks import load_task
 from hrpo.tasks.base import essence
+from hrpo.tasks.held_out import hold_out
 from hrpo.trainer import Trainer
 from hrpo.training.run import train
 

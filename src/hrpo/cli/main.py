@@ -16,11 +16,11 @@ from typing import Any, Literal, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
-from hrpo import __version__
 from hrpo.common.errors import InputError, Interrupted, OutputError, StoppedError, model_named_by, named_by
 from hrpo.common.files import is_full
 from hrpo.common.output import failures_told, give_up_output, say, visible, warn
 from hrpo.common.signals import listening
+from hrpo.common.version import __version__
 from hrpo.config.load import check_settings_file
 from hrpo.config.schema import CompareConfig, TrainConfig
 from hrpo.models.names import KNOWN

@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from typing import Any, NoReturn, Protocol, TypeVar, cast
 
 import torch
+from torch import Tensor, nn
 from torch import distributed as dist
-from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from hrpo.common.signals import SIGNALS
 
@@ -201,3 +202,15 @@ def _unpack(data: bytes) -> Any:
     """Read what another process of this run has packed; nothing of it comes from a file."""
     device = torch.device("cpu" if dist.get_backend() == "gloo" else "cuda")
     return torch.load(io.BytesIO(data), map_location=device, weights_only=False)
+
+
+def full(tensor: Tensor) -> Tensor:
+    """Return a tensor that may be sharded whole; all processes have to ask for it then."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def as_sharded(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return a whole tensor sharded as another is, or as it is."""
+    if not isinstance(like, DTensor):
+        return tensor
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)

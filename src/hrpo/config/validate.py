@@ -6,8 +6,8 @@ from typing import Any
 from hrpo.common.errors import InputError
 from hrpo.config.bounds import BATCH, MIN_TEMPERATURE, SEED, SETTINGS, outside_of
 from hrpo.config.schema import TrainConfig
+from hrpo.data import SHOWN_CANDIDATES
 from hrpo.latent import mode_of
-from hrpo.rollout import SHOWN_CANDIDATES
 from hrpo.tasks import check_task
 from hrpo.training.trackers import is_installed
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hrpo.data import left_pad
 from hrpo.engine.attention import Layout, run_packed, use_packed_attention
 from hrpo.engine.cpu.build import Compiled
 from hrpo.engine.cpu.decode_attention import Seating, Seats, attend_compiled, zeros
@@ -428,14 +429,6 @@ class _Prompts:
         self.positions = steps.expand_as(valid)[valid]
         self.places = starts.unsqueeze(1) + torch.where(valid, steps, 0)  # (b, P)
         self.unpad = valid.flatten().nonzero().squeeze(1)
-
-
-def left_pad(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return ids and mask, (B, P) each, of rows of token ids."""
-    P = max(map(len, rows))
-    ids = torch.tensor([[pad] * (P - len(row)) + list(row) for row in rows], device=device)
-    mask = torch.tensor([[0] * (P - len(row)) + [1] * len(row) for row in rows], device=device)
-    return ids, mask
 
 
 def _by_tokens(prompts: Sequence[Sequence[int]], budget: int) -> list[list[Sequence[int]]]:

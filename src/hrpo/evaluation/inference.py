@@ -8,12 +8,13 @@ from accelerate import Accelerator
 
 from hrpo.chat import decode, encode
 from hrpo.common.errors import InputError, model_named_by
+from hrpo.data import Rollout
+from hrpo.evaluate import check_finite
 from hrpo.model import HybridCausalLM, context_text
-from hrpo.rollout import Rollout, generate
+from hrpo.rollout import generate
 from hrpo.storage.run_dir import model_in
 from hrpo.tasks.base import ask
 from hrpo.training.length_filter import context_length
-from hrpo.training.nonfinite import check_finite
 
 TRACED_CANDIDATES = 5
 

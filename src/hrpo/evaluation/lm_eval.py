@@ -21,11 +21,11 @@ from hrpo.chat import CUT, continued, control_names, cut_in, cut_names
 from hrpo.common.errors import InputError
 from hrpo.common.output import warn
 from hrpo.config.schema import LatentMode
-from hrpo.engine.packed_decoder import left_pad
+from hrpo.data import left_pad, sample_key
 from hrpo.evaluation.inference import load_for_inference
 from hrpo.latent import MODES, mode_of
 from hrpo.model import HybridCausalLM, context_of
-from hrpo.rollout import generate, sample_key
+from hrpo.rollout import generate
 from hrpo.tasks.base import Message
 
 

@@ -20,6 +20,7 @@ from hrpo.common.files import check_writable, read_json, write_text
 from hrpo.common.locks import Lock
 from hrpo.config.bounds import OPTIONS, outside_of
 from hrpo.config.schema import Scorer
+from hrpo.data import sample_key
 from hrpo.evaluate import answer_round
 from hrpo.evaluation import store
 from hrpo.evaluation.entries import OWN, Entry, as_settings, make_entries
@@ -29,7 +30,6 @@ from hrpo.evaluation.questions import Questions, make_questions
 from hrpo.evaluation.tables import markdown
 from hrpo.model import HybridCausalLM
 from hrpo.models.dates import DATE_FILE, day_of, pin_date
-from hrpo.rollout import sample_key
 from hrpo.storage.run_dir import differences
 from hrpo.tasks import Task
 from hrpo.training.length_filter import check_test_prompts, show_dropped

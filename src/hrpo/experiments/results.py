@@ -7,10 +7,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from hrpo import __version__
 from hrpo.common import files
 from hrpo.common.errors import InputError
 from hrpo.common.files import read_lines
+from hrpo.common.version import __version__
 from hrpo.config.schema import LatentMode, TrainConfig
 from hrpo.experiments.cross_mode import decode
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hrpo import __version__
 from hrpo.common.files import write_text
+from hrpo.common.version import __version__
 from hrpo.inspection.record import PARTS, Column, Json
 
 FOLDER = Path(__file__).parent

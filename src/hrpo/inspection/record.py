@@ -15,11 +15,11 @@ from torch import Tensor
 
 from hrpo.chat import decode
 from hrpo.common.statistics import wilson
+from hrpo.data import Rollout
 from hrpo.delimiter import delimiter_automaton
 from hrpo.evaluation.text_quality import is_mixed, scripts_of
 from hrpo.inspection.tokens import Piece, groups, token_pieces
 from hrpo.model import HybridCausalLM
-from hrpo.rollout import Rollout
 from hrpo.tasks.judge import DELIMITER, Verdict
 
 SHOWN = 12  # candidates of a token at most

@@ -9,6 +9,7 @@ from hrpo.common.console import bar
 from hrpo.common.errors import InputError
 from hrpo.common.files import check_writable
 from hrpo.config.bounds import OPTIONS, outside_of
+from hrpo.data import sample_key
 from hrpo.evaluation.entries import OWN, Entry, make_entries
 from hrpo.evaluation.inference import load_for_inference
 from hrpo.evaluation.questions import Questions, make_questions
@@ -19,7 +20,7 @@ from hrpo.inspection.show import judge_all, problems_of
 from hrpo.inspection.vocabulary import gates_of
 from hrpo.latent import MODES
 from hrpo.model import HybridCausalLM
-from hrpo.rollout import generate, sample_key
+from hrpo.rollout import generate
 from hrpo.training.length_filter import check_test_prompts
 
 

@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 
 from hrpo.chat import decode, id_lists
+from hrpo.data import Rollout
 from hrpo.inspection.page import Page, make_page
 from hrpo.inspection.record import Judged, column_of, map_of
 from hrpo.inspection.vocabulary import gates_of
 from hrpo.latent import MODES
 from hrpo.model import HybridCausalLM
 from hrpo.rewards import score
-from hrpo.rollout import Rollout
 from hrpo.tasks import Example, Task
 from hrpo.tasks.base import RewardContext
 

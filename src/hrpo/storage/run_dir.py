@@ -16,13 +16,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hrpo.common import distributed, files
+from hrpo.common.distributed import as_sharded, full
 from hrpo.common.errors import InputError
 from hrpo.common.locks import Lock
 from hrpo.common.output import warn
 from hrpo.config.bounds import COUNT
 from hrpo.config.load import parse
 from hrpo.config.schema import TrainConfig
-from hrpo.training.fsdp import as_sharded, full
 
 OPTIMIZER_FILE, STATE_FILE, SUMS_FILE = "optimizer.safetensors", "trainer.json", "SHA256SUMS"
 TRAINING_FILES = (OPTIMIZER_FILE, STATE_FILE, SUMS_FILE)  # of no use to those who only want the model

@@ -3,9 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from hrpo.config.schema import TrainConfig, length_limit
 from hrpo.models.turns import NO_END
 
@@ -32,13 +29,6 @@ class Signs:
         """Return the mean of what was logged in some updates."""
         known = {name: [row[name] for row in updates if name in row] for name in cls.__dataclass_fields__}
         return cls(**{name: sum(values) / len(values) if values else 0.0 for name, values in known.items()})
-
-
-def distinct_share(completion_ids: Tensor, group_size: int) -> float:
-    """Return the different completions of a group over its size, averaged over groups; (N, T), padded alike."""
-    groups = completion_ids.view(-1, group_size, completion_ids.shape[1])
-    distinct: int = sum(torch.unique(group, dim=0).shape[0] for group in groups)
-    return distinct / completion_ids.shape[0]
 
 
 def advice(signs: Signs, config: TrainConfig, ends: Sequence[str] = ("EOS",)) -> list[str]:

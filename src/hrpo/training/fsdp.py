@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from hrpo.common.distributed import full
+from hrpo.data import Rollout
 from hrpo.logprobs import replay
 from hrpo.model import HybridCausalLM
-from hrpo.rollout import Rollout
 
 T = TypeVar("T")
 
@@ -83,15 +83,3 @@ def _with_gradient(_: nn.Module, inputs: Any, embeds: Tensor) -> Tensor:
     Else the first block's gradients are added up at another time than in a process where something is mixed.
     """
     return embeds.requires_grad_() if torch.is_grad_enabled() else embeds
-
-
-def full(tensor: Tensor) -> Tensor:
-    """Return a tensor that may be sharded whole; all processes have to ask for it then."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def as_sharded(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return a whole tensor sharded as another is, or as it is."""
-    if not isinstance(like, DTensor):
-        return tensor
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)

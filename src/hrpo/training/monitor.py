@@ -5,14 +5,12 @@ Means are over ten updates, so that a single odd one does not warn; what grows o
 own first ten.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
+from hrpo.data import Metrics
+from hrpo.logprobs import QUANTILE_BF16
 
-Metrics = dict[str, float]
 Guard = Callable[[Sequence[Metrics]], str | None]
 
 WINDOW = 10  # updates that a mean is over
@@ -22,10 +20,6 @@ ENTROPY = 0.003  # nats a token; the quickstart ends at .015, and four groups in
 SIGNAL = 0.05  # of the groups
 KL = 1.0  # nats a token: every token e times as likely, or as unlikely, as it was
 REPEATED = 0.25  # of the completions
-QUANTILE_BF16 = 0.5  # nats; rounding weights to bfloat16 makes .05 to .2 of it
-EXACT = 1e-3  # nats, float32: two orders of summation differ by 1e-5
-MEAN_BF16 = 0.1  # nats
-ROUNDINGS = 30  # times what rounding the embeddings makes: those of all layers make 0.4 to 4 times that
 
 
 def active(updates: Sequence[Metrics]) -> dict[str, str]:
@@ -37,48 +31,6 @@ def onsets(updates: Sequence[Metrics]) -> Iterator[str]:
     """Yield the lines of guards whose sign is there after the newest update, and was not before it."""
     before = active(updates[:-1])
     yield from (line for name, line in active(updates).items() if name not in before)
-
-
-def broken_replay(metrics: Metrics, *, exact: bool, rounded: Metrics | None = None) -> str | None:
-    """Return why an update must not be taken: what was sampled is not what is learnt from.
-
-    Args:
-        metrics: of the update, with "replay_error", the largest difference of a token's log-probability when it was
-            sampled and when it was replayed, and "replay_error_mean", the mean.
-        exact: the model computes in float32 or float64.
-        rounded: the same of a replay beside one whose embeddings are rounded otherwise; tells a mistake in the code
-            from weights so large that rounding decides.
-
-    """
-    largest, mean = metrics.get("replay_error", 0.0), metrics.get("replay_error_mean", 0.0)
-    if exact and largest > EXACT:
-        said = f"differ by up to {largest:.2g} from those sampled, where rounding makes {EXACT:g} at most"
-        cause = _of_rounding(largest, (rounded or {}).get("replay_error", 0.0))
-        cause = cause or "this is a bug of hrpo or of the model's code, please report it"
-    elif not exact and mean > MEAN_BF16:
-        said = f"differ by {mean:.2g} on average from those sampled, where rounding makes {MEAN_BF16:g} at most"
-        cause = _of_rounding(mean, (rounded or {}).get("replay_error_mean", 0.0), ", or set model.dtype to float32")
-        cause = cause or "set model.dtype to float32, and please report it"
-    else:
-        return None
-    return f"replayed log-probabilities {said}: {cause}"
-
-
-def _of_rounding(gap: float, rounded: float, also: str = "") -> str:
-    """Return what to do where rounding alone explains a difference; nothing where it does not."""
-    if gap > ROUNDINGS * rounded:
-        return ""
-    return (
-        f"with these weights a rounding of the embeddings alone makes {rounded:.2g}; lower optimizer.lr, "
-        f"optimizer.gate_lr and optimizer.lambda_lr{also}"
-    )
-
-
-def replay_errors(gaps: Tensor) -> Metrics:
-    """Return the largest, the mean and the 99 % quantile of the tokens' differences: (tokens,)."""
-    quantile = gaps.kthvalue(max(1, math.ceil(0.99 * len(gaps)))).values
-    largest, mean, most = torch.stack([gaps.max(), gaps.mean(), quantile]).tolist()
-    return {"replay_error": largest, "replay_error_mean": mean, "replay_error_99": most}
 
 
 def _recent(updates: Sequence[Metrics], name: str) -> float | None:

@@ -12,29 +12,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hrpo.common import files
-from hrpo.common.errors import StoppedError
+from hrpo.common.distributed import full
+from hrpo.data import Rollout
 from hrpo.model import HybridCausalLM
-from hrpo.rollout import Rollout
 from hrpo.tasks import Example
-from hrpo.training.fsdp import full
 
 FOLDER = "skipped"
 KEPT = 5  # updates of a run that are kept; the first ones tell most
 NAMED = 20  # parameters
-
-
-def check_finite(model: HybridCausalLM, rollout: Rollout) -> None:
-    """Refuse completions that were drawn from logits that are no numbers.
-
-    Raises:
-        StoppedError: they were.
-
-    """
-    if not rollout.finite():
-        raise StoppedError(
-            f"the logits of {model.settings.base_model} are not finite after {model.settings.step} updates: "
-            f"its weights are spoiled, or {model.settings.dtype} is too narrow for it (model.dtype)"
-        )
 
 
 def not_finite(model: HybridCausalLM) -> list[str]:

@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
-from hrpo.advantages import signal_share
+from hrpo.advantages import distinct_share, signal_share
 from hrpo.chat import decode, id_lists
 from hrpo.common.console import clock, console, print_table
 from hrpo.common.distributed import leading
 from hrpo.common.errors import InputError
+from hrpo.common.memory import peak_memory, total_memory
 from hrpo.config.schema import TrainConfig
-from hrpo.engine.cpu.malloc import peak_memory, total_memory
 from hrpo.tasks.judge import DELIMITER
 from hrpo.trainer import Trainer
-from hrpo.training.advice import Signs, advice, distinct_share, memory_advice
+from hrpo.training.advice import Signs, advice, memory_advice
 from hrpo.training.length_filter import show_dropped
 
 ADAM_BYTES = 8  # of state for each trained parameter, there from the first step on

@@ -14,9 +14,10 @@ from hrpo.common.errors import StoppedError
 from hrpo.common.files import read_lines
 from hrpo.common.signals import Stop
 from hrpo.config.schema import TrainConfig
+from hrpo.data import Metrics
 from hrpo.reports.run_report import write_report
 from hrpo.storage.retention import prune, scores
-from hrpo.trainer import Metrics, Trainer
+from hrpo.trainer import Trainer
 from hrpo.training.advice import Signs, advice
 from hrpo.training.length_filter import show_dropped
 from hrpo.training.monitor import active, onsets, skipped_in_a_row
