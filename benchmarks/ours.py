@@ -12,11 +12,10 @@ from torch import nn
 from hrpo import HybridCausalLM
 from hrpo.config.schema import EvalConfig, ModelConfig, RolloutConfig, TaskConfig, TrainConfig
 from hrpo.engine.cpu.blocks import CompiledBlock
-from hrpo.engine.cpu.inference_model import decoding_copy
-from hrpo.engine.cpu.kernels import kernels_for
 from hrpo.engine.cpu.linear import PackedLinear
-from hrpo.engine.options import FAST
+from hrpo.engine.interface import DEFAULT
 from hrpo.engine.packed_decoder import capture
+from hrpo.engine.select import accelerator_for
 from hrpo.trainer import Trainer
 
 from .harness import DTYPES, clock
@@ -45,7 +44,7 @@ def trainer(folder: Path, model: str, dtype: str, problems: Sequence[str], **rol
 def decode_products(model: HybridCausalLM, rows: int, repeats: int = 20) -> float:
     """Return the seconds of a decode step's matrix products alone: the same layers and weights, in order."""
     products: dict[int, Any] = {}  # by what they are: layers that read the same tensor have one
-    for module in decoding_copy(model, FAST, kernels_for(model, FAST, "decoding")).modules():
+    for module in accelerator_for(model.device).decoding(model, DEFAULT).inference_model().modules():
         if isinstance(module, CompiledBlock):
             found = [module.inward, module.outward, module.gate_and_up, module.down]
             products |= {id(product): (product.compute, product.in_features) for product in found}

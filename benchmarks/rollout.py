@@ -14,7 +14,8 @@ from statistics import median
 from typing import Any
 
 from hrpo import generate
-from hrpo.engine.options import FAST
+from hrpo.engine.cpu.accelerator import CpuAccelerator
+from hrpo.engine.interface import DEFAULT
 
 from .harness import bare_model, clock, compare, finish, lengths_note, medians, parse, prompt_ids, share, show, spread
 from .ours import decode_products
@@ -23,7 +24,7 @@ from .peers import release_loop, transformers_generate
 PROMPTS, GROUP, TOKENS = 4, 8, 128
 CAPTURED = "hrpo, hybrid, captured graph"
 UNCOMPILED = "hrpo, hybrid, no compiled code"
-PLAIN = dataclasses.replace(FAST, compiled=False)
+PLAIN = dataclasses.replace(DEFAULT, accelerator=CpuAccelerator(compiled=False))
 SAMPLER: dict[str, Any] = {"group_size": GROUP, "max_new_tokens": TOKENS, "temperature": 0.5, "top_k": 50}
 
 
@@ -63,7 +64,7 @@ def measure(options: argparse.Namespace, dtype: str, until: float) -> tuple[dict
     peers = {
         "hrpo, hybrid": functools.partial(ours, "hrpo, hybrid", "hybrid"),
         "hrpo, discrete": functools.partial(ours, "hrpo, discrete", "discrete"),
-        UNCOMPILED: functools.partial(ours, UNCOMPILED, "hybrid", techniques=PLAIN),
+        UNCOMPILED: functools.partial(ours, UNCOMPILED, "hybrid", options=PLAIN),
         "loop as released, hybrid": functools.partial(others, "loop as released, hybrid", release_loop, model),
         "transformers.generate": functools.partial(
             others, "transformers.generate", transformers_generate, model.bare_lm, model.eos_token_ids
@@ -74,9 +75,9 @@ def measure(options: argparse.Namespace, dtype: str, until: float) -> tuple[dict
         "matrix products of a decode step": functools.partial(decode_products, model, PROMPTS * GROUP),
     }
     if options.device == "cuda":
-        static = dataclasses.replace(FAST, static_shapes=True)
+        static = dataclasses.replace(DEFAULT, static_shapes=True)
         for name, changes in {CAPTURED: {}, f"{CAPTURED}, no early stop": full}.items():
-            peers[name] = functools.partial(ours, name, "hybrid", techniques=static, **changes)
+            peers[name] = functools.partial(ours, name, "hybrid", options=static, **changes)
     seconds = compare(peers, options.runs, until)
     middle = medians(seconds)
     steps = {

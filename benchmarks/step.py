@@ -24,9 +24,9 @@ from peft.tuners.lora import LoraLayer
 from torch.nn import functional as F
 
 from hrpo import HybridCausalLM
-from hrpo.engine.cpu.inference_model import linear_layers
 from hrpo.engine.cpu.linear import CACHES, OneDNN
 from hrpo.engine.head import CPU_COLUMNS, ROWS
+from hrpo.engine.layers import linear_layers
 from hrpo.models.names import resolve
 
 from . import ours

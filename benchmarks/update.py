@@ -18,7 +18,8 @@ import torch
 
 from hrpo import Rollout, generate, replay
 from hrpo.config.schema import Policy
-from hrpo.engine.options import FAST
+from hrpo.engine.cpu.accelerator import CpuAccelerator
+from hrpo.engine.interface import DEFAULT
 from hrpo.trainer import Trainer
 
 from . import ours
@@ -107,7 +108,7 @@ def replay_uncompiled(
         policy=policy,
         with_reference=with_reference,
         recompute=trainer.recompute(rollout),
-        techniques=dataclasses.replace(FAST, compiled=False),
+        options=dataclasses.replace(DEFAULT, accelerator=CpuAccelerator(compiled=False)),
     )
 
 

@@ -15,7 +15,7 @@ from hrpo import HybridCausalLM, generate
 from hrpo.chat import encode
 from hrpo.config.schema import EvalConfig, ModelConfig, OptimizerConfig, RolloutConfig, TrainConfig
 from hrpo.data import Rollout
-from hrpo.engine.options import FAST, PLAIN
+from hrpo.engine.interface import DEFAULT, REFERENCE
 from hrpo.tasks import load_task
 from hrpo.trainer import Trainer
 
@@ -27,8 +27,8 @@ WAYS = {
     "8 rows at a time": {"max_rows": 8},
     "64 rows at a time": {"max_rows": 64},
     "all rows at once": {"max_rows": None},
-    "finished rows stay": {"techniques": dataclasses.replace(FAST, compact=False)},
-    "nothing that makes it fast": {"techniques": PLAIN},
+    "finished rows stay": {"options": dataclasses.replace(DEFAULT, compact=False)},
+    "nothing that makes it fast": {"options": REFERENCE},
 }
 
 

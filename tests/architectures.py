@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel
 
 from hrpo import HybridCausalLM, Rollout, generate, replay
 from hrpo.common.errors import InputError
-from hrpo.engine.options import PLAIN
+from hrpo.engine.interface import REFERENCE
 from hrpo.engine.packing_probe import packs_up_to
 from hrpo.models.rope import rope_limit
 
@@ -218,7 +218,7 @@ def check_law_1(model: HybridCausalLM, prompts: list[list[int]], atol: float, **
     logprobs, reference = replay(model, rollout)
     same(logprobs, rollout.sample_logprobs)
     same(reference, plain_logprobs(model.lm, rollout))
-    same(replay(model, rollout, techniques=PLAIN)[0], logprobs)
+    same(replay(model, rollout, options=REFERENCE)[0], logprobs)
     assert rollout.hybrid_mask.any()
     assert not torch.allclose(logprobs, reference, atol=1e-3), "the latents change nothing"
     return rollout

@@ -16,6 +16,8 @@ from transformers import (
 )
 
 from hrpo import HybridCausalLM, HybridGate, Rollout
+from hrpo.engine.cpu.accelerator import CpuAccelerator
+from hrpo.engine.interface import DEFAULT
 from hrpo.model import HybridSettings
 
 VOCAB, EOS, DELIMITER = 41, [2, 3, 4], 5
@@ -149,3 +151,8 @@ class Letters(PreTrainedTokenizer):
 
     def convert_tokens_to_string(self, tokens):
         return "".join(tokens)
+
+
+def inference_copy(model, *, compiled=True):
+    """Return the copy that decodes on a CPU."""
+    return CpuAccelerator(compiled=compiled).decoding(model, DEFAULT).inference_model()

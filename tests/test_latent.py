@@ -6,19 +6,19 @@ import math
 import pytest
 import torch
 from architectures import ARCHITECTURES, check_law_1, config_of
+from engines import SEVEN, STATIC, adapted, record, same_rollouts
 from models import DELIMITER, PROMPTS, SAMPLER, VOCAB, plain_logprobs, random_lm, random_model
 from test_laws import ARCHS, check_interesting, same
-from test_static import SEVEN, STATIC, record
-from test_techniques import adapted, same_rollouts
 
 from hrpo import Rollout, generate, hrpo_loss, replay
 from hrpo.engine import packed_decoder
-from hrpo.engine.options import FAST, PLAIN
-from hrpo.latent import MODES, Mode, feed, mode_of, nucleus, token_share, weigh
+from hrpo.engine.interface import DEFAULT, REFERENCE
+from hrpo.latent import LatentMode, mode_names, mode_of, nucleus
 
 G = 4
 MIXED = mode_of("hybrid", "hidden")
 ABLATIONS = ("no_input_gate", "no_norm", "scalar_a")
+MODES = {name: mode_of(name) for name in mode_names()}
 REPLACED = ("swapped", "noise")
 ELSEWHERE = ("hybrid", "discrete", *ABLATIONS, *REPLACED)
 NEW = {**{name: mode for name, mode in MODES.items() if name not in ELSEWHERE}, "hybrid of hidden": MIXED}
@@ -38,9 +38,9 @@ P = torch.tensor([[0.5, 0.3, 0.2], [1.0, 0.0, 0.0]], dtype=torch.float64)
 
 def test_weights_of_candidates():
     norm = math.sqrt(0.25 + 0.09 + 0.04)
-    close(weigh(MODES["interpolation"], P), [[0.5 / norm, 0.3 / norm, 0.2 / norm], [1, 0, 0]])
-    assert weigh(MODES["mixture_of_inputs"], P) is P
-    close(weigh(dataclasses.replace(MODES["soft_thinking"], top_p=0.8), P), [[0.625, 0.375, 0], [1, 0, 0]])
+    close(MODES["interpolation"].weigh(P), [[0.5 / norm, 0.3 / norm, 0.2 / norm], [1, 0, 0]])
+    assert MODES["mixture_of_inputs"].weigh(P) is P
+    close(dataclasses.replace(MODES["soft_thinking"], top_p=0.8).weigh(P), [[0.625, 0.375, 0], [1, 0, 0]])
 
 
 @pytest.mark.parametrize(
@@ -60,35 +60,35 @@ def test_share_of_the_token_in_a_mixture_of_inputs():
     entropy = -(0.5 * math.log(0.5) + 0.3 * math.log(0.3) + 0.2 * math.log(0.2)) / math.log(3)
     for beta in (0.25, 1.0, 8.0):
         mode = dataclasses.replace(MODES["mixture_of_inputs"], beta=beta)
-        share = token_share(mode, P)
+        share = mode.token_share(P)
         assert share.shape == (2, 1)
         y = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
         expected = (entropy * P[0] + (beta + 1 - entropy) * y) / (beta + 1)
         close((1 - share[0]) * P[0] + share[0] * y, expected)
         close(share[1], [1.0])  # nothing was in doubt: the token alone
-    close(token_share(MODES["mixture_of_inputs"], torch.ones(1, 1, dtype=torch.float64)), [[1.0]])
+    close(MODES["mixture_of_inputs"].token_share(torch.ones(1, 1, dtype=torch.float64)), [[1.0]])
     uniform = torch.full((1, 4), 0.25, dtype=torch.float64)
-    close(token_share(MODES["mixture_of_inputs"], uniform), [[0.5]])  # 1 - 1 / (1 + 1)
+    close(MODES["mixture_of_inputs"].token_share(uniform), [[0.5]])  # 1 - 1 / (1 + 1)
 
 
 def test_feed():
     gate = random_model("llama").gate
     e, h = torch.randn(2, 3, 24, dtype=torch.float64)
     for mode in (MODES["hybrid"], MIXED):
-        for one, other in zip(feed(mode, gate, e, h, torch.zeros(3, 1)), gate(e, h), strict=True):
+        for one, other in zip(mode.feed(gate, e, h, torch.zeros(3, 1)), gate(e, h), strict=True):
             same(one, other, 0)
     share = torch.tensor([[0.0], [0.25], [1.0]], dtype=torch.float64)
-    fed, a = feed(MODES["mixture_of_inputs"], gate, e, h, share)
+    fed, a = MODES["mixture_of_inputs"].feed(gate, e, h, share)
     close(fed, torch.stack([h[0], 0.25 * e[1] + 0.75 * h[1], e[2]]))
     assert a is share
 
 
 def test_which_latent_is_mixed_in():
     assert mode_of("hybrid", "interpolation") == MODES["hybrid"]
-    assert mode_of("hybrid", "hidden") == dataclasses.replace(MODES["hybrid"], latent="hidden")
+    assert mode_of("hybrid", "hidden") == dataclasses.replace(MODES["hybrid"], source="hidden")
     assert mode_of("interpolation", "hidden") == MODES["interpolation"]
     assert [name for name, mode in MODES.items() if not mode.trains] == [
-        *("swapped", "noise", "soft_thinking", "mixture_of_inputs")
+        *("soft_thinking", "mixture_of_inputs", "swapped", "noise")
     ]
 
 
@@ -96,7 +96,7 @@ def test_which_latent_is_mixed_in():
 
 
 @torch.no_grad()
-def naive(model, prompt: list[int], mode: Mode, top_k: int, tokens: int) -> tuple[list[int], list[float]]:
+def naive(model, prompt: list[int], mode: LatentMode, top_k: int, tokens: int) -> tuple[list[int], list[float]]:
     """Greedy decoding without a cache, written from the papers: token ids and their log-probabilities."""
     lm, tau = model.lm, SAMPLER["temperature"]
     table = lm.get_input_embeddings()(torch.arange(VOCAB))
@@ -112,9 +112,9 @@ def naive(model, prompt: list[int], mode: Mode, top_k: int, tokens: int) -> tupl
         kept = logits.topk(top_k or VOCAB).indices
         p[kept] = (logits[kept] / tau).softmax(0)
         e = table[token]
-        if mode.latent == "hidden":
+        if mode.source == "hidden":
             h = state
-        elif mode.latent == "interpolation":
+        elif mode.source == "interpolation":
             h = p @ table / p.norm()
         elif mode == MODES["soft_thinking"]:
             order = p.argsort(descending=True)
@@ -186,7 +186,7 @@ def test_the_weight_of_the_token_is_recorded():
     assert not alone.gate_mean[alone.hybrid_mask].any()
     assert alone.hidden_ratio() == 1
     mixed = generate(model, PROMPTS, latent_mode="mixture_of_inputs", **options)
-    share = token_share(mixed.mode, mixed.support_probs)[mixed.hybrid_mask].squeeze(1)
+    share = mixed.mode.token_share(mixed.support_probs)[mixed.hybrid_mask].squeeze(1)
     close(mixed.gate_mean[mixed.hybrid_mask], share)
     assert 0.5 < share.min() < share.max() < 1
     assert (mixed.gate_mean[~mixed.hybrid_mask] == 1).all()
@@ -253,7 +253,7 @@ def test_noise_in_place_of_latents():
 # ---- the laws -----------------------------------------------------------------------------------------------------
 
 
-def rolled_out(model, mode: Mode, **options) -> tuple[Rollout, Rollout]:
+def rolled_out(model, mode: LatentMode, **options) -> tuple[Rollout, Rollout]:
     """Two rollouts: sampled, and fed with the tokens that "hybrid" sampled, which are known to be of all kinds."""
     options = {**SAMPLER, "group_size": G, **options}
     tokens = generate(model, PROMPTS, seed=3, latent_mode="hybrid", **options).completion_ids
@@ -283,7 +283,7 @@ def test_replay_equals_rollout(arch, mode):
         same(logprobs, rollout.sample_logprobs)
         same(reference, plain_logprobs(model.lm, rollout))
         assert not torch.allclose(logprobs, reference, atol=1e-3), "the latents change nothing"
-        same(replay(model, rollout, techniques=PLAIN)[0], logprobs)
+        same(replay(model, rollout, options=REFERENCE)[0], logprobs)
         for first, last in [(0, 4), (4, 12), (1, 3), (5, 6), (3, 9)]:  # whole groups, parts, across groups
             part = rollout.select(first, last)
             t = part.completion_ids.shape[1]
@@ -296,9 +296,9 @@ def test_ablations_replay_and_learn(name):
     """The gradient of the gate is that of the parts that are left."""
     model = random_model("llama")
     rollout = generate(model, PROMPTS, seed=3, latent_mode=name, group_size=G, **SAMPLER)
-    for techniques in (FAST, PLAIN):
+    for techniques in (DEFAULT, REFERENCE):
         model.zero_grad()
-        logprobs, _ = replay(model, rollout, techniques=techniques)
+        logprobs, _ = replay(model, rollout, options=techniques)
         same(logprobs.detach(), rollout.sample_logprobs)
         logprobs.sum().backward()
         assert model.gate.Lambda.grad.abs().max() > 0
@@ -341,8 +341,8 @@ def test_the_plain_path_decodes_alike(arch, mode):
     model = adapted(arch)
     options = {**SAMPLER, "group_size": G, "seed": 3, "latent_mode": mode}
     fast = where_fed(generate(model, PROMPTS, **options))
-    for techniques in (PLAIN, STATIC, dataclasses.replace(FAST, compact=False)):
-        same_rollouts(fast, where_fed(generate(model, PROMPTS, techniques=techniques, **options)), 1e-8)
+    for techniques in (REFERENCE, STATIC, dataclasses.replace(DEFAULT, compact=False)):
+        same_rollouts(fast, where_fed(generate(model, PROMPTS, options=techniques, **options)), 1e-8)
 
 
 @pytest.mark.sampled
@@ -372,7 +372,7 @@ def test_hidden_states_of_captured_steps(mode, max_rows, monkeypatch):
     expected = where_fed(generate(model, SEVEN, **options))
     monkeypatch.setattr(packed_decoder, "CAPTURED_ON", ("cpu",))
     monkeypatch.setattr(packed_decoder, "capture", record)
-    same_rollouts(expected, where_fed(generate(model, SEVEN, techniques=STATIC, **options)), 1e-8)
+    same_rollouts(expected, where_fed(generate(model, SEVEN, options=STATIC, **options)), 1e-8)
 
 
 # ---- gradients ----------------------------------------------------------------------------------------------------
@@ -394,7 +394,7 @@ def test_gradients_packed_and_plain(arch, lora, mode):
         loss.backward()
         return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
-    plain = gradients(techniques=PLAIN)
+    plain = gradients(options=REFERENCE)
     assert any("lora_B" in name if lora else "lm." in name for name in plain)
     gates = [name for name, gradient in plain.items() if name.startswith("gate.") and gradient.any()]
     assert len(gates) == (5 if mode.gated else 0)

@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from hrpo import HybridCausalLM, generate, hrpo_loss, replay
 from hrpo.config.schema import TaskConfig
 from hrpo.data import Rollout
-from hrpo.engine.options import FAST
+from hrpo.engine.interface import DEFAULT
 from hrpo.loss import token_weights
 from hrpo.tasks import TASKS, load_task
 
@@ -135,7 +135,7 @@ def test_batching_changes_nothing(arch):
     keys = [1000 + n for n in range(len(rollout))]
     together = generate(model, PROMPTS, group_size=G, sample_keys=keys, **SAMPLER)
     everything = generate(
-        model, PROMPTS, group_size=G, sample_keys=keys, techniques=dataclasses.replace(FAST, compact=False), **SAMPLER
+        model, PROMPTS, group_size=G, sample_keys=keys, options=dataclasses.replace(DEFAULT, compact=False), **SAMPLER
     )
     for field in dataclasses.fields(Rollout):
         value = getattr(together, field.name)

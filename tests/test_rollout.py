@@ -8,9 +8,9 @@ from models import DELIMITER, EOS, PROMPTS, SAMPLER, VOCAB, random_model
 
 from hrpo import Rollout, generate, latent_embedding
 from hrpo.data import sample_key
-from hrpo.engine.options import FAST
+from hrpo.engine.interface import DEFAULT
 from hrpo.gate import mix_candidates
-from hrpo.latent import MODES, weigh
+from hrpo.latent import LATENT_MODES
 from hrpo.rollout import _inverse_cdf
 
 G = 4
@@ -174,7 +174,7 @@ def test_masks_by_hand(model, compact):
         [3, 8, 9, 10],
         [7, 8, 9, 4],
     ]
-    rollout = forced(model, rows, techniques=dataclasses.replace(FAST, compact=compact))
+    rollout = forced(model, rows, options=dataclasses.replace(DEFAULT, compact=compact))
     assert rollout.hybrid_mask.int().tolist() == [
         [1, 1, 1, 0],
         [1, 0, 0, 0],
@@ -250,13 +250,13 @@ def test_mix_candidates_is_the_latent_of_the_scattered_distribution(chunk):
     probs = torch.rand(2, 3, 5, dtype=torch.float64)
     probs /= probs.sum(2, keepdim=True)
     dense = torch.zeros(2, 3, VOCAB, dtype=torch.float64).scatter(2, ids, probs)
-    weights = weigh(MODES["hybrid"], probs)
+    weights = LATENT_MODES["hybrid"].weigh(probs)
     close(mix_candidates(ids.int(), weights, table, chunk), latent_embedding(dense, table), 1e-12)
 
 
 def test_mix_candidates_by_hand():
     table = torch.tensor([[1.0, 0.0], [0.0, 1.0], [9.0, 9.0]])
-    weights = weigh(MODES["hybrid"], torch.tensor([[[0.6, 0.8], [0.0, 0.0]]]))
+    weights = LATENT_MODES["hybrid"].weigh(torch.tensor([[[0.6, 0.8], [0.0, 0.0]]]))
     latents = mix_candidates(torch.tensor([[[0, 1], [2, 0]]]), weights, table)
     close(latents, [[[0.6, 0.8], [0.0, 0.0]]], 1e-6)  # norm 1; nothing sampled: 0, not NaN
 

@@ -9,10 +9,44 @@ import torch
 from torch import Tensor
 
 from hrpo.gate import mix_candidates
-from hrpo.latent import MODES, Mode, weigh
+from hrpo.latent import LATENT_MODES, LatentMode
 
 Metrics = dict[str, float]
 SHOWN_CANDIDATES = 20  # kept for display where the latent itself is stored
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How tokens are sampled.
+
+    Args:
+        temperature: tau, above 0; the latent is made from the tempered distribution when greedy, too.
+        top_k: candidates kept, at most V; 0 keeps all.
+        max_new_tokens: length limit T of a completion.
+        greedy: take the likeliest token instead of sampling.
+        seed: with prompt and sample index it gives each completion its key.
+
+    """
+
+    temperature: float = 0.5
+    top_k: int = 50
+    max_new_tokens: int | None = None
+    greedy: bool = False
+    seed: int = 0
+
+    def check(self) -> None:
+        """Refuse values that cannot be sampled with.
+
+        Raises:
+            ValueError: names the field.
+
+        """
+        if not self.temperature > 0:
+            raise ValueError(
+                f"temperature: must be above 0, got {self.temperature}; use greedy=True for the likeliest token"
+            )
+        if self.top_k < 0:
+            raise ValueError(f"top_k: must be at least 0, got {self.top_k}")
 
 
 @dataclass(frozen=True)
@@ -47,7 +81,7 @@ class Rollout:
     temperature: float
     top_k: int
     dense_latents: Tensor | None = None
-    mode: Mode = MODES["hybrid"]
+    mode: LatentMode = LATENT_MODES["hybrid"]
 
     def __len__(self) -> int:
         """N."""
@@ -76,7 +110,7 @@ class Rollout:
         """Return the latent h of every position: (V, D) -> (N, T, D), no gradient."""
         if self.dense_latents is not None:
             return self.dense_latents
-        return mix_candidates(self.support_ids, weigh(self.mode, self.support_probs), embedding_table)
+        return mix_candidates(self.support_ids, self.mode.weigh(self.support_probs), embedding_table)
 
     def hidden_ratio(self) -> Tensor:
         """Hidden ratio sqrt(1 - gate_mean^2), averaged over mixed positions; 0 where there are none. Scalar."""

@@ -6,8 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hrpo.engine.cpu.build import Compiled
-
 C = 8.0  # the constant c of the recurrence, as in Griffin (arXiv:2402.19427) and the paper
 
 
@@ -32,9 +30,7 @@ def candidate_norm(probs: Tensor) -> Tensor:
     return norm.clamp(min=1e-12)
 
 
-def mix_candidates(
-    ids: Tensor, weights: Tensor, embedding_table: Tensor, chunk: int = 1024, library: Compiled | None = None
-) -> Tensor:
+def mix_candidates(ids: Tensor, weights: Tensor, embedding_table: Tensor, chunk: int = 1024) -> Tensor:
     """Return the weighted sum of the embeddings of K candidates, without a row of V.
 
     Args:
@@ -42,7 +38,6 @@ def mix_candidates(
         weights: (..., K); `p / ||p||_2` gives `latent_embedding`.
         embedding_table: (V, D).
         chunk: positions at a time, to bound the (chunk, K, D) in between where the dtypes differ.
-        library: compiled code (`csrc/mix.cpp`) that does it for a table in bfloat16, without gradient.
 
     Returns:
         (..., D) in the dtype of `weights`.
@@ -53,13 +48,6 @@ def mix_candidates(
     if embedding_table.dtype == weights.dtype:
         with torch.no_grad():
             out = F.embedding_bag(flat_ids, embedding_table, per_sample_weights=flat, mode="sum")
-        return out.view(*ids.shape[:-1], -1)
-    function = weights.dtype == torch.float32 and library and library.find("mix", embedding_table)
-    if function and embedding_table.is_contiguous() and int(flat_ids.max()) < len(embedding_table):
-        flat, flat_ids = flat.contiguous(), flat_ids.contiguous()
-        out = flat.new_empty(len(flat), embedding_table.shape[1])
-        places = (x.data_ptr() for x in (flat_ids, flat, embedding_table, out))
-        function(*places, *flat.shape, out.shape[1], torch.get_num_threads())
         return out.view(*ids.shape[:-1], -1)
     out = flat.new_empty(flat_ids.shape[0], embedding_table.shape[1])
     for at in range(0, flat_ids.shape[0], chunk):

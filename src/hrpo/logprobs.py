@@ -1,33 +1,19 @@
 """Log-probabilities of a `Rollout` under the policy and under the reference (HRPO, arXiv:2505.18454)."""
 
-import contextlib
 import math
-from collections.abc import Iterator
-from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
-from torch import Tensor, nn
+from torch import Tensor
 
 from hrpo.common.errors import InputError
 from hrpo.config.schema import Policy
 from hrpo.data import Metrics, Rollout
-from hrpo.engine.attention import laid_out, packed_attention, packed_block, run_packed
-from hrpo.engine.checkpointing import recomputed_blocks
-from hrpo.engine.cpu.adapters import fused_adapters
-from hrpo.engine.cpu.kernels import kernels_for
-from hrpo.engine.cpu.linear import OneDNN
-from hrpo.engine.cpu.trained_blocks import TrainedBlock, standing_in, trained_blocks
-from hrpo.engine.head import head_logprobs
-from hrpo.engine.options import FAST, Techniques
-from hrpo.engine.packing import PackedGroups
+from hrpo.engine.interface import DEFAULT, EngineOptions, TrainingKernels
+from hrpo.engine.packed import PackedReplay
 from hrpo.engine.packing_probe import packs_up_to
-from hrpo.gate import mix_candidates
-from hrpo.latent import feed, weigh
+from hrpo.engine.select import accelerator_for
 from hrpo.model import HybridCausalLM, context_text
 from hrpo.models.rope import rope_limit
-
-LINEAR = (nn.Linear, LoraLayer)
 
 
 def replay(
@@ -37,7 +23,7 @@ def replay(
     policy: Policy = "model",
     with_reference: bool = True,
     recompute: float = 0.0,
-    techniques: Techniques = FAST,
+    options: EngineOptions = DEFAULT,
 ) -> tuple[Tensor, Tensor | None]:
     """Feed a rollout again and return the log-probability of each of its tokens.
 
@@ -54,7 +40,7 @@ def replay(
         with_reference: compute the reference too.
         recompute: share of the model's blocks (True: all) that keep only their inputs, and are computed anew in the
             backward pass.
-        techniques: what makes it fast; for tests and benchmarks.
+        options: of the engine; for tests and benchmarks.
 
     Returns:
         (N, T) each, 0 where completion_mask is 0; the second is None without reference.
@@ -69,13 +55,13 @@ def replay(
     if policy == "sampler" and rollout.top_k > kept:
         raise ValueError(f"policy: sampler needs {rollout.top_k} candidates; a rollout on hidden states keeps {kept}")
     longest = rollout.prompt_ids.shape[1] + rollout.completion_ids.shape[1]
-    packs = techniques.packed_groups and longest <= packs_up_to(model)
-    reference = None
-    path: _Packed | _Plain
-    if packs:
-        path = _Packed(model, rollout, policy, techniques, recompute)
+    kernels = accelerator_for(model.device, options).training(model, options)
+    path: PackedReplay | _PlainReplay
+    if options.packed and longest <= packs_up_to(model):
+        path = PackedReplay(model, rollout, policy, kernels, recompute, chunked_head=options.chunked_head)
     else:
-        path = _Plain(model, rollout, policy, techniques)
+        path = _PlainReplay(model, rollout, policy, kernels)
+    reference = None
     if with_reference:  # first: what it needs is free again before anything is kept
         with torch.no_grad():
             reference = path.logprobs(reference=True)
@@ -92,15 +78,11 @@ def _check_length(model: HybridCausalLM, rollout: Rollout) -> None:
         )
 
 
-def _products(techniques: Techniques) -> contextlib.AbstractContextManager[Any]:
-    return OneDNN() if techniques.packed_weights else contextlib.nullcontext()
-
-
-class _Plain:
+class _PlainReplay:
     """Padded batches, and the cache of transformers for the prompts; serves every architecture."""
 
-    def __init__(self, model: HybridCausalLM, rollout: Rollout, policy: Policy, techniques: Techniques) -> None:
-        self.model, self.rollout, self.policy, self.techniques = model, rollout, policy, techniques
+    def __init__(self, model: HybridCausalLM, rollout: Rollout, policy: Policy, kernels: TrainingKernels) -> None:
+        self.model, self.rollout, self.policy, self.kernels = model, rollout, policy, kernels
 
     def inputs(self, *, reference: bool) -> Tensor:
         """What is fed after the prompts: (N, T, D)."""
@@ -109,12 +91,12 @@ class _Plain:
         if reference or not bool(rollout.hybrid_mask.any()):
             return tokens
         latents = rollout.latents(model.embedding_table())
-        mixed, _ = feed(rollout.mode, model.gate, tokens, latents, rollout.gate_mean.unsqueeze(2))
+        mixed, _ = rollout.mode.feed(model.gate, tokens, latents, rollout.gate_mean.unsqueeze(2))
         return torch.where(rollout.hybrid_mask.unsqueeze(2), mixed.to(tokens.dtype), tokens)
 
     def logprobs(self, *, reference: bool) -> Tensor:
         """(N, T)."""
-        with _products(self.techniques):
+        with self.kernels.products():
             return self.compute(reference=reference)
 
     def compute(self, *, reference: bool) -> Tensor:
@@ -141,117 +123,6 @@ class _Plain:
         if self.policy == "sampler" and rollout.top_k:
             logits = logits.gather(2, rollout.support_ids[:, at].long())  # the sampler's candidates
         return chosen - logits.logsumexp(dim=2)
-
-
-class _Packed:
-    """Each group's prompt once and its completions in one row without padding; the head in parts."""
-
-    def __init__(
-        self, model: HybridCausalLM, rollout: Rollout, policy: Policy, techniques: Techniques, recompute: float
-    ) -> None:
-        self.model, self.rollout, self.policy = model, rollout, policy
-        self.techniques, self.recompute = techniques, recompute
-        self.library = kernels_for(model, techniques, "training")
-        self.layout = PackedGroups(rollout.prompt_mask, rollout.completion_mask, rollout.group_size, self.library)
-        self.twins: dict[nn.Module, TrainedBlock] = {}
-        self.complete: set[nn.Module] = set()  # models, and blocks, whose linear layers are all run by twins
-        with model.weights(reference=False) as lm:
-            self.find_twins(lm, reference=False)
-
-    def inputs(self, *, reference: bool) -> Tensor:
-        """(S, D)."""
-        model, rollout, fed = self.model, self.rollout, self.layout.fed
-        prompt_ids = rollout.prompt_ids[rollout.prompt_mask.bool()]
-        tokens = model.embed(torch.cat([prompt_ids, rollout.completion_ids[fed]]), reference=reference)
-        mixed = torch.cat([torch.zeros_like(prompt_ids, dtype=torch.bool), rollout.hybrid_mask[fed]])  # (S,)
-        if reference or not bool(mixed.any()):
-            return tokens
-        at = fed & rollout.hybrid_mask
-        share = rollout.gate_mean[at].unsqueeze(1)
-        out, _ = feed(rollout.mode, model.gate, tokens[mixed], _latents(model, rollout, at), share)
-        return tokens.index_put((mixed,), out.to(tokens.dtype))
-
-    @contextlib.contextmanager
-    def again(self, block: nn.Module) -> Iterator[None]:
-        """What holds in the forward pass, for a block that is computed anew after it."""
-        with packed_block(block), laid_out(self.layout), self.fused(block, again=True):
-            yield
-
-    @contextlib.contextmanager
-    def fused(self, lm: nn.Module, *, again: bool = False) -> Iterator[None]:
-        """Within it, blocks that have a twin do what that does; other layers run with their adapters, and by oneDNN.
-
-        The latter two cost something at every operation and every layer, so that they are left out where there is none.
-        """
-        twins = [(block, twin) for block, twin in self.twins.items() if not again or block is lm]
-        with contextlib.ExitStack() as stack:
-            if lm not in self.complete:
-                stack.enter_context(_products(self.techniques))
-                if self.fuses:
-                    stack.enter_context(fused_adapters(lm))
-            stack.enter_context(standing_in(twins, again=again))
-            yield
-
-    @property
-    def fuses(self) -> bool:
-        """Whether operations are fused; under autocast layers choose the dtype by themselves."""
-        fast = self.techniques
-        return fast.fused_adapters and fast.packed_weights and self.model.autocast is None
-
-    def find_twins(self, lm: Any, *, reference: bool) -> None:
-        """Note what can stand in for a model's blocks."""
-        library = self.library if self.fuses else None
-        with self.model.precision():
-            twins = trained_blocks(lm, library, self.model.tried_blocks) if library else {}
-        self.twins |= {lm.get_submodule(name): twin for name, twin in twins.items()}
-        self.complete |= self.twins.keys()
-        head, inside = lm.get_output_embeddings(), tuple(name + "." for name in twins)
-        linear = (name for name, part in lm.named_modules() if isinstance(part, LINEAR) and part is not head)
-        if twins and all(name.startswith(inside) for name in linear):
-            self.complete.add(lm)
-        if not reference:
-            self.model.trained_blocks = list(twins)
-
-    def blocks(self, lm: Any, *, reference: bool) -> contextlib.AbstractContextManager[None]:
-        """Return the context in which blocks keep only their inputs; nothing where there is no backward pass."""
-        if reference or not self.recompute:
-            return contextlib.nullcontext()
-        return recomputed_blocks(lm, self.recompute, self.again)
-
-    def logprobs(self, *, reference: bool) -> Tensor:
-        """(N, T)."""
-        model, rollout, layout = self.model, self.rollout, self.layout
-        with _products(self.techniques):
-            inputs = self.inputs(reference=reference)
-        with model.weights(reference=reference) as lm:
-            if lm is not model.bare_lm:
-                self.find_twins(lm, reference=True)
-            with model.precision(), packed_attention(lm), self.fused(lm), self.blocks(lm, reference=reference):
-                hidden = run_packed(lm, inputs, layout.positions, layout).index_select(0, layout.predicts_from)
-            head = lm.get_output_embeddings()
-        mask = rollout.completion_mask.bool()
-        dtype = model.autocast or head.weight.dtype
-        chosen = head_logprobs(
-            hidden.to(dtype),
-            head.weight.to(dtype),
-            None if head.bias is None else head.bias.to(dtype),
-            rollout.completion_ids[mask],
-            temperature=1.0 if self.policy == "model" else rollout.temperature,
-            candidates=rollout.support_ids[mask] if self.policy == "sampler" and rollout.top_k else None,
-            tile=None if self.techniques.chunked_head else (int(mask.sum()), len(head.weight)),
-        )  # (tokens,)
-        return torch.zeros_like(rollout.sample_logprobs).masked_scatter(mask, chosen)
-
-
-def _latents(model: HybridCausalLM, rollout: Rollout, at: Tensor) -> Tensor:
-    """The latents of some positions, (N, T) bools -> (n, D); only the embeddings that occur are looked up."""
-    if rollout.dense_latents is not None:
-        return rollout.dense_latents[at]
-    ids, places = torch.unique(rollout.support_ids[at], return_inverse=True)
-    weights = weigh(rollout.mode, rollout.support_probs[at])
-    with torch.no_grad():
-        table = model.embed(ids).to(weights.dtype)
-    return mix_candidates(places, weights, table)
 
 
 QUANTILE_BF16 = 0.5  # nats; rounding weights to bfloat16 makes .05 to .2 of it

@@ -24,10 +24,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from hrpo.common.errors import InputError, model_named_by
 from hrpo.common.files import new_folder, read_json
 from hrpo.config.bounds import COUNT, MIN_TEMPERATURE, SEED, TOKENS, outside
-from hrpo.config.schema import LONGEST, Dtype, LatentMode, MixedIn, Quantization, TaskConfig
-from hrpo.engine.cpu.build import Compiled
+from hrpo.config.schema import LONGEST, Dtype, MixedIn, Quantization, TaskConfig
 from hrpo.gate import HybridGate, mix_candidates
-from hrpo.latent import MODES
+from hrpo.latent import mode_names, mode_of
 from hrpo.models.compat import check_usable
 from hrpo.models.float64 import stay_in_float64
 from hrpo.models.names import KNOWN, fetch_hybrid, resolve
@@ -114,7 +113,7 @@ class HybridSettings:
     """
 
     base_model: str
-    latent_mode: LatentMode = "hybrid"
+    latent_mode: str = "hybrid"
     dtype: Dtype = "float32"
     quantization: Quantization = "none"
     temperature: float = 0.5
@@ -154,12 +153,6 @@ class HybridCausalLM(nn.Module):
         self.lm, self.gate = lm, gate
         self.settings, self.tokenizer, self.autocast = settings, tokenizer, autocast
         self._reference: list[nn.Module] = []  # in a list: no part of parameters() and state_dict()
-        self.packs_up_to: int | None = None  # tokens of a sequence that packing serves; None: not tried yet
-        self.read_together: list[list[str]] = []  # linear layers that read the same tensor, known once that was tried
-        self.compiled_blocks: list[str] | None = None  # those that have a compiled twin, once that was tried
-        self.tried_blocks: dict[str, bool] = {}  # of those tried, whether they have one for training
-        self.trained_blocks: list[str] = []  # those that had one in the last replay
-        self.usable = False  # until a few tokens have shown it
         self._accepts = set(inspect.signature(type(self.bare_lm).forward).parameters)
         width = self.embedding.weight.shape[1]
         if gate.hidden_size != width:
@@ -180,7 +173,7 @@ class HybridCausalLM(nn.Module):
         device: str | torch.device = "cpu",
         r_min: float = 0.99,
         r_max: float = 0.999,
-        latent_mode: LatentMode = "hybrid",
+        latent_mode: str = "hybrid",
         mixed_in: MixedIn = "interpolation",
         new_run: bool = False,
         trust_remote_code: bool = False,
@@ -218,7 +211,7 @@ class HybridCausalLM(nn.Module):
             own_adapter, own_gate = (folder / "adapter_config.json").is_file(), True
             if new_run or lora is not None:
                 check_whole(folder)
-                own_gate = MODES[settings.latent_mode].gated  # else it was never trained
+                own_gate = mode_of(settings.latent_mode).gated  # else it was never trained
                 base_model = str(folder.resolve())
                 settings = dataclasses.replace(
                     settings, base_model=base_model, latent_mode=latent_mode, mixed_in=mixed_in, step=0
@@ -337,10 +330,10 @@ class HybridCausalLM(nn.Module):
                 return self.embedding.weight.detach()
             return self.embed(torch.arange(self.embedding.weight.shape[0], device=self.device))
 
-    def mix(self, ids: Tensor, weights: Tensor, library: Compiled | None = None) -> Tensor:
-        """Return the weighted sum of candidates' embeddings, maybe by compiled code: (n, K), (n, K) -> (n, D)."""
+    def mix(self, ids: Tensor, weights: Tensor) -> Tensor:
+        """Return the weighted sum of candidates' embeddings: (n, K), (n, K) -> (n, D)."""
         if type(self.embedding) is nn.Embedding:
-            return mix_candidates(ids, weights, self.embedding.weight, library=library)
+            return mix_candidates(ids, weights, self.embedding.weight)
         with torch.no_grad():
             rows = self.embed(ids.long()).to(weights.dtype)  # (n, K, D), scale included
         return torch.bmm(weights.unsqueeze(1), rows).squeeze(1)
@@ -636,7 +629,7 @@ def read_settings(path: Path) -> HybridSettings:
         raise InputError(f"model.name: {path}: not the settings of a hybrid model: {reason}; {AGAIN}") from error
     values = dataclasses.asdict(settings)
     for name, value, allowed in (
-        ("latent_mode", settings.latent_mode, get_args(LatentMode)),
+        ("latent_mode", settings.latent_mode, mode_names()),
         ("mixed_in", settings.mixed_in, get_args(MixedIn)),
         ("dtype", settings.dtype, get_args(Dtype)),
         ("quantization", settings.quantization, get_args(Quantization)),

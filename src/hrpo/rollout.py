@@ -1,6 +1,8 @@
 """Hybrid decoding: prompts in, a `Rollout` out (HRPO, arXiv:2505.18454)."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,16 +11,12 @@ from torch import Tensor
 
 from hrpo.common.errors import InputError
 from hrpo.common.memory import total_memory
-from hrpo.config.schema import LatentMode
-from hrpo.data import SHOWN_CANDIDATES, Rollout, left_pad, sample_key
+from hrpo.data import SHOWN_CANDIDATES, Rollout, SamplingParams, left_pad, sample_key
 from hrpo.delimiter import delimiter_automaton
-from hrpo.engine.cpu.inference_model import decoding_gate
-from hrpo.engine.cpu.kernels import kernels_for
-from hrpo.engine.cpu.malloc import give_back
-from hrpo.engine.cpu.top_k import top_candidates
-from hrpo.engine.options import FAST, Techniques
+from hrpo.engine.interface import DEFAULT, EngineOptions
 from hrpo.engine.packed_decoder import make_decoder
-from hrpo.latent import Mode, feed, mode_of, noise_table, put_in_place, token_share, weigh
+from hrpo.engine.select import accelerator_for
+from hrpo.latent import LatentMode, ThinkingStep, mode_of
 from hrpo.model import HybridCausalLM, context_of, context_text
 from hrpo.models.compat import check_usable
 
@@ -28,6 +26,7 @@ def generate(
     model: HybridCausalLM,
     prompt_ids: Sequence[Sequence[int]],
     *,
+    sampling: SamplingParams | None = None,
     group_size: int = 1,
     max_new_tokens: int | None = None,
     temperature: float = 0.5,
@@ -38,17 +37,18 @@ def generate(
     eos_token_id: int | Sequence[int] | None = None,
     delimiter: str | Sequence[int] = "####",
     tokenizer: Any = None,
-    latent_mode: LatentMode | Mode | None = None,
+    latent_mode: str | LatentMode | None = None,
     forced_ids: Tensor | None = None,
     max_rows: int | None = None,
     on_finished: Callable[[int], None] | None = None,
-    techniques: Techniques = FAST,
+    options: EngineOptions = DEFAULT,
 ) -> Rollout:
     """Complete prompts, feeding each sampled token mixed with its latent until the delimiter has appeared.
 
     Args:
         model: the language model and its gate.
         prompt_ids: B lists of token ids, none empty.
+        sampling: stands in for `max_new_tokens`, `temperature`, `top_k`, `greedy` and `seed`.
         group_size: completions per prompt, G. A prompt is computed once for all of them.
         max_new_tokens: length limit T; with `forced_ids` their length.
         temperature: tau, above 0 (greedy decoding too: the latent is made from the tempered distribution).
@@ -59,12 +59,12 @@ def generate(
         eos_token_id: one or several; default the model's `eos_token_ids`.
         delimiter: text (needs a tokenizer), or the token ids of one sequence.
         tokenizer: default the model's.
-        latent_mode: a name, or a mode of `hrpo.latent` with values of your own; default the model's own.
+        latent_mode: a name of `hrpo.LATENT_MODES`, or a mode of your own; default the model's own.
         forced_ids: (N, T) tokens to feed instead of sampling; what follows an EOS is ignored.
         max_rows: completions at a time, at least one group; when some finish, waiting prompts take their rows. It
             bounds memory; None takes all at once.
         on_finished: called with the number of completions that have just been finished.
-        techniques: what makes it fast; for tests and benchmarks.
+        options: of the engine; for tests and benchmarks.
 
     Raises:
         ValueError: an argument outside its range.
@@ -72,6 +72,256 @@ def generate(
             context; or more completions than memory holds.
 
     """
+    loose = SamplingParams(temperature, top_k, max_new_tokens, greedy, seed)
+    if sampling is not None and loose != SamplingParams():
+        raise ValueError("sampling: give it, or temperature, top_k, max_new_tokens, greedy and seed, not both")
+    sampling = sampling or loose
+    if forced_ids is not None:
+        forced_ids = forced_ids.to(model.device, torch.long)
+        sampling = dataclasses.replace(sampling, max_new_tokens=forced_ids.shape[1])
+    mode = latent_mode
+    if not isinstance(mode, LatentMode):
+        mode = mode_of(mode or model.settings.latent_mode, model.settings.mixed_in)
+    _check(model, prompt_ids, group_size, sampling, mode, sample_keys, forced_ids)
+    if sample_keys is None:
+        sample_keys = [sample_key(sampling.seed, b, g) for b in range(len(prompt_ids)) for g in range(group_size)]
+    decoding = _Decoding(model, prompt_ids, group_size, sampling, mode, sample_keys, forced_ids, max_rows, options)
+    decoding.automaton = delimiter_automaton(delimiter, tokenizer or model.tokenizer, model.vocab_size).to(model.device)
+    decoding.end_at(model.eos_token_ids if eos_token_id is None else np.atleast_1d(eos_token_id).tolist())
+    while decoding.admit():
+        step = decoding.choose()
+        decoding.record(step)
+        finished = decoding.drop_finished(step)
+        if finished and on_finished is not None:
+            on_finished(finished)
+        if decoding.ages:
+            decoding.feed(step)
+    return decoding.rollout()
+
+
+@dataclass
+class _Step:
+    """One step of the n rows in the batch.
+
+    candidates, probs: (n, K) the likeliest tokens and their probabilities.
+    distribution: (n, K), or (n, V) without top_k: what tokens were sampled from.
+    token, logprob: (n,).
+    """
+
+    candidates: Tensor
+    probs: Tensor
+    distribution: Tensor
+    token: Tensor
+    logprob: Tensor
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep these rows, in this order."""
+        for name, value in list(vars(self).items()):
+            setattr(self, name, value[rows])
+
+
+class _Decoding:
+    """A batch on its way: row n computes completion rows[n], whose next token is its t[n]-th; `ages` is t on the host.
+
+    What has been decoded stands in tensors of N completions, which `rollout` returns.
+    """
+
+    def __init__(
+        self,
+        model: HybridCausalLM,
+        prompt_ids: Sequence[Sequence[int]],
+        group_size: int,
+        sampling: SamplingParams,
+        mode: LatentMode,
+        sample_keys: Sequence[int],
+        forced_ids: Tensor | None,
+        max_rows: int | None,
+        options: EngineOptions,
+    ) -> None:
+        self.model, self.prompt_ids, self.G, self.sampling, self.mode = model, prompt_ids, group_size, sampling, mode
+        self.forced_ids, self.B, self.T = forced_ids, len(prompt_ids), sampling.max_new_tokens or 0
+        self.V, self.K = model.vocab_size, min(sampling.top_k, model.vocab_size)
+        self.real = torch.float64 if model.lm_dtype == torch.float64 else torch.float32
+        N, device = self.B * self.G, model.device
+        draws = np.stack([np.random.default_rng(int(key) % 2**63).random(self.T) for key in sample_keys])  # (N, T)
+        self.uniforms = torch.from_numpy(draws).to(self.real).to(device)
+
+        accelerator = accelerator_for(device, options)
+        self.look_every = accelerator.look_every
+        self.kernels = accelerator.decoding(model, options)
+        self.at_a_time = min(self.B, max(1, (max_rows or N) // self.G))  # prompts
+        self.decoder = make_decoder(
+            self.kernels,
+            prompts=self.at_a_time,
+            longest_prompt=max(map(len, prompt_ids)),
+            max_new_tokens=self.T,
+        )
+        self.gate = self.kernels.gate()
+        accelerator.release_memory()  # what making the copies has left
+        self.compact = options.compact and self.decoder.compacts
+        self.table = model.embedding_table().to(self.real) if mode.thinks and not self.K else None
+
+        self.shown, stores = kept(mode, self.K, self.V)
+        self.completion_ids = torch.zeros((N, self.T), dtype=torch.long, device=device)
+        self.completion_mask = torch.zeros_like(self.completion_ids)
+        self.hybrid_mask = torch.zeros_like(self.completion_ids, dtype=torch.bool)
+        self.sample_logprobs = torch.zeros_like(self.completion_ids, dtype=self.real)
+        self.gate_mean = torch.ones_like(self.sample_logprobs)
+        self.support_ids = torch.zeros((N, self.T, self.shown), dtype=torch.int32, device=device)
+        self.support_probs = torch.zeros((N, self.T, self.shown), dtype=self.real, device=device)
+        D = model.gate.hidden_size
+        self.dense = torch.zeros((N, self.T, D), dtype=self.real, device=device) if stores else None
+
+        self.rows = self.t = torch.empty(0, dtype=torch.long, device=device)
+        self.live = torch.empty(0, dtype=torch.bool, device=device)
+        self.logits = torch.empty(0, self.V, dtype=self.real, device=device)  # in the model's dtype once there are any
+        self.hidden = torch.empty(0, D, dtype=self.real, device=device)  # what the head read to give the logits
+        self.ages: list[int] = []
+        self.taken = self.steps = 0
+        self.automaton: Any = None
+        self.state: Any = None  # of the automaton, (n,)
+
+    def end_at(self, eos: Sequence[int]) -> None:
+        """Set the tokens that end a completion; the first is what fills its end."""
+        self.pad = eos[0] if eos else 0
+        self.eos = torch.tensor(eos, device=self.model.device, dtype=torch.long)
+        self.completion_ids.fill_(self.pad)
+        self.state = self.automaton.start(0)
+
+    def admit(self) -> bool:
+        """Take waiting prompts into the free rows; whether there is anything to decode."""
+        G = self.G
+        free = self.at_a_time - -(-len(self.ages) // G)  # prompts whose rows have room
+        count = min(free, self.B - self.taken)
+        if count and (not self.ages or (self.compact and self.decoder.refills)):
+            first = self.decoder.admit(self.prompt_ids[self.taken : self.taken + count], G)  # (count, V)
+            fresh = torch.arange(self.taken * G, (self.taken + count) * G, device=self.model.device)
+            self.taken += count
+            self.rows, self.t = torch.cat([self.rows, fresh]), torch.cat([self.t, torch.zeros_like(fresh)])
+            self.live = torch.cat([self.live, fresh >= 0])
+            self.state = torch.cat([self.state, self.automaton.start(len(fresh))])
+            self.logits = torch.cat([self.logits.to(first.dtype), first.repeat_interleave(G, dim=0)])
+            if self.mode.source == "hidden":
+                read = self.decoder.hidden.to(self.real)
+                self.hidden = torch.cat([self.hidden, read.repeat_interleave(G, dim=0)])
+            self.ages += [0] * len(fresh)
+        return bool(self.ages)
+
+    def choose(self) -> _Step:
+        """Choose each row's next token."""
+        K, tau, logits = self.K, self.sampling.temperature, self.logits
+        found, candidates, total = self.kernels.top_k(logits, K or self.shown, self.real)  # (n, K) twice, (n,)
+        if K:
+            probs = distribution = torch.softmax(found / tau, dim=1)
+        else:
+            distribution = torch.softmax(logits.to(self.real) / tau, dim=1)  # (n, V)
+            probs = distribution.gather(1, candidates)
+        if self.forced_ids is not None:
+            token = torch.where(self.live, self.forced_ids[self.rows, self.t], self.pad)
+        elif self.sampling.greedy:
+            token = logits.argmax(dim=1)
+        else:
+            pick = _inverse_cdf(distribution, self.uniforms[self.rows, self.t])
+            token = candidates.gather(1, pick).squeeze(1) if K else pick.squeeze(1)
+            if self.mode.likeliest:
+                token = torch.where(self.automaton.thinking(self.state), candidates[:, 0], token)
+        logprob = logits.gather(1, token.unsqueeze(1)).squeeze(1).to(self.real) - total
+        return _Step(candidates, probs, distribution, token, logprob)
+
+    def record(self, step: _Step) -> None:
+        """Note the tokens, and which rows they end."""
+        at = (self.rows, self.t)
+        self.state = self.automaton.advance(self.state, step.token)
+        self.completion_ids[at] = torch.where(self.live, step.token, self.pad)
+        self.completion_mask[at] = self.live.long()
+        self.sample_logprobs[at] = torch.where(self.live, step.logprob, 0)
+        self.support_ids[at] = step.candidates[:, : self.shown].int()
+        self.support_probs[at] = step.probs[:, : self.shown]
+        self.live = self.live & ~torch.isin(step.token, self.eos)
+
+    def drop_finished(self, step: _Step) -> int:
+        """Drop rows that have finished, where that is possible and worth a look; return how many were dropped."""
+        self.steps += 1
+        if self.steps % self.look_every and max(self.ages) != self.T - 1:
+            return 0
+        alive = [row and age < self.T - 1 for row, age in zip(self.live.tolist(), self.ages, strict=True)]
+        if all(alive) or (any(alive) and not self.compact):
+            return 0
+        survivors = _survivors(alive)
+        self.decoder.keep(survivors)
+        self.ages = [self.ages[row] for row in survivors]
+        index = torch.tensor(survivors, device=self.model.device, dtype=torch.long)
+        self.rows, self.t, self.live, self.state = (x[index] for x in (self.rows, self.t, self.live, self.state))
+        if not self.ages:
+            self.logits = self.logits[:0]
+        if self.mode.source == "hidden":
+            self.hidden = self.hidden[index]
+        step.keep(index)
+        return len(alive) - len(survivors)
+
+    def feed(self, step: _Step) -> None:
+        """Feed each row its token, or while it thinks what the mode makes of token and latent."""
+        mode, at = self.mode, (self.rows, self.t)
+        inputs = self.model.embed(step.token)  # (n, D)
+        if mode.thinks:
+            thinking = self.automaton.thinking(self.state) & self.live
+            latents = mode.latent(
+                ThinkingStep(
+                    probs=step.distribution,
+                    hidden=self.hidden if mode.source == "hidden" else None,
+                    uniforms=self.uniforms[at],
+                    mix=lambda weights: self.mix(step, weights),
+                )
+            )
+            if self.dense is not None:
+                self.dense[at] = latents
+            out, a = mode.feed(self.gate, inputs, latents, mode.token_share(step.distribution))
+            inputs = torch.where(thinking.unsqueeze(1), out.to(inputs.dtype), inputs)
+            self.hybrid_mask[at] = thinking
+            self.gate_mean[at] = torch.where(thinking, a.mean(dim=1), 1)
+        del self.logits  # their memory serves the next ones
+        self.logits = self.decoder.step(inputs)
+        if mode.source == "hidden":
+            self.hidden = self.decoder.hidden.to(self.real)
+        self.t = self.t + 1
+        self.ages = [age + 1 for age in self.ages]
+
+    def mix(self, step: _Step, weights: Tensor) -> Tensor:
+        """Return the weighted sum of embeddings, of all tokens or of the candidates: (n, V or K) -> (n, D)."""
+        return self.kernels.mix(step.candidates, weights) if self.table is None else weights @ self.table
+
+    def rollout(self) -> Rollout:
+        """Return what has been decoded."""
+        ids, mask = left_pad(self.prompt_ids, self.pad, self.model.device)  # (B, P)
+        full = Rollout(
+            prompt_ids=ids,
+            prompt_mask=mask,
+            completion_ids=self.completion_ids,
+            completion_mask=self.completion_mask,
+            hybrid_mask=self.hybrid_mask,
+            sample_logprobs=self.sample_logprobs,
+            support_ids=self.support_ids,
+            support_probs=self.support_probs,
+            gate_mean=self.gate_mean,
+            group_size=self.G,
+            temperature=self.sampling.temperature,
+            top_k=self.K,
+            dense_latents=self.dense,
+            mode=self.mode,
+        )
+        return full if self.forced_ids is not None else full.select(0, len(full))
+
+
+def _check(
+    model: HybridCausalLM,
+    prompt_ids: Sequence[Sequence[int]],
+    group_size: int,
+    sampling: SamplingParams,
+    mode: LatentMode,
+    sample_keys: Sequence[int] | None,
+    forced_ids: Tensor | None,
+) -> None:
+    """Refuse what cannot be decoded; see `generate`."""
     check_usable(model)
     if not prompt_ids or not all(len(row) for row in prompt_ids):
         raise ValueError("prompt_ids: every prompt needs at least one token")
@@ -81,178 +331,27 @@ def generate(
             f"model.name: a prompt has the token {largest}, but the model knows {embedded}: "
             "its tokenizer is another model's; put its own into the folder"
         )
-    if not temperature > 0:
-        raise ValueError(f"temperature: must be above 0, got {temperature}; use greedy=True for the likeliest token")
-    if group_size < 1 or top_k < 0:
-        raise ValueError(f"group_size must be at least 1 and top_k at least 0, got {group_size} and {top_k}")
-    if forced_ids is not None:
-        forced_ids = forced_ids.to(model.device, torch.long)
-        max_new_tokens = forced_ids.shape[1]
-    if max_new_tokens is None or max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens: must be at least 1, got {max_new_tokens}")
-    device, G, T, B = model.device, group_size, max_new_tokens, len(prompt_ids)
-    N = B * G
-    settings = model.settings
-    mode = latent_mode
-    if not isinstance(mode, Mode):
-        mode = mode_of(mode or settings.latent_mode, settings.mixed_in)
+    sampling.check()
+    if group_size < 1:
+        raise ValueError(f"group_size: must be at least 1, got {group_size}")
+    T = sampling.max_new_tokens
+    if T is None or T < 1:
+        raise ValueError(f"max_new_tokens: must be at least 1, got {T}")
     longest, context = max(map(len, prompt_ids)), context_of(model.bare_lm.config)
     if context is not None and longest + T > context:
         raise InputError(
             f"max_new_tokens: {T} after a prompt of {longest} leave the model's "
             f"{context_text(model.bare_lm.config)}; lower it"
         )
-    check_memory(model, mode, N, T, top_k)
-    thinks = mode.latent != "none"
-    eos = model.eos_token_ids if eos_token_id is None else np.atleast_1d(eos_token_id).tolist()
-    pad = eos[0] if eos else 0
-    eos_ids = torch.tensor(eos, device=device, dtype=torch.long)
-    if sample_keys is None:
-        sample_keys = [sample_key(seed, b, g) for b in range(B) for g in range(G)]
+    N = len(prompt_ids) * group_size
+    check_memory(model, mode, N, T, sampling.top_k)
     if forced_ids is not None and forced_ids.shape[0] != N:
         raise ValueError(f"forced_ids: {N} completions need as many rows, got {forced_ids.shape[0]}")
-    if len(sample_keys) != N:
+    if sample_keys is not None and len(sample_keys) != N:
         raise ValueError(f"sample_keys: {N} completions need as many keys, got {len(sample_keys)}")
-    draws = np.stack([np.random.default_rng(int(key) % 2**63).random(T) for key in sample_keys])  # (N, T)
-    real = torch.float64 if model.lm_dtype == torch.float64 else torch.float32
-    uniforms = torch.from_numpy(draws).to(real).to(device)
-    at_a_time = min(B, max(1, (max_rows or N) // G))  # prompts
-    V = model.vocab_size
-    K = min(top_k, V)
-    shown, stores = _kept(mode, K, V)
-    automaton = delimiter_automaton(delimiter, tokenizer or model.tokenizer, V).to(device)
-    table = model.embedding_table().to(real) if thinks and not K else None
-    library = kernels_for(model, techniques, "decoding")
-    decoder = make_decoder(model, techniques, library, prompts=at_a_time, longest_prompt=longest, max_new_tokens=T)
-    gate = decoding_gate(model, techniques, library)
-    give_back(device)  # what making the copies has left
-    compact = techniques.compact and decoder.compacts
-
-    completion_ids = torch.full((N, T), pad, device=device)
-    completion_mask = torch.zeros((N, T), dtype=torch.long, device=device)
-    hybrid_mask = torch.zeros((N, T), dtype=torch.bool, device=device)
-    sample_logprobs = torch.zeros((N, T), dtype=real, device=device)
-    support_ids = torch.zeros((N, T, shown), dtype=torch.int32, device=device)
-    support_probs = torch.zeros((N, T, shown), dtype=real, device=device)
-    gate_mean = torch.ones((N, T), dtype=real, device=device)
-    D = model.gate.hidden_size
-    dense = torch.zeros((N, T, D), dtype=real, device=device) if stores else None
-    noise = noise_table(V, D, dense) if dense is not None and mode.replaced else None
-
-    # The batch: row n computes completion rows[n], whose next token is its t[n]-th.
-    rows = torch.empty(0, dtype=torch.long, device=device)
-    t, live, state = rows.clone(), rows.bool(), automaton.start(0)
-    logits = torch.empty(0, V, dtype=real, device=device)  # the model's, in its dtype once there are any
-    hidden = torch.empty(0, D, dtype=real, device=device)  # what the head read to give the logits
-    ages: list[int] = []  # t, known without asking the device
-    taken = steps = 0
-    # Looking at what has finished waits for an accelerator: there, look rarely.
-    look_every = 1 if device.type == "cpu" else 16
-    while True:
-        free = at_a_time - -(-len(ages) // G)  # prompts whose rows have room
-        if taken < B and free and (not ages or (compact and decoder.refills)):
-            count = min(free, B - taken)
-            first = decoder.admit(prompt_ids[taken : taken + count], G)  # (count, V)
-            fresh = torch.arange(taken * G, (taken + count) * G, device=device)
-            taken += count
-            rows, t = torch.cat([rows, fresh]), torch.cat([t, torch.zeros_like(fresh)])
-            live, state = torch.cat([live, fresh >= 0]), torch.cat([state, automaton.start(fresh.numel())])
-            logits = torch.cat([logits.to(first.dtype), first.repeat_interleave(G, dim=0)])
-            if mode.latent == "hidden":
-                hidden = torch.cat([hidden, decoder.hidden.to(real).repeat_interleave(G, dim=0)])
-            ages += [0] * fresh.numel()
-        if not ages:
-            break
-
-        candidate_logits, candidates, total = top_candidates(logits, K or shown, real, library)  # (n, K) twice, (n,)
-        if K:
-            probs = chosen_from = torch.softmax(candidate_logits / temperature, dim=1)
-        else:
-            chosen_from = torch.softmax(logits.to(real) / temperature, dim=1)  # (n, V)
-            probs = chosen_from.gather(1, candidates)
-        if forced_ids is not None:
-            token = torch.where(live, forced_ids[rows, t], pad)
-        elif greedy:
-            token = logits.argmax(dim=1)
-        else:
-            pick = _inverse_cdf(chosen_from, uniforms[rows, t])
-            token = candidates.gather(1, pick).squeeze(1) if K else pick.squeeze(1)
-            if mode.likeliest:
-                token = torch.where(automaton.thinking(state), candidates[:, 0], token)
-        logprob = logits.gather(1, token.unsqueeze(1)).squeeze(1).to(real) - total
-
-        state = automaton.advance(state, token)
-        completion_ids[rows, t] = torch.where(live, token, pad)
-        completion_mask[rows, t] = live.long()
-        sample_logprobs[rows, t] = torch.where(live, logprob, 0)
-        support_ids[rows, t] = candidates[:, :shown].int()
-        support_probs[rows, t] = probs[:, :shown]
-        live = live & ~torch.isin(token, eos_ids)
-
-        steps += 1
-        oldest = max(ages)
-        if steps % look_every == 0 or oldest == T - 1:
-            alive = [row and age < T - 1 for row, age in zip(live.tolist(), ages, strict=True)]
-            if not any(alive) or (compact and not all(alive)):
-                survivors = _survivors(alive)
-                if on_finished is not None:
-                    on_finished(len(alive) - len(survivors))
-                decoder.keep(survivors)
-                ages = [ages[row] for row in survivors]
-                if not ages:
-                    rows, t, live, state, logits, hidden = (x[:0] for x in (rows, t, live, state, logits, hidden))
-                    continue
-                index = torch.tensor(survivors, device=device)
-                rows, t, live, state, token = (x[index] for x in (rows, t, live, state, token))
-                candidates, probs, chosen_from = candidates[index], probs[index], chosen_from[index]
-                if mode.latent == "hidden":
-                    hidden = hidden[index]
-
-        inputs = model.embed(token)  # (n, D)
-        if thinks:
-            mixed = automaton.thinking(state) & live
-            if mode.latent == "hidden":
-                latents = hidden
-            elif table is None:
-                latents = model.mix(candidates, weigh(mode, probs), library)
-            else:
-                latents = weigh(mode, chosen_from) @ table
-            if noise is not None:
-                latents = put_in_place(mode, latents, uniforms[rows, t], noise)
-            if dense is not None:
-                dense[rows, t] = latents
-            out, a = feed(mode, gate, inputs, latents, token_share(mode, chosen_from))
-            inputs = torch.where(mixed.unsqueeze(1), out.to(inputs.dtype), inputs)
-            hybrid_mask[rows, t] = mixed
-            gate_mean[rows, t] = torch.where(mixed, a.mean(dim=1), 1)
-        del logits  # their memory serves the next ones
-        logits = decoder.step(inputs)
-        if mode.latent == "hidden":
-            hidden = decoder.hidden.to(real)
-        t = t + 1
-        ages = [age + 1 for age in ages]
-
-    ids, prompt_mask = left_pad(prompt_ids, pad, device)  # (B, P)
-    full = Rollout(
-        prompt_ids=ids,
-        prompt_mask=prompt_mask,
-        completion_ids=completion_ids,
-        completion_mask=completion_mask,
-        hybrid_mask=hybrid_mask,
-        sample_logprobs=sample_logprobs,
-        support_ids=support_ids,
-        support_probs=support_probs,
-        gate_mean=gate_mean,
-        group_size=G,
-        temperature=temperature,
-        top_k=K,
-        dense_latents=dense,
-        mode=mode,
-    )
-    return full if forced_ids is not None else full.select(0, N)
 
 
-def check_memory(model: HybridCausalLM, mode: Mode, completions: int, max_new_tokens: int, top_k: int) -> None:
+def check_memory(model: HybridCausalLM, mode: LatentMode, completions: int, max_new_tokens: int, top_k: int) -> None:
     """Refuse more completions than there is memory for what a `Rollout` keeps of them.
 
     Raises:
@@ -260,7 +359,7 @@ def check_memory(model: HybridCausalLM, mode: Mode, completions: int, max_new_to
 
     """
     real = 8 if model.lm_dtype == torch.float64 else 4
-    shown, stores = _kept(mode, min(top_k, model.vocab_size), model.vocab_size)
+    shown, stores = kept(mode, min(top_k, model.vocab_size), model.vocab_size)
     each = shown * (4 + real) + 3 * real + 17 + stores * model.gate.hidden_size * real  # bytes of a token
     needed, there = completions * max_new_tokens * each, total_memory(model.device)
     if needed > there:
@@ -270,9 +369,9 @@ def check_memory(model: HybridCausalLM, mode: Mode, completions: int, max_new_to
         )
 
 
-def _kept(mode: Mode, K: int, V: int) -> tuple[int, bool]:
+def kept(mode: LatentMode, K: int, V: int) -> tuple[int, bool]:
     """Return how many candidates of a token are kept, and whether the latents are, instead of all candidates."""
-    stores = mode.latent != "none" and (not K or mode.latent == "hidden" or mode.replaced != "")
+    stores = mode.thinks and (not K or mode.stores)
     return min(SHOWN_CANDIDATES, K or V) if stores or not K else K, stores
 
 

@@ -27,12 +27,11 @@ from hrpo.common.locks import Lock
 from hrpo.config.schema import ModelConfig, Policy, RolloutConfig, TrainConfig, length_limit
 from hrpo.config.validate import check_config
 from hrpo.data import Metrics, Rollout, sample_key
-from hrpo.engine.checkpointing import kept_bytes, share_to_recompute
-from hrpo.engine.cpu.malloc import give_back, keep_freed, map_tensors
-from hrpo.engine.options import FAST
+from hrpo.engine.interface import EngineOptions
 from hrpo.engine.packing_probe import packs_up_to
+from hrpo.engine.select import accelerator_for
 from hrpo.evaluate import Answer, answer_problems, as_rows, evaluate, summarize
-from hrpo.latent import MODES, mode_of
+from hrpo.latent import mode_of
 from hrpo.logprobs import broken_replay, replay, replay_errors
 from hrpo.loss import hrpo_loss, token_weights
 from hrpo.model import HybridCausalLM, Lora
@@ -67,9 +66,6 @@ from hrpo.training.fsdp import Sharded
 from hrpo.training.length_filter import context_length, fitting
 from hrpo.training.nonfinite import keep_batch, not_finite, rounded_embeddings, spoilt
 
-# Tokens of a micro-batch where the config leaves it open, least and most: on accelerators, and on CPUs, where larger
-# ones are no faster.
-TOKEN_BUDGETS = {False: (16384, 16384), True: (1024, 4096)}
 SAMPLES_PER_UPDATE = 4  # completions of one prompt that samples.jsonl keeps
 
 
@@ -160,9 +156,9 @@ class Trainer:
             self.lock = self.lock or lock_run(self.folder)
             check_run_folder(self.folder, self.given, resume)  # another process may have begun it, and ended
             self._begin()
-        if self.model.device.type == "cpu":
-            (keep_freed if self.sharded is None else map_tensors)()
-        give_back(self.model.device)  # what loading has left
+        self.accelerator = accelerator_for(self.model.device)
+        self.accelerator.configure_memory(sharded=self.sharded is not None)
+        self.accelerator.release_memory()  # what loading has left
 
     def _begin(self) -> None:
         """Write the settings, and cut the logs: what was logged after the checkpoint happens again."""
@@ -265,7 +261,7 @@ class Trainer:
             self.put_aside(None, written, examples, decode(self.model.tokenizer, written))
         else:
             self.refuse_spoilt()
-        give_back(self.model.device)  # with a policy each rollout does
+        self.accelerator.release_memory()  # with a policy each rollout does
         self.step += 1
         tokens, seconds = int(written.completion_mask.sum()), time.perf_counter() - start
         return {
@@ -295,7 +291,7 @@ class Trainer:
             top_k=settings.top_k,
             sample_keys=[sample_key(self.config.seed, key, b, g) for b in mine for g in range(G)],
             max_rows=settings.prompts * G,
-            techniques=dataclasses.replace(FAST, static_shapes=settings.static_shapes),
+            options=EngineOptions(static_shapes=settings.static_shapes),
         )
         return _joined(model, rollout)
 
@@ -426,9 +422,8 @@ class Trainer:
             places = [(mine.start * G + first, mine.start * G + last) for first, last in own.micro_batches(budget)]
         most = max(distributed.gather(len(places))) if self.sharded else len(places)
         for at, (first, last) in enumerate([*places, *(most - len(places)) * [(0, 1)]]):
-            if at == 1 and self.model.device.type == "cpu":
-                for parameter in self.trained():  # gradients out of the way: what is free stays in large pieces
-                    parameter.grad = None if parameter.grad is None else parameter.grad.clone()
+            if at == 1:
+                self.accelerator.settle_gradients(self.trained())
             part = rollout.select(first, last)
             weight = weights[first:last, : part.completion_mask.shape[1]]
             yield part, slice(first, last), weight if at < len(places) else torch.zeros_like(weight)
@@ -444,11 +439,8 @@ class Trainer:
         """Return the share of the model's blocks that are computed anew in the backward pass."""
         if self.config.recompute != "auto":
             return float(self.config.recompute)
-        if self.model.device.type != "cpu":
-            return 0.0
-        model, tokens = self.model, int(rollout.prompt_mask.sum() + rollout.completion_mask.sum())
-        kept = kept_bytes(model.bare_lm, tokens, model.autocast or model.lm_dtype, model.trained_blocks)
-        return share_to_recompute(kept, sum(p.numel() * p.element_size() for p in model.bare_lm.parameters()))
+        tokens = int(rollout.prompt_mask.sum() + rollout.completion_mask.sum())
+        return self.accelerator.checkpointing_share(self.model, tokens)
 
     def backward(self, loss: Tensor) -> None:
         """Add the loss's gradients to those that are there."""
@@ -555,8 +547,7 @@ class Trainer:
 
     def token_budget(self, rollout: Rollout) -> int:
         """Return the tokens of a micro-batch."""
-        bounds = TOKEN_BUDGETS[self.model.device.type == "cpu"]
-        return self.config.token_budget or rollout.whole_groups(*bounds)
+        return self.config.token_budget or rollout.whole_groups(*self.accelerator.microbatch_tokens)
 
     @property
     def batch_size(self) -> int:
@@ -744,7 +735,7 @@ def _make_optimizer(model: HybridCausalLM, config: TrainConfig) -> torch.optim.A
     """One group a learning rate: the language model or its adapters, the gates' linear layers, Lambda."""
     settings = config.optimizer
     groups = [([p for p in model.lm.parameters() if p.requires_grad], settings.lr)]
-    if MODES[config.latent_mode].gated:
+    if mode_of(config.latent_mode).gated:
         gate = model.gate
         linears = [*gate.reset_gate.parameters(), *gate.input_gate.parameters()]
         groups += [(linears, settings.gate_lr), ([gate.Lambda], settings.lambda_lr)]

@@ -8,20 +8,23 @@ from models import IDS, PROMPTS, SAMPLER, SHAPE, random_model
 from transformers import Qwen2Config
 
 from hrpo import generate, replay
-from hrpo.engine.options import FAST
-from hrpo.engine.packed_decoder import SharedDecoder
+from hrpo.engine.cpu.accelerator import CpuAccelerator
+from hrpo.engine.interface import DEFAULT
+from hrpo.engine.packed_decoder import PackedDecoder
 from hrpo.engine.packing import PackedGroups
-from hrpo.engine.packing_probe import ANY_LENGTH
+from hrpo.engine.packing_probe import ANY_LENGTH, found_on
+from hrpo.models.compat import usable
 
 G = 2
-UNCOMPILED = dataclasses.replace(FAST, compiled=False)
+UNCOMPILED = dataclasses.replace(DEFAULT, accelerator=CpuAccelerator(compiled=False))
 DECODERS = {"shared": UNCOMPILED, "static": dataclasses.replace(UNCOMPILED, static_shapes=True)}
 
 
 def with_key_biases(size, dtype=torch.bfloat16):
     """A model whose keys have biases of this size, up to a sign; two heads share a key."""
     model = random_model(Qwen2Config(**SHAPE, **IDS), dtype)
-    model.usable, model.packs_up_to = True, ANY_LENGTH  # whatever bfloat16 makes of a few tokens
+    usable.of(model).append(True)
+    found_on.of(model).packs_up_to = ANY_LENGTH  # whatever bfloat16 makes of a few tokens
     with torch.no_grad():
         for name, parameter in model.lm.named_parameters():
             if name.endswith("k_proj.bias"):
@@ -51,7 +54,7 @@ def test_while_decoding(decoder, size, autocast, monkeypatch):
     """Each step's attention is that of its own queries, keys and values, exactly computed."""
     model = with_key_biases(size, torch.float32 if autocast else torch.bfloat16)
     model.autocast = torch.bfloat16 if autocast else None
-    attend, seen = SharedDecoder.attend, []
+    attend, seen = PackedDecoder.attend, []
 
     def checked(self, layer, query, key, value, scale):
         out = attend(self, layer, query, key, value, scale)
@@ -66,8 +69,8 @@ def test_while_decoding(decoder, size, autocast, monkeypatch):
             seen.append(layer)
         return out
 
-    monkeypatch.setattr(SharedDecoder, "attend", checked)
-    generate(model, PROMPTS, group_size=G, techniques=DECODERS[decoder], **SAMPLER)
+    monkeypatch.setattr(PackedDecoder, "attend", checked)
+    generate(model, PROMPTS, group_size=G, options=DECODERS[decoder], **SAMPLER)
     assert len(seen) > 20
 
 
@@ -94,7 +97,7 @@ def test_in_packed_attention(size):
 @torch.no_grad()
 def test_a_replay_is_as_close_as_bfloat16_allows(size):
     model = with_key_biases(size)
-    rollout = generate(model, PROMPTS, group_size=8, techniques=UNCOMPILED, **SAMPLER)
-    logprobs, _ = replay(model, rollout, techniques=UNCOMPILED)
+    rollout = generate(model, PROMPTS, group_size=8, options=UNCOMPILED, **SAMPLER)
+    logprobs, _ = replay(model, rollout, options=UNCOMPILED)
     gaps = (logprobs - rollout.sample_logprobs).abs()[rollout.completion_mask.bool()]
     assert gaps.mean() < 0.05  # .02 and .03; scores in bfloat16 make it .07 and .08

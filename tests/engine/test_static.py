@@ -4,84 +4,39 @@ Without a GPU, `record` stands for a captured graph: it notes the operations of 
 very tensors they were noted on.
 """
 
-import dataclasses
 import warnings
 
 import pytest
 import torch
+from engines import ARCHS, SEVEN, STATIC, WINDOW, G, Operations, adapted, record, same_rollouts
 from models import PROMPTS, SAMPLER, random_model
-from test_techniques import ARCHS, WINDOW, G, adapted, same_rollouts
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map_only
 
 from hrpo import generate
 from hrpo.engine import packed_decoder
+from hrpo.engine.cpu.accelerator import CpuAccelerator
 from hrpo.engine.cpu.build import compiled
-from hrpo.engine.options import FAST
+from hrpo.engine.interface import DEFAULT
 from hrpo.engine.packed_decoder import StaticDecoder, make_decoder
 
-STATIC = dataclasses.replace(FAST, static_shapes=True)
 PACKED = [arch for arch in ARCHS if arch not in WINDOW]
-SEVEN = [[7 + n, *range(8, 8 + n % 5)] for n in range(7)]  # of different lengths
 WAITS = ("item", "local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "unique", "lift_fresh")
 
 
-class Operations(TorchDispatchMode):
-    """Note every operation: the function, its arguments and its result."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        self.seen.append((func, args, kwargs or {}, out))
-        return out
-
-    def described(self):
-        """Names, and arguments with shapes, types and strides for tensors."""
-        return [
-            (str(func), str(tree_map_only(torch.Tensor, lambda x: (x.shape, x.stride(), x.dtype), (args, kwargs))))
-            for func, args, kwargs, _ in self.seen
-        ]
-
-
-def tensors(tree):
-    return [x for x in tree_flatten(tree)[0] if isinstance(x, torch.Tensor)]
-
-
-def record(compute):
-    """What `packed_decoder.capture` does on a GPU."""
-    for _ in range(packed_decoder.WARM_UPS):
-        compute()
-    with Operations() as operations:
-        out = compute()
-
-    def repeat():
-        for func, args, kwargs, results in operations.seen:
-            given = {x.untyped_storage().data_ptr() for x in tensors((args, kwargs))}
-            for old, new in zip(tensors(results), tensors(func(*args, **kwargs)), strict=True):
-                if old.untyped_storage().data_ptr() not in given:  # no view, nothing that was written in place
-                    old.copy_(new)
-
-    return repeat, out
-
-
-def roll_out(model, prompts=PROMPTS, techniques=STATIC, **options):
-    return generate(model, prompts, group_size=G, seed=3, techniques=techniques, **SAMPLER, **options)
+def roll_out(model, prompts=PROMPTS, engine=STATIC, **arguments):
+    return generate(model, prompts, group_size=G, seed=3, options=engine, **SAMPLER, **arguments)
 
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_static_shapes_change_nothing(arch):
     model = adapted(arch)
-    same_rollouts(roll_out(model, techniques=FAST), roll_out(model), 1e-8)
+    same_rollouts(roll_out(model, engine=DEFAULT), roll_out(model), 1e-8)
 
 
 @pytest.mark.parametrize("max_rows", [1, 2 * G, 3 * G + 1])
 def test_batch_after_batch(max_rows):
     model, finished = random_model("llama"), []
     rollout = roll_out(model, SEVEN, max_rows=max_rows, on_finished=finished.append)
-    same_rollouts(roll_out(model, SEVEN, FAST), rollout, 1e-8)
+    same_rollouts(roll_out(model, SEVEN, DEFAULT), rollout, 1e-8)
     assert sum(finished) == len(rollout)
 
 
@@ -117,7 +72,7 @@ def test_a_captured_step_repeats_right(arch, max_rows, monkeypatch):
     monkeypatch.setattr(packed_decoder, "CAPTURED_ON", ("cpu",))
     monkeypatch.setattr(packed_decoder, "capture", counted)
     rollout = roll_out(model, SEVEN, max_rows=max_rows)
-    same_rollouts(roll_out(model, SEVEN, FAST), rollout, 1e-8)
+    same_rollouts(roll_out(model, SEVEN, DEFAULT), rollout, 1e-8)
     assert len(captures) == (2 if max_rows == 2 * G else 1)  # anew for the last batch of one prompt only
 
 
@@ -125,7 +80,7 @@ def test_the_switch():
     model = random_model("llama")
     options = {"prompts": 1, "longest_prompt": 8, "max_new_tokens": 4}
     assert type(make_decoder(model, STATIC, compiled(), **options)) is StaticDecoder
-    assert type(make_decoder(model, FAST, compiled(), **options)) is packed_decoder.SharedDecoder
+    assert type(make_decoder(CpuAccelerator().decoding(model, DEFAULT), **options)) is packed_decoder.PackedDecoder
     assert type(make_decoder(random_model("mistral"), STATIC, compiled(), **options)) is packed_decoder.PlainDecoder
 
 
@@ -149,7 +104,7 @@ def test_a_cuda_graph(arch, dtype, monkeypatch):
 
 @needs_gpu
 @pytest.mark.parametrize("top_k", [25, 0])
-@pytest.mark.parametrize("techniques", [FAST, STATIC], ids=["shared", "static"])
+@pytest.mark.parametrize("techniques", [DEFAULT, STATIC], ids=["shared", "static"])
 def test_no_step_waits_for_the_gpu(techniques, top_k):
     """However many steps there are, the host waits as often."""
     model = random_model("llama").cuda()
@@ -159,7 +114,7 @@ def test_no_step_waits_for_the_gpu(techniques, top_k):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
-            generate(model, PROMPTS, group_size=G, techniques=techniques, **options)
+            generate(model, PROMPTS, group_size=G, options=techniques, **options)
             torch.cuda.set_sync_debug_mode("default")
         return sum("synchroniz" in str(warning.message) for warning in caught)
 

@@ -7,79 +7,58 @@ import sys
 
 import pytest
 import torch
-from models import CONFIGS, PROMPTS, SAMPLER, random_lm, random_model
+from engines import ARCHS, WINDOW, G, adapted, same, same_rollouts
+from models import CONFIGS, PROMPTS, SAMPLER, inference_copy, random_lm, random_model
 from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
 
-from hrpo import HybridCausalLM, Rollout, generate, hrpo_loss, replay
+from hrpo import HybridCausalLM, generate, hrpo_loss, replay
 from hrpo.engine import packing
+from hrpo.engine.cpu.accelerator import CpuAccelerator
 from hrpo.engine.cpu.adapters import fused_adapters
 from hrpo.engine.cpu.build import compiled
-from hrpo.engine.cpu.inference_model import decoding_copy
 from hrpo.engine.cpu.linear import LinearParts, OneDNN, PackedLinear, PackedProduct, product_dtype
 from hrpo.engine.head import head_logprobs
-from hrpo.engine.options import FAST, PLAIN, Techniques
-from hrpo.engine.packing_probe import packs_up_to
+from hrpo.engine.interface import DEFAULT, REFERENCE
+from hrpo.engine.packing_probe import packs_up_to, read_together
 
-G = 4
-ARCHS = list(CONFIGS)
-NAMES = [field.name for field in dataclasses.fields(Techniques) if getattr(FAST, field.name)]
-WINDOW = {"mistral": 6, "gemma3": 6}  # tokens that their attention slides over
+NAMES = ("packed", "compact", "folded_adapter", "chunked_head")  # what is on by default
 CPU = torch.device("cpu")
 
 
-def same(actual, expected, atol):
-    torch.testing.assert_close(actual, expected, atol=atol, rtol=0)
-
-
-def adapted(arch: str, dtype: torch.dtype = torch.float64) -> HybridCausalLM:
-    """A model with adapters that do something."""
-    model = random_model(arch, dtype)
-    lm = get_peft_model(model.lm, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear"))
-    with torch.no_grad():
-        for name, parameter in lm.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.3)
-    return HybridCausalLM(lm, model.gate, model.settings).to(dtype)
-
-
 def one_off():
-    return [pytest.param(dataclasses.replace(FAST, **{name: False}), id=f"no {name}") for name in NAMES]
-
-
-def same_rollouts(one: Rollout, other: Rollout, atol):
-    for field in dataclasses.fields(Rollout):
-        value = getattr(one, field.name)
-        if isinstance(value, torch.Tensor) and not field.name.startswith("support"):
-            same(getattr(other, field.name), value, atol)
-    mask = one.completion_mask.bool()
-    same(other.support_probs[mask], one.support_probs[mask], atol)
+    """All that makes it fast but one thing: of the engine, or of the CPU's accelerator."""
+    changes = {f"no {name}": {name: False} for name in NAMES}
+    for field in dataclasses.fields(CpuAccelerator):
+        changes[f"no {field.name}"] = {"accelerator": CpuAccelerator(**{field.name: False})}
+    changes["no accelerator"] = {"accelerator": "torch"}
+    return [pytest.param(dataclasses.replace(DEFAULT, **change), id=name) for name, change in changes.items()]
 
 
 @pytest.mark.sampled
-@pytest.mark.parametrize("techniques", [*one_off(), pytest.param(PLAIN, id="plain")])
+@pytest.mark.parametrize("techniques", [*one_off(), pytest.param(REFERENCE, id="plain")])
 @pytest.mark.parametrize("arch", ARCHS)
 def test_each_technique_changes_nothing(arch, techniques):
     model = adapted(arch)
     fast = generate(model, PROMPTS, group_size=G, seed=3, **SAMPLER)
-    rollout = generate(model, PROMPTS, group_size=G, seed=3, techniques=techniques, **SAMPLER)
+    rollout = generate(model, PROMPTS, group_size=G, seed=3, options=techniques, **SAMPLER)
     same_rollouts(fast, rollout, 1e-8)
     with torch.no_grad():
-        for one, other in zip(replay(model, fast), replay(model, fast, techniques=techniques), strict=True):
+        for one, other in zip(replay(model, fast), replay(model, fast, options=techniques), strict=True):
             same(one, other, 1e-8)
 
 
 @pytest.mark.sampled
-@pytest.mark.parametrize("techniques", [*one_off(), pytest.param(PLAIN, id="plain")])
+@pytest.mark.parametrize("techniques", [*one_off(), pytest.param(REFERENCE, id="plain")])
 @pytest.mark.parametrize("arch", ARCHS)
 def test_each_technique_in_float32(arch, techniques):
     """Only float32 has packed weights. The same tokens are fed: at an edge a rounding may choose another one."""
     model = adapted(arch, torch.float32)
     fast = generate(model, PROMPTS, group_size=G, seed=3, **SAMPLER)
     forced = {**SAMPLER, "forced_ids": fast.completion_ids}
-    same_rollouts(fast, generate(model, PROMPTS, group_size=G, techniques=techniques, **forced), 1e-4)
+    same_rollouts(fast, generate(model, PROMPTS, group_size=G, options=techniques, **forced), 1e-4)
     with torch.no_grad():
-        for one, other in zip(replay(model, fast), replay(model, fast, techniques=techniques), strict=True):
+        for one, other in zip(replay(model, fast), replay(model, fast, options=techniques), strict=True):
             same(one, other, 1e-4)
 
 
@@ -94,12 +73,12 @@ def test_gradients_of_the_packed_update_equal_those_of_the_plain_one(arch, lora,
 
     def gradients(techniques):
         model.zero_grad()
-        logprobs, reference = replay(model, rollout, policy=policy, techniques=techniques)
+        logprobs, reference = replay(model, rollout, policy=policy, options=techniques)
         loss, _ = hrpo_loss(logprobs, reference, advantages, rollout.completion_mask, beta=0.1)
         loss.backward()
         return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
 
-    plain, fast = gradients(PLAIN), gradients(FAST)
+    plain, fast = gradients(REFERENCE), gradients(DEFAULT)
     assert plain.keys() == fast.keys()
     for name, gradient in plain.items():
         assert (fast[name] - gradient).norm() <= 1e-5 * max(gradient.norm().item(), 1e-3), name
@@ -323,7 +302,7 @@ def test_waiting_prompts_take_free_rows(compact):
             seed=3,
             max_rows=rows,
             on_finished=finished.append,
-            techniques=dataclasses.replace(FAST, compact=compact),
+            options=dataclasses.replace(DEFAULT, compact=compact),
             **SAMPLER,
         )
         same_rollouts(together, some, 1e-8)
@@ -334,7 +313,7 @@ def test_the_copy_leaves_the_model_alone():
     model = adapted("llama", torch.float32)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     attention = model.bare_lm.config._attn_implementation
-    copies = [decoding_copy(model, FAST, compiled()) for _ in range(2)]
+    copies = [inference_copy(model) for _ in range(2)]
     generate(model, PROMPTS, **SAMPLER)
     assert model.bare_lm.config._attn_implementation == attention
     for name, tensor in model.state_dict().items():
@@ -362,7 +341,7 @@ def test_bfloat16_keeps_small_updates_beside_the_weight():
         x = torch.zeros(3, layer.in_features, dtype=torch.bfloat16)
         x[:, 0], x[:, 1] = 1, -1
         expected, without = layer(x), layer.base_layer(x)
-        out = decoding_copy(model, FAST, compiled()).model.layers[0].self_attn.q_proj(x)
+        out = inference_copy(model).model.layers[0].self_attn.q_proj(x)
     assert not without.any()
     same(expected.float(), torch.full((3, layer.out_features), 0.001), 1e-5)
     same(out.float(), expected.float(), 1e-5)
@@ -453,16 +432,16 @@ def test_layers_that_read_the_same_are_found():
     model = adapted("llama", torch.float32)
     packs_up_to(model)
     prefix = "model.layers.1."
-    found = [names for names in model.read_together if names[0].startswith(prefix)]
+    found = [names for names in read_together(model) if names[0].startswith(prefix)]
     attention = [prefix + f"self_attn.{name}_proj" for name in "qkv"]
     assert found == [attention, [prefix + f"mlp.{name}_proj" for name in ("gate", "up")]]
-    copy = decoding_copy(model, FAST, None)  # compiled blocks keep no layers
+    copy = inference_copy(model, compiled=False)  # compiled blocks keep no layers
     products = {name: layer.product for name, layer in copy.named_modules() if name in attention}
     assert len(products) == 3
     assert len({id(product) for product in products.values()}) == 1
     model = adapted("gpt_neox", torch.float32)  # reads once for attention, once for the MLP, from two norms
     packs_up_to(model)
-    assert model.read_together == []
+    assert read_together(model) == []
 
 
 def test_products_through_onednn_have_gradients():

@@ -1,6 +1,5 @@
 """`hrpo eval`: who is asked what and how, answers that survive a kill, and what the numbers are."""
 
-import dataclasses
 import json
 import os
 import shutil
@@ -13,9 +12,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from evaluated import TASK, evaluate, save
 from models import byte_level
 
-from hrpo import HybridCausalLM
 from hrpo.cli.main import main
 from hrpo.common.errors import InputError
 from hrpo.common.statistics import clustered_bootstrap, paired_bootstrap, wilson
@@ -24,24 +23,8 @@ from hrpo.evaluation import store
 from hrpo.evaluation.entries import digest, make_entries
 from hrpo.evaluation.numbers import comparisons_of, numbers_of
 from hrpo.evaluation.questions import DIRECT_PROMPT
-from hrpo.evaluation.run import evaluate_checkpoints
 from hrpo.storage.run_dir import seal
 from hrpo.tasks.base import SYSTEM_PROMPT
-
-TASK = {"name": "arithmetic", "min_terms": 2, "max_terms": 3}
-
-
-def save(folder: Path, mode: str, seed: int, **settings) -> str:
-    """The embedded model as if trained: other weights, strong latents, float64 so that batches change no token."""
-    model = HybridCausalLM.from_pretrained("tiny", dtype="float64", latent_mode=mode, r_min=0.6, r_max=0.9)
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.005 * torch.randn_like(parameter))
-    remembered = {"max_new_tokens": 20, "task": TASK, "seed": 5, "step": 7, "temperature": 1.0, **settings}
-    model.settings = dataclasses.replace(model.settings, **remembered)
-    model.save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +36,6 @@ def trained(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def evaluate(*checkpoints, out="out", **options):
-    return evaluate_checkpoints(checkpoints, out=out, **options)
 
 
 def rows(file):

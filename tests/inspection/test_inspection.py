@@ -6,9 +6,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from evaluated import evaluate, save
 from inspected import EXAMPLES, GOLD, HOSTILE, QUESTIONS, TASK, WRITTEN, blocks, both_pages, write, writing_model
 from models import byte_level
-from test_evaluation import evaluate, save
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 

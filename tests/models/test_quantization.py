@@ -5,14 +5,13 @@ import sys
 
 import pytest
 import torch
+from models import inference_copy
 from torch import nn
 
 from hrpo import HybridCausalLM, Lora, generate, replay
 from hrpo.common.errors import InputError
 from hrpo.config.schema import EvalConfig, ModelConfig, RolloutConfig, TrainConfig
-from hrpo.engine.cpu.build import compiled
-from hrpo.engine.cpu.inference_model import decoding_copy
-from hrpo.engine.options import FAST, PLAIN
+from hrpo.engine.interface import DEFAULT, REFERENCE
 from hrpo.engine.packing_probe import packs_up_to
 from hrpo.storage.run_dir import newest_checkpoint
 from hrpo.trainer import Trainer
@@ -53,9 +52,9 @@ def roll_out(model: HybridCausalLM, **options):
     return generate(model, PROMPTS, group_size=4, max_new_tokens=12, temperature=2.0, seed=1, **options)
 
 
-def gradients(model: HybridCausalLM, rollout, techniques=FAST) -> dict[str, torch.Tensor]:
+def gradients(model: HybridCausalLM, rollout, options=DEFAULT) -> dict[str, torch.Tensor]:
     model.zero_grad()
-    logprobs, _ = replay(model, rollout, with_reference=False, techniques=techniques)
+    logprobs, _ = replay(model, rollout, with_reference=False, options=options)
     logprobs.sum().backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
@@ -91,10 +90,10 @@ def test_replay_equals_rollout(kind, dtype):
         assert difference.max() <= most
         assert difference.mean() <= mean
 
-    for techniques in (FAST, PLAIN):
-        rollout = roll_out(model, techniques=techniques)
+    for techniques in (DEFAULT, REFERENCE):
+        rollout = roll_out(model, options=techniques)
         mask = rollout.completion_mask.bool()
-        logprobs, reference = replay(model, rollout, techniques=techniques)
+        logprobs, reference = replay(model, rollout, options=techniques)
         alike(logprobs, rollout.sample_logprobs)
         assert (logprobs - reference)[mask].abs().max() > 0.5
         with model.lm.disable_adapter():  # the reference is the quantized model on plain tokens
@@ -113,7 +112,7 @@ def test_4_bits_compute_what_their_weights_say():
     rollout = roll_out(model)
     expected = roll_out(plain, forced_ids=rollout.completion_ids)
     torch.testing.assert_close(rollout.sample_logprobs, expected.sample_logprobs, atol=1e-4, rtol=0)
-    for techniques in (FAST, PLAIN):
+    for techniques in (DEFAULT, REFERENCE):
         actual, wanted = gradients(model, rollout, techniques), gradients(plain, rollout, techniques)
         assert actual.keys() == wanted.keys()
         for name, gradient in wanted.items():
@@ -123,7 +122,7 @@ def test_4_bits_compute_what_their_weights_say():
 def test_gradients_of_8_bits():
     model = quantized("8bit")
     rollout = roll_out(model)
-    fast, plain = gradients(model, rollout), gradients(model, rollout, PLAIN)
+    fast, plain = gradients(model, rollout), gradients(model, rollout, REFERENCE)
     layers = [name for name in fast if ".layers.0." in name and "lora_" in name]
     assert len(layers) == 2 * 7
     for name in layers:
@@ -134,9 +133,7 @@ def test_gradients_of_8_bits():
 def test_the_decoding_copy_shares_quantized_layers(kind):
     model = quantized(kind)
     packs_up_to(model)
-    layer, copied = (
-        lm.model.layers[0].self_attn.q_proj for lm in (model.bare_lm, decoding_copy(model, FAST, compiled()))
-    )
+    layer, copied = (lm.model.layers[0].self_attn.q_proj for lm in (model.bare_lm, inference_copy(model)))
     assert copied.base_layer is layer.base_layer
     assert copied.lora_A["default"].weight is layer.lora_A["default"].weight
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -11,7 +11,8 @@ from transformers import Gemma3TextConfig, LlamaConfig, Phi3Config, PhimoeConfig
 from hrpo import HybridCausalLM, generate, replay
 from hrpo.common.errors import InputError
 from hrpo.config.schema import RolloutConfig, TrainConfig
-from hrpo.engine.options import FAST, PLAIN
+from hrpo.engine.interface import DEFAULT as FASTEST
+from hrpo.engine.interface import REFERENCE
 from hrpo.models.rope import RopeLimit, rope_limit
 from hrpo.tasks import Example, Task
 from hrpo.training.length_filter import check_test_prompts, context_length, fitting, longest_prompt
@@ -55,11 +56,11 @@ def test_law_1_up_to_the_limit_and_a_refusal_beyond(name):
     model = random_model(LIMITED[name]())
     assert rope_limit(model.bare_lm.config).tokens == context_length(model) == LIMIT
     atol = 1e-5 if name == "phimoe" else 1e-8  # it routes in float32
-    for techniques in (FAST, PLAIN):
+    for techniques in (FASTEST, REFERENCE):
         longest = LIMIT - max(map(len, PROMPTS))
-        options = {**SAMPLER, "techniques": techniques, "group_size": 2}
+        options = {**SAMPLER, "options": techniques, "group_size": 2}
         rollout = generate(model, PROMPTS, **options | {"max_new_tokens": longest})
-        logprobs, _ = replay(model, rollout, techniques=techniques)
+        logprobs, _ = replay(model, rollout, options=techniques)
         torch.testing.assert_close(logprobs, rollout.sample_logprobs, atol=atol, rtol=0)
         with pytest.raises(InputError, match=rf"^max_new_tokens: 5 after a prompt of 8 .* {LIMIT} tokens, beyond"):
             generate(model, PROMPTS, **options | {"max_new_tokens": longest + 1})

@@ -9,26 +9,12 @@ from hrpo.common.errors import InputError
 Auto = Literal["auto"]
 Dtype = Literal["float32", "bfloat16", "float64"]
 Quantization = Literal["none", "4bit", "8bit"]
-LatentMode = Literal[
-    "hybrid",
-    "discrete",
-    "interpolation",
-    "hidden",
-    "no_input_gate",
-    "no_norm",
-    "scalar_a",
-    "swapped",
-    "noise",
-    "soft_thinking",
-    "mixture_of_inputs",
-]
 MixedIn = Literal["interpolation", "hidden"]
 Policy = Literal["model", "tempered", "sampler"]
 Reduction = Literal["sequence", "token"]
 AdvantageScale = Literal["std", "unscaled"]
 LongPrompts = Literal["drop", "refuse"]
 Objective = Literal["hrpo", "sft"]
-Contender = Literal[LatentMode, "sft"]
 Target = Literal["solution", "answer"]
 Tracker = Literal["none", "tensorboard", "wandb", "trackio"]
 Scorer = Literal["own", "math_string"]
@@ -83,7 +69,7 @@ class LatentConfig:
         r_max: upper end.
     """
 
-    mode: LatentMode = "hybrid"
+    mode: str = "hybrid"
     mixed_in: MixedIn = "interpolation"
     r_min: float = 0.99
     r_max: float = 0.999
@@ -299,7 +285,7 @@ class TrainConfig:
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     @property
-    def latent_mode(self) -> LatentMode:
+    def latent_mode(self) -> str:
         """What is fed while the model thinks; supervised fine-tuning knows tokens alone."""
         return "discrete" if self.objective == "sft" else self.latent.mode
 
@@ -338,9 +324,9 @@ class CompareConfig:
         report: what the comparison's files there are called: REPORT.json, REPORT.md and REPORT.png.
     """
 
-    modes: list[Contender] = field(default_factory=lambda: ["hybrid", "discrete", "interpolation", "hidden"])
+    modes: list[str] = field(default_factory=lambda: ["hybrid", "discrete", "interpolation", "hidden"])
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)
-    decode: dict[str, list[LatentMode]] = field(default_factory=dict)
+    decode: dict[str, list[str]] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     results: str = ""
     report: str = "comparison"

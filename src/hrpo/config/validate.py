@@ -23,7 +23,7 @@ def check_config(config: TrainConfig) -> None:
 
     """
     rollout, latent, optimizer = config.rollout, config.latent, config.optimizer
-    mode = mode_of(config.latent_mode, latent.mixed_in)
+    mode = mode_of(config.latent_mode, latent.mixed_in, "latent.mode")
     rules = [
         (rollout.group_size >= 2, f"rollout.group_size: must be at least 2 to compare, got {rollout.group_size}"),
         (rollout.group_size <= BATCH, f"rollout.group_size: must be at most {BATCH:,}, got {rollout.group_size}"),
@@ -42,7 +42,7 @@ def check_config(config: TrainConfig) -> None:
             f"latent.mode: {config.latent_mode} is training-free: evaluate a model in it; to train, choose another",
         ),
         (
-            config.loss.policy != "sampler" or mode.latent != "hidden" or rollout.top_k <= SHOWN_CANDIDATES,
+            config.loss.policy != "sampler" or mode.source != "hidden" or rollout.top_k <= SHOWN_CANDIDATES,
             f"loss.policy: sampler needs all candidates, of which runs on hidden states keep {SHOWN_CANDIDATES}; "
             f"set rollout.top_k to at most that, or 0",
         ),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedConfig
 
-from hrpo.engine.cpu.decode_attention import Seating
+from hrpo.engine.kv import KVLayout
 
 NAME = "hrpo_packed"
 # What models may hand to their attention without changing what it computes here; anything else is not for us.
@@ -44,8 +44,8 @@ class Layout(Protocol):
         """(S, H, d), (S, H_kv, d), (S, H_kv, d_v) -> (S, H, d_v)."""
         ...
 
-    def seating(self, layer: int) -> Seating | None:
-        """Return what compiled code needs to do the same; None where it cannot."""
+    def kv(self, layer: int) -> KVLayout | None:
+        """Return where a decode step's keys and values stand; None where this is no decode step."""
         return None
 
 

@@ -1,16 +1,14 @@
 """Log-probabilities of tokens from hidden states, without the (n, V) tensor of all logits."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from hrpo.engine.cpu.linear import onednn_linear, product_dtype
+from hrpo.engine.interface import TrainingKernels
 
-ROWS = 512  # positions at a time
-CPU_COLUMNS = 4096  # tokens of the vocabulary at a time: 8 MB of logits, which stay in the processor's cache
-COLUMNS = 32768  # the same on accelerators, where each operation costs a launch
+Linear = Callable[..., Tensor]  # as `torch.nn.functional.linear`
 
 
 def head_logprobs(
@@ -21,6 +19,7 @@ def head_logprobs(
     *,
     temperature: float = 1.0,
     candidates: Tensor | None = None,
+    kernels: TrainingKernels | None = None,
     tile: tuple[int, int] | None = None,
 ) -> Tensor:
     """Return log softmax(hidden @ weight.T + bias)[tokens], with gradient.
@@ -39,22 +38,17 @@ def head_logprobs(
         tokens: (n,).
         temperature: divides the logits.
         candidates: (n, K) normalise over these only; None over all of V.
-        tile: positions and tokens of the vocabulary at a time; None chooses by the device.
+        kernels: of the device.
+        tile: positions and tokens of the vocabulary at a time; None leaves it to the kernels.
 
     Returns:
         (n,), float32 at least.
 
     """
-    tile = tile or (ROWS, CPU_COLUMNS if hidden.device.type == "cpu" else COLUMNS)
-    arguments = (hidden, weight, bias, tokens, temperature, candidates, tile)
+    kernels = kernels or TrainingKernels()
+    arguments = (hidden, weight, bias, tokens, temperature, candidates, tile or kernels.head_tile, kernels.linear)
     out: Tensor = _HeadLogprobs.apply(*arguments)  # type: ignore[no-untyped-call]
     return out
-
-
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    if x.dtype == weight.dtype and product_dtype(x.dtype, x.device):
-        return onednn_linear(x, weight, bias)
-    return F.linear(x, weight, bias)
 
 
 class _HeadLogprobs(torch.autograd.Function):
@@ -68,6 +62,7 @@ class _HeadLogprobs(torch.autograd.Function):
         temperature: float,
         candidates: Tensor | None,
         tile: tuple[int, int],
+        linear: Linear,
     ) -> Tensor:
         ahead = ctx.needs_input_grad[0] and not ctx.needs_input_grad[1] and not ctx.needs_input_grad[2]
         chosen = hidden.new_zeros(len(hidden), 1, dtype=torch.promote_types(hidden.dtype, torch.float32))
@@ -79,7 +74,7 @@ class _HeadLogprobs(torch.autograd.Function):
             total = torch.zeros_like(largest)
             sums = torch.zeros_like(x, dtype=chosen.dtype)  # of exp(logit) * weight
             for columns in _spans(len(weight), tile[1]):
-                logits = _logits(x, weight, bias, temperature, columns)
+                logits = _logits(linear, x, weight, bias, temperature, columns)
                 place, inside = _within(token, columns)
                 chosen[rows] += torch.where(inside, logits.gather(1, place), 0)
                 if candidates is not None:
@@ -89,13 +84,13 @@ class _HeadLogprobs(torch.autograd.Function):
                 masses = logits.sub_(largest).exp_()
                 total = total * shrink + masses.sum(dim=1, keepdim=True)
                 if ahead:
-                    sums.mul_(shrink).add_(_product(masses.to(weight.dtype), weight[columns].t()))
+                    sums.mul_(shrink).add_(linear(masses.to(weight.dtype), weight[columns].t()))
                 del logits, masses  # before there are the next ones
             norms[rows] = largest + total.log()
             if slopes is not None:
                 slopes[rows] = ((weight[tokens[rows]] - sums / total) / temperature).to(slopes.dtype)
         ctx.save_for_backward(slopes if ahead else hidden, weight, bias, tokens, candidates, norms)
-        ctx.temperature, ctx.tile, ctx.ahead = temperature, tile, ahead
+        ctx.temperature, ctx.tile, ctx.ahead, ctx.linear = temperature, tile, ahead, linear
         return (chosen - norms).squeeze(1)
 
     @staticmethod
@@ -103,14 +98,14 @@ class _HeadLogprobs(torch.autograd.Function):
         saved, weight, bias, tokens, candidates, norms = ctx.saved_tensors
         factors = grad.unsqueeze(1)  # (n, 1)
         if ctx.ahead:
-            return (saved * factors).to(saved.dtype), None, None, None, None, None, None
+            return (saved * factors).to(saved.dtype), *7 * [None]
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         for_hidden = torch.zeros_like(saved, dtype=norms.dtype) if needs_hidden else None
         for_weight = torch.zeros_like(weight) if needs_weight else None
         for_bias = torch.zeros_like(bias) if needs_bias else None
         for rows in _spans(len(saved), ctx.tile[0]):
             for columns in _spans(len(weight), ctx.tile[1]):
-                logits = _logits(saved[rows], weight, bias, ctx.temperature, columns)
+                logits = _logits(ctx.linear, saved[rows], weight, bias, ctx.temperature, columns)
                 if candidates is not None:
                     _only(logits, candidates[rows], columns)
                 slope = logits.sub_(norms[rows]).exp_().neg_()  # (onehot - softmax) * grad / temperature
@@ -118,23 +113,25 @@ class _HeadLogprobs(torch.autograd.Function):
                 slope.scatter_add_(1, place, inside.to(slope.dtype))
                 slope = slope.mul_(factors[rows] / ctx.temperature).to(weight.dtype)
                 if for_hidden is not None:
-                    for_hidden[rows] += _product(slope, weight[columns].t())
+                    for_hidden[rows] += ctx.linear(slope, weight[columns].t())
                 if for_weight is not None:
                     for_weight[columns].addmm_(slope.t(), saved[rows])
                 if for_bias is not None:
                     for_bias[columns] += slope.sum(0)
                 del logits, slope
         for_hidden = None if for_hidden is None else for_hidden.to(saved.dtype)
-        return for_hidden, for_weight, for_bias, None, None, None, None
+        return for_hidden, for_weight, for_bias, *5 * [None]
 
 
 def _spans(n: int, length: int) -> list[slice]:
     return [slice(at, min(at + length, n)) for at in range(0, n, length)]
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, columns: slice) -> Tensor:
+def _logits(
+    linear: Linear, hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, columns: slice
+) -> Tensor:
     """Logits of a part of the vocabulary, float32 at least: (c, D) -> (c, columns)."""
-    logits = _product(hidden, weight[columns], None if bias is None else bias[columns])
+    logits = linear(hidden, weight[columns], None if bias is None else bias[columns])
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return logits if temperature == 1 else logits.div_(temperature)
 

@@ -1,6 +1,6 @@
 """What a language model computes while decoding: prompts once, then a token a row, rows coming and going.
 
-`SharedDecoder` is the fast one, and `StaticDecoder` the same with steps that a CUDA graph can repeat; `PlainDecoder`
+`PackedDecoder` is the fast one, and `StaticDecoder` the same with steps that a CUDA graph can repeat; `PlainDecoder`
 keeps to the padded batches and the cache of transformers, serves every architecture, and is what the tests compare
 with.
 """
@@ -14,10 +14,8 @@ from torch.nn import functional as F
 
 from hrpo.data import left_pad
 from hrpo.engine.attention import Layout, run_packed, use_packed_attention
-from hrpo.engine.cpu.build import Compiled
-from hrpo.engine.cpu.decode_attention import Seating, Seats, attend_compiled, zeros
-from hrpo.engine.cpu.inference_model import decoding_copy
-from hrpo.engine.options import Techniques
+from hrpo.engine.interface import DecodingKernels
+from hrpo.engine.kv import KVLayout, PromptGroups, zeros
 from hrpo.engine.packing_probe import packs_up_to
 from hrpo.model import HybridCausalLM
 
@@ -49,9 +47,7 @@ class Decoder(Protocol):
 
 
 def make_decoder(
-    model: HybridCausalLM,
-    techniques: Techniques,
-    library: Compiled | None,
+    kernels: DecodingKernels,
     *,
     prompts: int,
     longest_prompt: int,
@@ -60,29 +56,19 @@ def make_decoder(
     """Return the fast decoder where it serves the model, the plain one elsewhere.
 
     Args:
-        model: what decodes; its weights must not change while the decoder is used.
-        techniques: which to use.
-        library: compiled code, to use what it has.
+        kernels: of the model that decodes.
         prompts: the most prompts at a time.
         longest_prompt: tokens of the longest prompt to come.
         max_new_tokens: the most tokens of a completion.
 
     """
-    if not techniques.packed_groups or longest_prompt + max_new_tokens > packs_up_to(model):
+    model, options = kernels.model, kernels.options
+    if not options.packed or longest_prompt + max_new_tokens > packs_up_to(model):
         return PlainDecoder(model)
-    lm = decoding_copy(model, techniques, library)
+    lm = kernels.inference_model()
     use_packed_attention(lm)
-    kind = StaticDecoder if techniques.static_shapes else SharedDecoder
-    decoder = kind(
-        lm,
-        model,
-        prompts=prompts,
-        longest_prompt=longest_prompt,
-        max_new_tokens=max_new_tokens,
-    )
-    if not techniques.static_shapes:
-        decoder.library = library
-    return decoder
+    kind = StaticDecoder if options.static_shapes else PackedDecoder
+    return kind(lm, kernels, prompts=prompts, longest_prompt=longest_prompt, max_new_tokens=max_new_tokens)
 
 
 class PlainDecoder:
@@ -131,7 +117,7 @@ class PlainDecoder:
         self.mask = self.mask[index]
 
 
-class SharedDecoder(Layout):
+class PackedDecoder(Layout):
     """Packed rows: a prompt's keys and values stand once for its group, a completion's are written in place.
 
     A prompt has a slot, b of them in use, and its rows have seats there, R of them at most. Keys of prompts are (slots,
@@ -141,7 +127,7 @@ class SharedDecoder(Layout):
 
     Args:
         lm: a transformers model that attends through layouts, see `use_packed_attention`; its head may be packed.
-        model: whose copy it is.
+        kernels: of the model whose copy it is.
         prompts: the most prompts that come in at a time.
         longest_prompt: tokens of the longest prompt to come.
         max_new_tokens: the most tokens of a completion.
@@ -149,12 +135,11 @@ class SharedDecoder(Layout):
     """
 
     compacts = refills = True
-    library: Compiled | None = None  # does a step's attention, if it is there
 
     def __init__(
-        self, lm: Any, model: HybridCausalLM, *, prompts: int, longest_prompt: int, max_new_tokens: int
+        self, lm: Any, kernels: DecodingKernels, *, prompts: int, longest_prompt: int, max_new_tokens: int
     ) -> None:
-        self.lm, self.model, self.device = lm, model, model.device
+        self.lm, self.kernels, self.model, self.device = lm, kernels, kernels.model, kernels.model.device
         self.prompts, self.longest_prompt, self.max_new_tokens = prompts, longest_prompt, max_new_tokens
         self.longest = longest_prompt + max_new_tokens
         self.shared: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> keys and values of prompts
@@ -241,7 +226,7 @@ class SharedDecoder(Layout):
         members: list[list[int]] = [[] for _ in self.lengths]  # rows of each slot
         for row, slot in enumerate(self.slots):
             members[slot].append(row)
-        self.seats = Seats(members, self.lengths)
+        self.groups = PromptGroups(members, list(self.lengths))
         self.R = max(map(len, members))
         self.in_order = self.slots == [row // self.R for row in range(len(members) * self.R)]
         # An empty seat repeats the slot's first row; nobody reads what it gives.
@@ -275,21 +260,20 @@ class SharedDecoder(Layout):
             )
         self.rows, self.capacity = rows, capacity
 
-    def seating(self, layer: int) -> Seating | None:
+    def kv(self, layer: int) -> KVLayout | None:
         """See `Layout`."""
-        if self.prefilling is not None or self.library is None:
+        if self.prefilling is not None:
             return None
-        return Seating(self.shared[layer], self.own[layer], self.seats, self.age)
+        return KVLayout(self.shared[layer], self.own[layer], self.groups, self.age)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """See `Layout`."""
         if self.prefilling is not None:
             return self.attend_prompts(self.prefilling, layer, query, key, value, scale)
-        seating = self.seating(layer)
-        if self.library is not None and seating is not None:
-            out = attend_compiled(self.library, query, key, value, seating, scale)
-            if out is not None:
-                return out
+        kv = self.kv(layer)
+        served = None if kv is None else self.kernels.attend(query, key, value, kv, scale)
+        if served is not None:
+            return served
         n, heads = key.shape[:2]
         b, P = len(self.lengths), self.P
         prompt_keys, prompt_values = self.shared[layer]
@@ -349,7 +333,7 @@ class SharedDecoder(Layout):
         return out.transpose(1, 2).flatten(0, 1)[prompts.unpad]
 
 
-class StaticDecoder(SharedDecoder):
+class StaticDecoder(PackedDecoder):
     """Steps that do the same operations, on the same tensors, from a batch's first token to its last.
 
     So a CUDA graph can repeat them. A step attends to all positions that there will ever be; a bias that the device
@@ -361,6 +345,10 @@ class StaticDecoder(SharedDecoder):
     compacts = refills = False
     shape = (0, 0)  # rows and prompts of the batch
     repeat: Callable[[], None] | None = None  # the captured step
+
+    def kv(self, layer: int) -> KVLayout | None:
+        """Return nothing: PyTorch's operations can be captured, kernels need not be."""
+        return None
 
     @torch.inference_mode()
     def step(self, inputs: Tensor) -> Tensor:
@@ -379,7 +367,7 @@ class StaticDecoder(SharedDecoder):
         return logits
 
     def compute(self, inputs: Tensor) -> Tensor:
-        """See `SharedDecoder`."""
+        """See `PackedDecoder`."""
         self.prompt_bias = self.bias(self.prompt_length[:: self.R] - 1, self.P)
         self.own_bias = self.bias(self.age)
         return super().compute(inputs)

@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hrpo.engine.attention import Layout
-from hrpo.engine.cpu.build import Compiled
-from hrpo.engine.cpu.packed_attention import PackedAttention, serves
+from hrpo.engine.interface import TrainingKernels
 
 
 class PackedGroups(Layout):
@@ -24,14 +23,14 @@ class PackedGroups(Layout):
         prompt_mask: (B, P) of prompts, however padded.
         completion_mask: (N, T), padded on the right.
         group_size: G.
-        library: compiled code to attend with, where it serves.
+        kernels: to attend with, where they serve.
 
     """
 
     def __init__(
-        self, prompt_mask: Tensor, completion_mask: Tensor, group_size: int, library: Compiled | None = None
+        self, prompt_mask: Tensor, completion_mask: Tensor, group_size: int, kernels: TrainingKernels | None = None
     ) -> None:
-        self.library = library
+        self.kernels = kernels or TrainingKernels()
         G, device = group_size, completion_mask.device
         mask = completion_mask.bool()  # (N, T)
         T = mask.shape[1]
@@ -54,7 +53,7 @@ class PackedGroups(Layout):
         last_of_prompt = (prompt_starts + prompt_lengths - 1).repeat_interleave(G).unsqueeze(1)  # (N, 1)
         self.predicts_from = torch.cat([last_of_prompt, self.completion_places], dim=1)[mask]
         self.in_prompt = in_prompt
-        # For compiled code, prompts and then completions: where each begins, its tokens, the same of its prompt.
+        # For kernels, prompts and then completions: where each begins, its tokens, the same of its prompt.
         prompts = torch.stack([prompt_starts, prompt_lengths], dim=1)  # (B, 2)
         completions = torch.stack([starts, fed_lengths], dim=1)  # (N, 2)
         alone = torch.cat([prompts, torch.zeros_like(prompts)], dim=1)
@@ -63,9 +62,9 @@ class PackedGroups(Layout):
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Prompts attend to themselves; completions to their group's prompt and to themselves."""
-        library, G = self.library, self.group_size
-        if library and serves(library, query, key, value):
-            out: Tensor = PackedAttention.apply(query, key, value, self.sequences, G, library, scale)  # type: ignore[no-untyped-call]
+        G = self.group_size
+        out = self.kernels.attend(query, key, value, self.sequences, G, scale)
+        if out is not None:
             return out
         q, k, v = (_take(x, self.prompt_places) for x in (query, key, value))  # (B, heads, P, d)
         parts = [F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)]

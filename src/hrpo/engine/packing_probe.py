@@ -3,13 +3,15 @@
 import contextlib
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hrpo.common.per_model import PerModel
 from hrpo.engine.attention import NotPackableError, packed_attention, run_packed
-from hrpo.engine.cpu.inference_model import linear_layers
+from hrpo.engine.layers import linear_layers
 from hrpo.engine.packing import PackedGroups
 from hrpo.model import HybridCausalLM
 
@@ -21,17 +23,34 @@ PROMPTS, COMPLETIONS = (2, 1), (3, 1, 2, 4)  # lengths, in groups of two; short,
 log = logging.getLogger("hrpo")
 
 
+@dataclass
+class Found:
+    """What trying a model has shown: see `packs_up_to` (None: not tried yet) and `read_together`."""
+
+    packs_up_to: int | None = None
+    read_together: list[list[str]] = field(default_factory=list)
+
+
+found_on: PerModel[Found] = PerModel(Found)
+
+
 def packs_up_to(model: HybridCausalLM) -> int:
     """Return the tokens of the longest sequence that packing serves; 0 where the model needs the plain path.
 
     The first call runs a few tokens packed and plain and compares; where they differ it says so, once.
     """
-    if model.packs_up_to is None:
-        model.packs_up_to, reason = _try(model)
+    found = found_on.of(model)
+    if found.packs_up_to is None:
+        found.packs_up_to, reason = _try(model)
         if reason:
-            limit = f"sequences above {model.packs_up_to} tokens take" if model.packs_up_to else "it takes"
+            limit = f"sequences above {found.packs_up_to} tokens take" if found.packs_up_to else "it takes"
             log.warning("%s: %s the plain path: %s", type(model.bare_lm).__name__, limit, reason)
-    return model.packs_up_to
+    return found.packs_up_to
+
+
+def read_together(model: HybridCausalLM) -> list[list[str]]:
+    """Return names of linear layers that read the same tensor, as queries, keys and values do; known once it packs."""
+    return found_on.of(model).read_together
 
 
 @torch.no_grad()
@@ -96,7 +115,7 @@ def _packed_logits(model: HybridCausalLM, ids: Tensor, layout: PackedGroups) -> 
     with model.precision(), packed_attention(lm), _readers(lm) as readers:
         hidden = run_packed(lm, model.embed(ids), layout.positions, layout)
         logits: Tensor = lm.get_output_embeddings()(hidden[layout.predicts_from])
-    model.read_together = [names for _, names in readers if len(names) > 1]
+    found_on.of(model).read_together = [names for _, names in readers if len(names) > 1]
     return logits.double()
 
 

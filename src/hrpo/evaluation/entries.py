@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from hrpo.common.errors import InputError, model_named_by
-from hrpo.config.schema import LatentMode, length_limit
-from hrpo.latent import MODES
+from hrpo.config.schema import length_limit
+from hrpo.latent import mode_names, mode_of
 from hrpo.model import SETTINGS_FILE, HybridSettings, context_of, load_config, read_settings
 from hrpo.models.names import fetch_hybrid, resolve
 from hrpo.storage.provenance import file_sha256, hub_commit
@@ -70,7 +70,7 @@ def make_entries(
         InputError: no such model, mode or prompt, or a mode that a model has no trained gate for.
 
     """
-    _check("--latent_mode", modes, [OWN, *get_args(LatentMode)])
+    _check("--latent_mode", modes, [OWN, *mode_names()])
     _check("--prompt", prompts, list(get_args(Prompt)))
     entries, labels = list[Entry](), _labels(checkpoints)
     known = [describe(name, trust_remote_code) for name in checkpoints]
@@ -156,9 +156,9 @@ def _check(field: str, values: Sequence[str], allowed: Sequence[str]) -> None:
 
 
 def _decoding(name: str, saved: HybridSettings, mode: str, max_new_tokens: int) -> HybridSettings:
-    if mode != OWN and MODES[cast(LatentMode, mode)].gated and not MODES[saved.latent_mode].gated:
+    if mode != OWN and mode_of(mode).gated and not mode_of(saved.latent_mode).gated:
         raise InputError(f"--latent_mode: {name} has no trained gate, so it cannot decode in mode {mode}")
-    latent_mode = saved.latent_mode if mode == OWN else cast(LatentMode, mode)
+    latent_mode = saved.latent_mode if mode == OWN else mode
     limit = max_new_tokens or saved.max_new_tokens
     return dataclasses.replace(saved, latent_mode=latent_mode, max_new_tokens=limit)
 

@@ -20,10 +20,9 @@ from tqdm import tqdm
 from hrpo.chat import CUT, continued, control_names, cut_in, cut_names
 from hrpo.common.errors import InputError
 from hrpo.common.output import warn
-from hrpo.config.schema import LatentMode
 from hrpo.data import left_pad, sample_key
 from hrpo.evaluation.inference import load_for_inference
-from hrpo.latent import MODES, mode_of
+from hrpo.latent import mode_of
 from hrpo.model import HybridCausalLM, context_of
 from hrpo.rollout import generate
 from hrpo.tasks.base import Message
@@ -52,13 +51,13 @@ class HybridLM(HFLM):  # type: ignore[misc]  # the harness has no types
     def __init__(
         self,
         checkpoint: str | HybridCausalLM,
-        latent_mode: LatentMode | None = None,
+        latent_mode: str | None = None,
         seed: int = 0,
         batch_size: int = 1,
         **options: Any,
     ) -> None:
-        if latent_mode is not None and latent_mode not in MODES:
-            raise InputError(f"latent_mode: must be one of {', '.join(MODES)}, got {latent_mode!r}")
+        if latent_mode is not None:
+            mode_of(latent_mode)
         model = load_for_inference(checkpoint) if isinstance(checkpoint, str) else checkpoint
         if context := context_of(model.bare_lm.config):
             longest = context - 1  # one more is read where the last token is not fed
@@ -73,7 +72,7 @@ class HybridLM(HFLM):  # type: ignore[misc]  # the harness has no types
         self.hybrid, self.seed = model, seed
         own = model.settings.latent_mode
         self.mode = mode_of(latent_mode or own, model.settings.mixed_in)
-        if self.mode.gated and not MODES[own].gated:
+        if self.mode.gated and not mode_of(own).gated:
             raise InputError(f"latent_mode: the model decodes in mode {own}; it has no trained gate for {latent_mode}")
         self.asked: Counter[tuple[int, ...]] = Counter()
         self.templated = False  # whether the harness's requests come from the chat template
@@ -166,7 +165,7 @@ class HybridLM(HFLM):  # type: ignore[misc]  # the harness has no types
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
         """Return log p(continuation | context), and whether it is the greedy one, for (key, context, continuation)."""
-        if self.mode.latent == "none":
+        if not self.mode.thinks:
             answers: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
             return answers
         # The longest first: rows of a batch are about as long, and memory that does not suffice shows at once.

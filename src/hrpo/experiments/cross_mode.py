@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from hrpo.common.errors import InputError
-from hrpo.config.schema import LatentMode, TrainConfig
+from hrpo.config.schema import TrainConfig
 from hrpo.evaluate import Answer, evaluate
 from hrpo.evaluation.inference import load_for_inference
-from hrpo.latent import MODES
+from hrpo.latent import mode_of
 from hrpo.storage.run_dir import damage
 from hrpo.tasks import load_task
 
 
-def check_decode(run: TrainConfig, modes: Sequence[LatentMode]) -> None:
+def check_decode(run: TrainConfig, modes: Sequence[str]) -> None:
     """Refuse modes that a run cannot be decoded in.
 
     Raises:
@@ -22,7 +22,7 @@ def check_decode(run: TrainConfig, modes: Sequence[LatentMode]) -> None:
 
     """
     for mode in modes:
-        if MODES[mode].gated and not MODES[run.latent_mode].gated:
+        if mode_of(mode, field="decode").gated and not mode_of(run.latent_mode).gated:
             raise InputError(f"decode: {mode} needs a trained gate, which {run.run_folder.name} has not")
 
 
@@ -43,9 +43,7 @@ def trained_model(run: TrainConfig) -> Path:
     return checkpoint
 
 
-def decode(
-    run: TrainConfig, modes: Sequence[LatentMode]
-) -> Iterator[tuple[LatentMode, dict[str, Any], dict[str, list[Answer]]]]:
+def decode(run: TrainConfig, modes: Sequence[str]) -> Iterator[tuple[str, dict[str, Any], dict[str, list[Answer]]]]:
     """Answer a finished run's test problems in other modes, with the random numbers of its own evaluation.
 
     Yields:

@@ -11,7 +11,7 @@ from hrpo.common import files
 from hrpo.common.errors import InputError
 from hrpo.common.files import read_lines
 from hrpo.common.version import __version__
-from hrpo.config.schema import LatentMode, TrainConfig
+from hrpo.config.schema import TrainConfig
 from hrpo.experiments.cross_mode import decode
 
 HOWS = ("greedy", "sampled")
@@ -99,9 +99,7 @@ def _damage_told(place: Path, field: str, fix: str) -> Iterator[None]:
         raise InputError(f"{field}: {place} is damaged ({type(error).__name__}: {error}); {fix}") from error
 
 
-def decoded_results(
-    run: TrainConfig, modes: Sequence[LatentMode], trained: Result
-) -> Iterator[tuple[LatentMode, Result]]:
+def decoded_results(run: TrainConfig, modes: Sequence[str], trained: Result) -> Iterator[tuple[str, Result]]:
     """Yield what is kept of a run decoded once more: `decoded`, the mode, and as "after" what came out in it."""
     for mode, numbers, answers in decode(run, modes):
         right = {how: "".join(str(int(answer.strict)) for answer in part) for how, part in answers.items()}

@@ -11,7 +11,7 @@ from hrpo.common.console import console
 from hrpo.common.errors import InputError
 from hrpo.common.signals import Stop
 from hrpo.config.load import parse
-from hrpo.config.schema import Contender, LatentMode, TrainConfig
+from hrpo.config.schema import TrainConfig
 from hrpo.config.validate import check_config
 from hrpo.experiments.cross_mode import check_decode, trained_model
 from hrpo.experiments.results import Result, checked, decoded_results, evaluation_in, result_in
@@ -20,7 +20,7 @@ from hrpo.storage.run_dir import changed_settings, check_run_folder
 from hrpo.training.run import train
 
 
-def of_modes(config: TrainConfig, modes: Sequence[Contender]) -> dict[str, TrainConfig]:
+def of_modes(config: TrainConfig, modes: Sequence[str]) -> dict[str, TrainConfig]:
     """Return an arm for each latent mode, and for "sft" supervised fine-tuning, with the same settings otherwise."""
     return {
         mode: dataclasses.replace(config, objective="sft")
@@ -36,7 +36,7 @@ def compare(
     results: str = "",
     report: str = "comparison",
     *,
-    decode: Mapping[str, list[LatentMode]] | None = None,
+    decode: Mapping[str, list[str]] | None = None,
     stop: Stop | None = None,
 ) -> dict[str, Any]:
     """Train what is not trained yet, and write REPORT.json, REPORT.md and REPORT.png.
@@ -141,16 +141,16 @@ def _run(config: TrainConfig, arm: str, seed: int) -> TrainConfig:
 
 def _plan_decoding(
     runs: Mapping[Run, TrainConfig],
-    decode: Mapping[str, list[LatentMode]],
+    decode: Mapping[str, list[str]],
     kept: Mapping[Run, Result | None],
     folder: Path,
-) -> dict[Run, dict[LatentMode, Result | None]]:
+) -> dict[Run, dict[str, Result | None]]:
     """Return the runs that are decoded once more: the modes, and the results that are kept already."""
     arms = list(dict.fromkeys(arm for arm, _ in runs))
     for arm in decode:
         if arm not in arms:
             raise InputError(f"decode: there is no arm {arm}; the arms are {', '.join(arms)}")
-    again = dict[Run, dict[LatentMode, Result | None]]()
+    again = dict[Run, dict[str, Result | None]]()
     for key in (key for arm in decode for key in runs if key[0] == arm):
         run, modes = runs[key], decode[key[0]]
         check_decode(run, modes)
@@ -161,12 +161,12 @@ def _plan_decoding(
     return again
 
 
-def _place(folder: Path, run: TrainConfig, mode: LatentMode | None = None) -> Path:
+def _place(folder: Path, run: TrainConfig, mode: str | None = None) -> Path:
     name = run.run_folder.relative_to(run.folder)
     return folder / name.with_name(name.name + (f"-as-{mode}" if mode else "") + ".json")
 
 
-def _kept(folder: Path, run: TrainConfig, mode: LatentMode | None = None) -> Result | None:
+def _kept(folder: Path, run: TrainConfig, mode: str | None = None) -> Result | None:
     path = _place(folder, run, mode)
     if not path.is_file():
         return None

@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 from hrpo.common.files import read_json
 from hrpo.common.markdown import code, table
-from hrpo.latent import MODES
+from hrpo.latent import mode_of
 from hrpo.model import GATE_FILE, SETTINGS_FILE, HybridSettings, read_settings
 from hrpo.models.names import KNOWN, is_hub_name
 from hrpo.reports.run_report import summary_rows
@@ -18,19 +18,6 @@ CARD_FILE = "README.md"
 PLACEHOLDER = "OWNER/NAME"  # until the repository is known
 TAG = "hrpo"
 TASK_PATHS = ("path", "test_path")
-HOW = {
-    "hybrid": "in a mix of tokens and latent states (HRPO)",
-    "discrete": "in tokens alone (GRPO, without latents)",
-    "interpolation": "in mean embeddings of what it might say, without a gate",
-    "hidden": "in its own last hidden states, without a gate",
-    "no_input_gate": "in a mix of tokens and latent states (HRPO without its input gate)",
-    "no_norm": "in a mix of tokens and latent states (HRPO without the norm of its latents)",
-    "scalar_a": "in a mix of tokens and latent states (HRPO with one a for all channels)",
-    "swapped": "in a mix of tokens and other completions' latent states",
-    "noise": "in a mix of tokens and noise",
-    "soft_thinking": "in mean embeddings of what it might say (Soft Thinking)",
-    "mixture_of_inputs": "in mixtures of tokens and what it might say (Mixture of Inputs)",
-}
 CITATION = """@article{yue2025hybrid,
   title={Hybrid Latent Reasoning via Reinforcement Learning},
   author={Yue, Zhenrui and Jin, Bowen and Zeng, Huimin and Zhuang, Honglei and Qin, Zhen and Yoon, Jinsung
@@ -52,7 +39,7 @@ def model_card(folder: Path, results: dict[str, Any], repo: str = PLACEHOLDER) -
     settings = read_settings(folder / SETTINGS_FILE)
     has_adapter = (folder / "adapter_config.json").is_file()
     base, known = settings.base_model, KNOWN.get(settings.base_model)
-    latent = settings.latent_mode != "discrete"
+    latent, how = settings.latent_mode != "discrete", mode_of(settings.latent_mode).description
     data = ModelCardData(
         base_model=base if is_hub_name(base) else None,
         library_name="peft" if has_adapter else "transformers",
@@ -65,7 +52,7 @@ def model_card(folder: Path, results: dict[str, Any], repo: str = PLACEHOLDER) -
     parts = [
         f"---\n{data.to_yaml()}\n---\n",
         f"# {repo}\n",
-        f"{code(base_name)}, trained by reinforcement learning to reason {HOW[settings.latent_mode]}, see "
+        f"{code(base_name)}, trained by reinforcement learning to reason {how}, see "
         f"[arXiv:2505.18454](https://arxiv.org/abs/2505.18454){f'; the task was {code(task)}' if task else ''}.\n",
         "## Settings\n",
         "\n".join([*table(["setting", "value"], _setting_rows(settings, folder)), ""]),
@@ -103,7 +90,7 @@ def results_of(folder: Path) -> dict[str, Any]:
 
 def _setting_rows(settings: HybridSettings, folder: Path) -> list[list[str]]:
     rows = [["latent mode", settings.latent_mode]]
-    if MODES[settings.latent_mode].gated:
+    if mode_of(settings.latent_mode).gated:
         rows.append(["latent mixed in", settings.mixed_in])
         with safe_open(folder / GATE_FILE, "pt") as file:
             rows += [[name, value] for name, value in sorted(file.metadata().items(), reverse=True)]

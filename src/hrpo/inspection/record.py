@@ -169,7 +169,7 @@ def _ends(rollout: Rollout, model: HybridCausalLM | None) -> list[int]:
     Without a model it is the first token that was fed as it is, in modes that feed something else before.
     """
     fed = torch.arange(rollout.completion_ids.shape[1]) < rollout.lengths.unsqueeze(1) - 1
-    after = fed & ~rollout.hybrid_mask & (rollout.mode.latent != "none")
+    after = fed & ~rollout.hybrid_mask & rollout.mode.thinks
     if model is not None and model.tokenizer is not None:
         automaton = delimiter_automaton(DELIMITER, model.tokenizer, model.vocab_size)
         state = automaton.start(len(rollout))

@@ -18,7 +18,7 @@ from hrpo.inspection.page import Page, make_page
 from hrpo.inspection.record import Column, Json, column_of, map_of
 from hrpo.inspection.show import judge_all, problems_of
 from hrpo.inspection.vocabulary import gates_of
-from hrpo.latent import MODES
+from hrpo.latent import mode_of
 from hrpo.model import HybridCausalLM
 from hrpo.rollout import generate
 from hrpo.training.length_filter import check_test_prompts
@@ -84,7 +84,7 @@ def inspect_checkpoints(
         gates = None
         if model is None or entry.checkpoint != name:  # an entry's modes come one after another
             model, name = load_for_inference(entry.checkpoint, trust_remote_code=trust_remote_code), entry.checkpoint
-            gates = _map(model, entry) if MODES[model.settings.latent_mode].gated else None
+            gates = _map(model, entry) if mode_of(model.settings.latent_mode).gated else None
         columns.append(_column(model, entry, asked, gates, sample=sample, seed=seed, batch=batch))
     page = make_page(asked.name, problems_of(asked.problems), 1, columns)
     page.save(out)

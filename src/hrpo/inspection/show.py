@@ -7,7 +7,7 @@ from hrpo.data import Rollout
 from hrpo.inspection.page import Page, make_page
 from hrpo.inspection.record import Judged, column_of, map_of
 from hrpo.inspection.vocabulary import gates_of
-from hrpo.latent import MODES
+from hrpo.latent import mode_of
 from hrpo.model import HybridCausalLM
 from hrpo.rewards import score
 from hrpo.tasks import Example, Task
@@ -41,7 +41,7 @@ def inspect(
     ((B, G),) = shapes
     if task is not None and len(examples) != B:
         raise ValueError(f"examples: {B} prompts need as many, got {len(examples)}")
-    gated = model is not None and MODES[model.settings.latent_mode].gated
+    gated = model is not None and mode_of(model.settings.latent_mode).gated
     columns = []
     for place, (label, one) in enumerate(rollouts.items()):
         judged = None

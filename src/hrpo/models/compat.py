@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hrpo.common.errors import InputError
+from hrpo.common.per_model import PerModel
 
 if TYPE_CHECKING:
     from hrpo.model import HybridCausalLM
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 # less, even where a rounding sends a token to another expert; an input that is missing differs more.
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-2, torch.bfloat16: 0.3}
 PROMPTS = (3, 1)  # lengths; one token follows each
+usable: PerModel[list[bool]] = PerModel(list)  # empty until a few tokens have shown it
 OF_SOMEBODYS_MODEL = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 
 
@@ -30,11 +32,11 @@ def check_usable(model: HybridCausalLM) -> None:
         InputError: names the model's class and why it cannot be used.
 
     """
-    if not model.usable:
+    if not usable.of(model):
         reason = _try(model)
         if reason:
             raise InputError(f"model.name: {type(model.bare_lm).__name__} cannot be used: {reason}")
-        model.usable = True
+        usable.of(model).append(True)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from torch import nn
 
 from hrpo.config.schema import TrainConfig, length_limit
 from hrpo.engine.checkpointing import share_to_recompute
-from hrpo.engine.head import COLUMNS, CPU_COLUMNS, ROWS
+from hrpo.engine.select import accelerator_for
 from hrpo.latent import mode_of
 from hrpo.model import context_of
 
@@ -54,7 +54,7 @@ def estimate_memory(config: TrainConfig, lm_config: Any, *, cpu: bool, processes
     gate = 2 * D * (D + 1) + D
     trained = (adapters or total) + gate
 
-    latent = mode_of(config.latent_mode, config.latent.mixed_in).latent
+    latent = mode_of(config.latent_mode, config.latent.mixed_in).source
     stored_whole = latent == "hidden" or (latent != "none" and not rollout.top_k)
 
     B, G, P = rollout.prompts, rollout.group_size, rollout.max_prompt_tokens or 512
@@ -63,7 +63,9 @@ def estimate_memory(config: TrainConfig, lm_config: Any, *, cpu: bool, processes
     own = -(-B // processes)  # groups that a process rolls out and learns from, at most
     shards = processes if config.sharding == "full" else 1
     root = sum(p.numel() for name, p in lm.named_parameters() if not re.search(r"\.\d+\.", name)) + gate
-    budget = config.token_budget or (min(max(group, 1024), 4096) if cpu else 16384)
+    accelerator = accelerator_for(torch.device("cpu" if cpu else "cuda"))
+    (least, most), tile = accelerator.microbatch_tokens, accelerator.head_tile
+    budget = config.token_budget or min(max(group, least), most)
     tokens = min(budget, own * group)
     tokens = tokens // group * group if tokens > group else tokens  # groups are not cut where they need not be
     # Bytes that a block keeps for its backward pass, per token: with compiled operations (`TrainedBlock`), or
@@ -98,7 +100,7 @@ def estimate_memory(config: TrainConfig, lm_config: Any, *, cpu: bool, processes
     }
     update = {
         "activations": tokens * kept,
-        "head": 2 * min(ROWS, tokens) * min(V, CPU_COLUMNS if cpu else COLUMNS) * 4,
+        "head": 2 * min(tile[0], tokens) * min(V, tile[1]) * 4,
         "gradients": trained * 4 // shards,
         "gathered weights": running if shards > 1 else 0,
     }

@@ -16,6 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hrpo.common.distributed import full
+from hrpo.common.per_model import remember_as
 from hrpo.data import Rollout
 from hrpo.logprobs import replay
 from hrpo.model import HybridCausalLM
@@ -74,6 +75,7 @@ class Sharded(nn.Module):
             stand_ins[id(p)] = nn.Parameter(full(weights[name].detach()), p.requires_grad)
         whole = copy.deepcopy(blank, stand_ins)
         whole.settings = self.model.settings
+        remember_as(whole, self.model)
         return whole
 
 

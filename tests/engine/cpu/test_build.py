@@ -8,24 +8,25 @@ import weakref
 
 import pytest
 import torch
-from models import CONFIGS, PROMPTS, SAMPLER, random_model
+from models import CONFIGS, PROMPTS, SAMPLER, inference_copy, random_model
 from torch import nn
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from hrpo import generate
 from hrpo.engine.cpu import blocks, build, linear
+from hrpo.engine.cpu.accelerator import CpuAccelerator
 from hrpo.engine.cpu.blocks import CompiledBlock
 from hrpo.engine.cpu.build import MACHINES, Compiled
-from hrpo.engine.cpu.decode_attention import Seating, Seats, attend_compiled, zeros
-from hrpo.engine.cpu.inference_model import decoding_copy
+from hrpo.engine.cpu.decode_attention import attend_compiled
 from hrpo.engine.cpu.linear import LinearParts, PackedProduct, product_dtype
+from hrpo.engine.cpu.mixing import mix_compiled
 from hrpo.engine.cpu.norms import CompiledNorm, compiled_norms
-from hrpo.engine.cpu.top_k import top_candidates
-from hrpo.engine.options import FAST, PLAIN
+from hrpo.engine.cpu.top_k import top_k_compiled
+from hrpo.engine.interface import DEFAULT, REFERENCE, DecodingKernels
+from hrpo.engine.kv import KVLayout, PromptGroups, zeros
 from hrpo.engine.packed_decoder import make_decoder
 from hrpo.engine.packing_probe import packs_up_to
-from hrpo.gate import mix_candidates
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 DTYPES = [torch.float32, torch.bfloat16]
@@ -85,9 +86,9 @@ def test_attention(library, dtype, heads, per, d, d_v, room):
     query, key, value = filled(16, heads * per, d), filled(16, heads, d), filled(16, heads, d_v)
     expected = attention(query, key, value, shared, own, groups, lengths, ages, 0.2)
     before = [x.clone() for x in own]
-    seats = Seats(groups, lengths)
-    seating = Seating(shared, own, seats, torch.tensor(ages))
-    out = attend_compiled(library, query, key, value, seating, 0.2)
+    groups_of_rows = PromptGroups(groups, lengths)
+    kv = KVLayout(shared, own, groups_of_rows, torch.tensor(ages))
+    out = attend_compiled(library, query, key, value, kv, 0.2)
     rounding = 2e-6 if dtype == torch.float32 else 2**-8
     torch.testing.assert_close(out.double(), expected, atol=rounding, rtol=rounding)
     for row, age in enumerate(ages):  # written where they belong, and nowhere else
@@ -101,16 +102,16 @@ def test_what_is_not_a_number_stays_so(library, dtype):
     zero = zeros(torch.empty(0, dtype=dtype), 1, 1, 16, 16)
     query = torch.full((1, 2, 16), torch.nan, dtype=dtype)
     key = torch.ones(1, 1, 16, dtype=dtype)
-    seats, age = Seats([[0]], [3]), torch.tensor([0])
-    seating = Seating((zero, zero), (zero.clone(), zero.clone()), seats, age)
-    out = attend_compiled(library, query, key, key, seating, 1.0)
+    groups_of_rows, age = PromptGroups([[0]], [3]), torch.tensor([0])
+    kv = KVLayout((zero, zero), (zero.clone(), zero.clone()), groups_of_rows, age)
+    out = attend_compiled(library, query, key, key, kv, 1.0)
     assert out.isnan().all()
     logits = torch.randn(2, 100).to(dtype)
     logits[1, 70] = torch.nan
-    _, _, totals = top_candidates(logits, 5, torch.float32, library)
+    _, _, totals = top_k_compiled(library, logits, 5, torch.float32)
     assert totals[0].isfinite()
     assert totals[1].isnan()
-    _, _, totals = top_candidates(torch.full((1, 100), torch.nan, dtype=dtype), 5, torch.float32, library)
+    _, _, totals = top_k_compiled(library, torch.full((1, 100), torch.nan, dtype=dtype), 5, torch.float32)
     assert totals.isnan().all()
     norm = LlamaRMSNorm(24).to(dtype)
     (_, ours), *_ = compiled_norms(norm, library)
@@ -177,7 +178,7 @@ def test_no_copy_of_a_head(arch, monkeypatch):
     monkeypatch.setattr(linear, "LEAST_BLOCKS", 0)
     has_products(build.compiled())
     model = random_model(arch, torch.float32)
-    layer = decoding_copy(model, FAST, build.compiled()).get_output_embeddings()
+    layer = inference_copy(model).get_output_embeddings()
     assert layer.product.weight.data_ptr() == model.bare_lm.get_output_embeddings().weight.data_ptr()
 
 
@@ -204,8 +205,8 @@ def test_no_products_of_bfloat16_where_onednn_has_tiles(monkeypatch, tmp_path):
 
 def test_types_that_are_not_served(library):
     x, own = torch.ones(1, 1, 16, dtype=torch.float64), zeros(torch.ones(0, dtype=torch.float64), 1, 1, 16, 16)
-    seats, age = Seats([[0]], [3]), torch.tensor([0])
-    assert attend_compiled(library, x, x, x, Seating((own, own), (own, own), seats, age), 1.0) is None
+    groups_of_rows, age = PromptGroups([[0]], [3]), torch.tensor([0])
+    assert attend_compiled(library, x, x, x, KVLayout((own, own), (own, own), groups_of_rows, age), 1.0) is None
     assert not own.any()
 
 
@@ -215,31 +216,31 @@ def test_types_that_are_not_served(library):
 def test_candidates(library, dtype, V, K):
     torch.manual_seed(0)
     logits = (torch.randn(5, V) * 6).to(dtype)
-    values, ids, totals = top_candidates(logits, K, torch.float32, library)
+    values, ids, totals = top_k_compiled(library, logits, K, torch.float32)
     order = torch.sort(logits.float(), dim=1, descending=True, stable=True)  # of equals the smaller number first
     assert torch.equal(values, order.values[:, :K])
     assert torch.equal(ids, order.indices[:, :K])
     torch.testing.assert_close(totals.double(), torch.logsumexp(logits.double(), dim=1), atol=4e-6, rtol=0)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("K", "D"), [(50, 576), (1, 20), (3, 7)])
-def test_mixed_candidates(library, dtype, K, D):
+def test_mixed_candidates(library, K, D):
     torch.manual_seed(0)
-    table, ids, weights = torch.randn(300, D).to(dtype), torch.randint(300, (2, 5, K)), torch.rand(2, 5, K)
-    expected = (weights.double().unsqueeze(2) @ table.double()[ids]).squeeze(2)
-    found = mix_candidates(ids.int(), weights, table, library=library)
+    table, ids, weights = torch.randn(300, D).bfloat16(), torch.randint(300, (10, K)), torch.rand(10, K)
+    expected = (weights.double().unsqueeze(1) @ table.double()[ids]).squeeze(1)
+    found = mix_compiled(library, ids.int(), weights, table)
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
-    with pytest.raises((IndexError, RuntimeError)):  # PyTorch's word, and nothing read behind the table
-        mix_candidates(ids + 300, weights, table, library=library)
+    assert mix_compiled(library, ids + 300, weights, table) is None  # nothing is read behind the table
+    assert mix_compiled(library, ids, weights.double(), table) is None
+    assert mix_compiled(library, ids, weights, table.double()) is None
 
 
-def test_candidates_without_compiled_code():
+def test_candidates_without_compiled_code(library):
     logits = torch.randn(5, 300)
+    assert top_k_compiled(library, logits.double(), 7, torch.float64) is None
+    kernels = DecodingKernels(random_model("llama"), DEFAULT)
     for one, other in zip(
-        top_candidates(logits, 7, torch.float32, None),
-        top_candidates(logits.double(), 7, torch.float64, None),
-        strict=True,
+        kernels.top_k(logits, 7, torch.float32), kernels.top_k(logits.double(), 7, torch.float64), strict=True
     ):
         torch.testing.assert_close(one.double(), other.double())
 
@@ -339,7 +340,7 @@ def test_norms_that_are_something_else(library):
 def test_blocks_that_look_like_llama(arch, dtype):
     model = random_model(arch, dtype)
     packs_up_to(model)
-    copy = decoding_copy(model, FAST, build.compiled())
+    copy = inference_copy(model)
     found = [block for block in copy.modules() if isinstance(block, CompiledBlock)]
     assert len(found) == (3 if arch in LIKE_LLAMA else 0)
     assert not any(isinstance(module, (CompiledBlock, CompiledNorm)) for module in model.modules())
@@ -350,7 +351,7 @@ def test_blocks_under_autocast_keep_their_own_way():
     model = random_model("llama", torch.float32)
     model.autocast = torch.bfloat16
     packs_up_to(model)
-    copy = decoding_copy(model, FAST, build.compiled())
+    copy = inference_copy(model)
     assert not any(isinstance(module, CompiledBlock) for module in copy.modules())
     assert generate(model, PROMPTS, group_size=2, **SAMPLER).finite()
 
@@ -370,7 +371,7 @@ def test_a_block_that_differs_keeps_its_own_way(change):
     model = random_model("llama", torch.float32)
     change(model.bare_lm.model.layers[1])
     packs_up_to(model)
-    copy = decoding_copy(model, FAST, build.compiled())
+    copy = inference_copy(model)
     kinds = [type(layer) is CompiledBlock for layer in copy.model.layers]
     assert kinds == [True, False, True]
 
@@ -395,7 +396,7 @@ def test_a_compiled_block_is_the_block(dtype):
     """In bfloat16 it rounds where transformers rounds."""
     model = random_model("qwen3", dtype)
     packs_up_to(model)
-    copy = decoding_copy(model, FAST, build.compiled())
+    copy = inference_copy(model)
     blocks_of = [block for block in copy.modules() if isinstance(block, CompiledBlock)]
     plain = model.bare_lm.model
     x = torch.randn(1, 40, 24).to(dtype)
@@ -431,7 +432,7 @@ def test_a_step_in_one_call(arch, dtype, changed, monkeypatch):
     has_products(build.compiled(), dtype)
 
     def steps(whole):
-        decoder = make_decoder(model, FAST, build.compiled(), prompts=3, longest_prompt=8, max_new_tokens=4)
+        decoder = make_decoder(CpuAccelerator().decoding(model, DEFAULT), prompts=3, longest_prompt=8, max_new_tokens=4)
         found = [block for block in decoder.lm.modules() if isinstance(block, CompiledBlock)]
         assert len(found) == 3
         if changed == "hidden":
@@ -458,9 +459,8 @@ def test_a_step_in_one_call(arch, dtype, changed, monkeypatch):
 def test_a_copy_goes_with_its_rollout(monkeypatch):
     """Without waiting for Python's collector of circles: packed weights are as large as the model."""
     monkeypatch.setattr(linear, "LEAST_BLOCKS", 0)
-    decoder = make_decoder(
-        random_model("llama", torch.float32), FAST, build.compiled(), prompts=1, longest_prompt=8, max_new_tokens=4
-    )
+    kernels = CpuAccelerator().decoding(random_model("llama", torch.float32), DEFAULT)
+    decoder = make_decoder(kernels, prompts=1, longest_prompt=8, max_new_tokens=4)
     first = decoder.admit([PROMPTS[0]], 2)
     decoder.step(torch.zeros(2, decoder.model.embedding.weight.shape[1]))
     blocks = [weakref.ref(block) for block in decoder.lm.modules() if isinstance(block, CompiledBlock)]
@@ -477,9 +477,9 @@ def test_a_copy_goes_with_its_rollout(monkeypatch):
 def test_rollouts_by_own_products(arch, monkeypatch):
     """Of blocks in one call, the last layer's and the gate's, too."""
     model = random_model(arch, torch.float32)
-    plain = generate(model, PROMPTS, group_size=2, techniques=PLAIN, **SAMPLER)
+    plain = generate(model, PROMPTS, group_size=2, options=REFERENCE, **SAMPLER)
     monkeypatch.setattr(linear, "LEAST_BLOCKS", 0)
-    fast = generate(model, PROMPTS, group_size=2, techniques=FAST, **SAMPLER)
+    fast = generate(model, PROMPTS, group_size=2, options=DEFAULT, **SAMPLER)
     assert torch.equal(fast.completion_ids, plain.completion_ids)
     torch.testing.assert_close(fast.sample_logprobs, plain.sample_logprobs, atol=1e-4, rtol=0)
 

@@ -13,9 +13,10 @@ from transformers import GPT2Config
 
 from hrpo import generate, replay
 from hrpo.engine.cpu import kernels
+from hrpo.engine.cpu.accelerator import CpuAccelerator
 from hrpo.engine.cpu.build import compiled
 from hrpo.engine.cpu.kernels import KERNELS, Shape, kernels_for
-from hrpo.engine.options import FAST, PLAIN
+from hrpo.engine.interface import DEFAULT, REFERENCE
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 FASTER, SLOWER = (1.0, 2.0), (1.0, 1.05)
@@ -144,9 +145,9 @@ def test_measuring_changes_nothing_else(shape, task, dtype, monkeypatch):
 
 
 def test_types_without_compiled_code():
-    assert kernels_for(random_model("llama", torch.float64), FAST, "decoding") is None
-    assert kernels_for(random_model("llama", torch.float32), PLAIN, "decoding") is None
-    assert kernels_for(random_model("llama", torch.float32), FAST, "training") is not None
+    assert kernels_for(random_model("llama", torch.float64), "decoding") is None
+    assert kernels_for(random_model("llama", torch.float32), "training") is not None
+    assert CpuAccelerator(compiled=False).decoding(random_model("llama", torch.float32), DEFAULT).library is None
 
 
 def test_shapes():
@@ -161,7 +162,7 @@ def test_shapes():
 def test_any_part_of_it_gives_the_same(faster, measured, monkeypatch):
     """Whatever is chosen, tokens and log-probabilities are those of PyTorch's operations."""
     model = random_model("llama", torch.float32)
-    plain = generate(model, PROMPTS, group_size=2, techniques=PLAIN, **SAMPLER)
+    plain = generate(model, PROMPTS, group_size=2, options=REFERENCE, **SAMPLER)
     times = {task: {name: FASTER for name in kinds if name in faster} for task, kinds in KERNELS.items()}
     measured({})
     monkeypatch.setattr(kernels, "_times", lambda library, shape, task, threads: times[task])

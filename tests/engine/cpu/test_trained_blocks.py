@@ -16,14 +16,15 @@ from transformers import LlamaConfig
 from hrpo import HybridCausalLM, generate, replay
 from hrpo.engine.checkpointing import kept_bytes
 from hrpo.engine.cpu import trained_blocks
+from hrpo.engine.cpu.accelerator import CpuAccelerator, known
 from hrpo.engine.cpu.build import compiled
 from hrpo.engine.cpu.linear import product_dtype
-from hrpo.engine.options import FAST, PLAIN
+from hrpo.engine.interface import DEFAULT, REFERENCE
 from hrpo.engine.packing_probe import packs_up_to
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 LIKE_LLAMA = ["llama", "mistral", "qwen2"]
-APART = dataclasses.replace(FAST, compiled=False)
+APART = dataclasses.replace(DEFAULT, accelerator=CpuAccelerator(compiled=False))
 HALF = product_dtype(torch.bfloat16, torch.device("cpu")) == torch.bfloat16
 OPTIONS = SAMPLER | {"max_new_tokens": 8, "delimiter": [40]}  # within the window of "mistral"
 
@@ -54,7 +55,7 @@ def learnt(model, rollout, **options):
 
 def twins(model) -> list[bool]:
     """Of blocks that were tried, whether they were alike."""
-    return list(model.tried_blocks.values())
+    return list(known.of(model).training.values())
 
 
 @pytest.mark.sampled
@@ -67,7 +68,7 @@ def test_gradients(arch, targets, recompute):
     *logprobs, gradients = learnt(model, rollout, recompute=recompute)
     assert twins(model) == [True] * 3
     assert not any("forward" in vars(module) for module in model.modules())
-    *expected, others = learnt(model, rollout, techniques=PLAIN)
+    *expected, others = learnt(model, rollout, options=REFERENCE)
     for one, other in zip(logprobs, expected, strict=True):
         torch.testing.assert_close(one, other, atol=2e-5, rtol=0)
     assert gradients.keys() == others.keys()
@@ -82,10 +83,10 @@ def test_gradients_in_bfloat16(arch):
     """As near to those in float32 as the ones of the model's own blocks."""
     model = adapted(arch, torch.bfloat16)
     rollout = generate(model, PROMPTS, group_size=3, seed=3, **OPTIONS)
-    found = {apart: learnt(model, rollout, techniques=APART if apart else FAST) for apart in (False, True)}
+    found = {apart: learnt(model, rollout, options=APART if apart else DEFAULT) for apart in (False, True)}
     assert twins(model) == [True] * 3
     model.lm.float()
-    expected = learnt(model, rollout, techniques=APART)
+    expected = learnt(model, rollout, options=APART)
 
     def distance(apart):
         pairs = [(found[apart][2][name], gradient) for name, gradient in expected[2].items()]
@@ -103,13 +104,13 @@ def test_they_keep_less():
     def kept(techniques):
         seen = {}
         with torch.autograd.graph.saved_tensors_hooks(lambda x: seen.setdefault(id(x), x), lambda x: x):
-            logprobs, _ = replay(model, rollout, with_reference=False, techniques=techniques)
+            logprobs, _ = replay(model, rollout, with_reference=False, options=techniques)
         logprobs.sum().backward()
         weights = {p.data_ptr() for p in model.parameters()}
         storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in seen.values()}
         return sum(size for place, size in storages.items() if place not in weights)
 
-    fast, names, apart = kept(FAST), model.trained_blocks, kept(APART)
+    fast, names, apart = kept(DEFAULT), known.of(model).trained, kept(APART)
     assert fast < 0.8 * apart
     tokens = int(rollout.prompt_mask.sum() + rollout.completion_mask.sum())
     assert len(names) == 3
@@ -121,10 +122,10 @@ def test_they_keep_less():
 def test_other_blocks_stay_as_they_are(arch):
     model = adapted(arch)
     rollout = generate(model, PROMPTS, group_size=2, **OPTIONS)
-    expected, *_ = learnt(model, rollout, techniques=PLAIN)
+    expected, *_ = learnt(model, rollout, options=REFERENCE)
     assert packs_up_to(model) > 16
     logprobs, *_ = learnt(model, rollout)
-    assert not model.trained_blocks
+    assert not known.of(model).trained
     torch.testing.assert_close(logprobs, expected, atol=2e-5, rtol=0)
 
 
@@ -179,9 +180,9 @@ def test_a_block_that_differs_stays_as_it_is(change):
     rollout = generate(model, PROMPTS, group_size=2, **OPTIONS)
     before = [set(vars(module)) for module in model.modules()]
     *logprobs, gradients = learnt(model, rollout)
-    assert model.trained_blocks == ["model.layers.0", "model.layers.2"]
+    assert known.of(model).trained == ["model.layers.0", "model.layers.2"]
     assert [set(vars(module)) for module in model.modules()] == before
-    *expected, others = learnt(model, rollout, techniques=PLAIN)
+    *expected, others = learnt(model, rollout, options=REFERENCE)
     assert gradients.keys() == others.keys()
     for one, other in zip(logprobs, expected, strict=True):
         torch.testing.assert_close(one, other, atol=2e-5, rtol=0)
@@ -202,10 +203,10 @@ def test_what_is_trained_whole_keeps_its_own_way_and_its_reference_does_not():
             lambda self, *args, **options: seen.append(torch.is_grad_enabled()) or compute(self, *args, **options),
         )
         _, reference, gradients = learnt(model, rollout)
-    assert not model.trained_blocks
+    assert not known.of(model).trained
     assert not any(seen)
     assert len(seen) == 6  # three of which to try them
-    _, expected, others = learnt(model, rollout, techniques=PLAIN)
+    _, expected, others = learnt(model, rollout, options=REFERENCE)
     torch.testing.assert_close(reference, expected, atol=2e-5, rtol=0)
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, others[name], atol=1e-4, rtol=1e-4)
@@ -231,8 +232,8 @@ def test_without_a_compiler(monkeypatch, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "hrpo"):
         rollout = generate(model, PROMPTS, group_size=2, **OPTIONS)
         *_, gradients = learnt(model, rollout)
-    assert not model.trained_blocks
-    assert not model.tried_blocks
+    assert not known.of(model).trained
+    assert not known.of(model).training
     assert gradients
     assert "no-such-compiler" in caplog.records[0].getMessage()
 

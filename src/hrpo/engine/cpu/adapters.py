@@ -16,8 +16,8 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor
 from torch.nn import functional as F
 
-from hrpo.engine.cpu.inference_model import active_adapters, linear_layers
 from hrpo.engine.cpu.linear import onednn_linear, product_dtype
+from hrpo.engine.layers import active_adapters, linear_layers
 
 
 class Adapted(NamedTuple):

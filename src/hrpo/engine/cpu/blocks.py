@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hrpo.engine.attention import Layout, laid_out, layout_in_use, packed_block
 from hrpo.engine.cpu.build import Compiled
-from hrpo.engine.cpu.decode_attention import Step
+from hrpo.engine.cpu.decode_attention import Step, step_of
 from hrpo.engine.cpu.linear import CompiledLayer, PackedLinear, PackedProduct
 from hrpo.engine.cpu.norms import CompiledNorm
 
@@ -72,7 +72,7 @@ class _Line:
 
     def step(self, x: Tensor, cosine: Tensor, sine: Tensor, layout: Layout) -> Tensor:
         """(n, D), (n, d), (n, d) -> (1, n, D)."""
-        steps = [seating.step(m.H, m.scale) for m in self.members if (seating := layout.seating(m.layer))]
+        steps = [step_of(kv, m.H, m.scale) for m in self.members if (kv := layout.kv(m.layer))]
         parts = [ctypes.addressof(member.parts) for member in self.members]
         out = torch.empty_like(x)
         places = (part.data_ptr() for part in (x, cosine, sine, out))
@@ -158,7 +158,7 @@ class CompiledBlock(nn.Module):
         layout = layout_in_use()
         x = hidden[0].contiguous()
         cosine, sine = (part[0].to(self.dtype).contiguous() for part in position_embeddings)
-        if self.line and layout.seating(self.layer):
+        if self.line and layout.kv(self.layer):
             if not self.leads:
                 raise RuntimeError("a block got something else than what the one before gave, as it had on the prompts")
             self.lines.last = None  # tensors of prompts

@@ -22,7 +22,6 @@ import torch
 
 from hrpo.common.files import write_bytes
 from hrpo.common.locks import one_at_a_time
-from hrpo.engine.options import Techniques
 from hrpo.models.names import cache_folder
 
 FILES = sorted((Path(__file__).parent / "csrc").iterdir())
@@ -76,11 +75,6 @@ class Compiled:
         part = copy.copy(self)
         part.functions = {key: function for key, function in self.functions.items() if key[0] in names}
         return part
-
-
-def compiled_for(techniques: Techniques, device: torch.device) -> Compiled | None:
-    """Return the compiled code where it may be used, and can be."""
-    return compiled() if techniques.compiled and device.type == "cpu" else None
 
 
 @functools.cache

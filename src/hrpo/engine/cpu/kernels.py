@@ -34,13 +34,18 @@ from hrpo.common.locks import one_at_a_time
 from hrpo.engine.attention import laid_out, layout_in_use, packed_block
 from hrpo.engine.cpu.adapters import fused_adapters
 from hrpo.engine.cpu.blocks import NotLikeLlamaError, activated, rotated
-from hrpo.engine.cpu.build import DTYPES, Compiled, compiled_for
-from hrpo.engine.cpu.linear import LinearParts, OneDNN, PackedProduct
+from hrpo.engine.cpu.build import DTYPES, Compiled, compiled
+from hrpo.engine.cpu.decode_attention import attend_compiled
+from hrpo.engine.cpu.linear import OneDNN, PackedProduct
+from hrpo.engine.cpu.mixing import mix_compiled
 from hrpo.engine.cpu.norms import compiled_norms
-from hrpo.engine.cpu.top_k import top_candidates
+from hrpo.engine.cpu.packed_attention import attend_packed
+from hrpo.engine.cpu.top_k import top_k_compiled
 from hrpo.engine.cpu.trained_blocks import Scratch, TrainedBlock
-from hrpo.engine.options import Techniques
-from hrpo.engine.packed_decoder import SharedDecoder
+from hrpo.engine.inference_model import LinearParts
+from hrpo.engine.interface import DEFAULT, DecodingKernels, TrainingKernels
+from hrpo.engine.kv import KVLayout
+from hrpo.engine.packed_decoder import PackedDecoder
 from hrpo.engine.packing import PackedGroups
 from hrpo.gate import mix_candidates
 from hrpo.model import HybridCausalLM
@@ -103,21 +108,18 @@ class Shape:
         )
 
 
-def kernels_for(
-    model: HybridCausalLM, techniques: Techniques, task: Literal["decoding", "training"]
-) -> Compiled | None:
+def kernels_for(model: HybridCausalLM, task: Literal["decoding", "training"]) -> Compiled | None:
     """Return the compiled code that a model is to use; None where there is none, or none is faster.
 
     The first call for a model's shapes takes a second or two, and says what came out.
 
     Args:
-        model: on any device.
-        techniques: whether compiled code may be used at all.
+        model: on a CPU.
         task: the two have kernels of their own.
 
     """
     shape = Shape.of(model)
-    library = compiled_for(techniques, model.device)
+    library = compiled()
     if library is None or shape.dtype not in DTYPES.values():
         return None
     return _chosen(library, shape, task, torch.get_num_threads())
@@ -278,13 +280,23 @@ class _AttentionAlone(nn.Module):
         return SimpleNamespace(last_hidden_state=out.flatten(1).unsqueeze(0))
 
 
+class _AttentionKernels(DecodingKernels):
+    def __init__(self, model: Any, library: Compiled | None) -> None:
+        super().__init__(model, DEFAULT)
+        self.library = library
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, kv: KVLayout, scale: float) -> Tensor | None:
+        """See `DecodingKernels`."""
+        return attend_compiled(self.library, query, key, value, kv, scale) if self.library else None
+
+
 def _attention(library: Compiled, shape: Shape) -> Pair:
     """The attention of some decode steps."""
     decoders = []
     for code in (library, None):
         model: Any = _AttentionAlone(shape)
-        decoder = SharedDecoder(model, model, prompts=ROWS // GROUP, longest_prompt=PROMPT, max_new_tokens=COMPLETION)
-        decoder.library = code
+        kernels = _AttentionKernels(model, code)
+        decoder = PackedDecoder(model, kernels, prompts=ROWS // GROUP, longest_prompt=PROMPT, max_new_tokens=COMPLETION)
         decoder.admit([[0] * PROMPT] * (ROWS // GROUP), GROUP)
         decoders.append(decoder)
 
@@ -294,7 +306,7 @@ def _attention(library: Compiled, shape: Shape) -> Pair:
             decoder.step(inputs)
 
     @torch.inference_mode()
-    def run(decoder: SharedDecoder) -> None:
+    def run(decoder: PackedDecoder) -> None:
         decoder.compute(inputs)  # again and again the same step
 
     return lambda: run(decoders[0]), lambda: run(decoders[1])
@@ -326,10 +338,13 @@ def _elementwise(library: Compiled, shape: Shape) -> Pair:
 
 def _candidates(library: Compiled, shape: Shape) -> Pair:
     """The sampler's candidates."""
-    logits = _random(shape, ROWS, shape.V)
+    logits, k = _random(shape, ROWS, shape.V), min(50, shape.V)
 
     def run(code: Compiled | None) -> None:
-        top_candidates(logits, min(50, shape.V), torch.float32, code)
+        if code is None:
+            torch.topk(logits.float(), k), torch.logsumexp(logits.float(), dim=1)
+        else:
+            top_k_compiled(code, logits, k, torch.float32)
 
     return lambda: run(library), lambda: run(None)
 
@@ -340,15 +355,29 @@ def _mixture(library: Compiled, shape: Shape) -> Pair:
     ids, weights = torch.randint(len(table), (ROWS, 50)), torch.rand(ROWS, 50)
 
     def run(code: Compiled | None) -> None:
-        mix_candidates(ids, weights, table, library=code)
+        if code is None or mix_compiled(code, ids, weights, table) is None:
+            mix_candidates(ids, weights, table)
 
     return lambda: run(library), lambda: run(None)
+
+
+class _PackedAttention(TrainingKernels):
+    def __init__(self, library: Compiled | None) -> None:
+        self.library = library
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, sequences: Tensor, group_size: int, scale: float
+    ) -> Tensor | None:
+        """See `TrainingKernels`."""
+        if not self.library:
+            return None
+        return attend_packed(self.library, query, key, value, sequences, group_size, scale)
 
 
 def _layout(prompt: int, completion: int, library: Compiled | None) -> PackedGroups:
     """A group to train on, of so many tokens each."""
     masks = torch.ones(1, prompt, dtype=torch.long), torch.ones(GROUP, completion, dtype=torch.long)
-    return PackedGroups(*masks, GROUP, library)
+    return PackedGroups(*masks, GROUP, _PackedAttention(library))
 
 
 def _training_attention(library: Compiled, shape: Shape) -> Pair:

@@ -7,7 +7,6 @@ packed ahead gain once more. docs/performance.md has the figures.
 import ctypes
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from hrpo.engine.cpu.build import Compiled
+from hrpo.engine.inference_model import LinearParts
 
 # oneDNN makes code for products of each new number of rows, .7 MB in half a millisecond, and keeps that of the last
 # thousand, twice: updates of sequences of ever other lengths would come to hold a gigabyte, scattered over the heap.
@@ -83,19 +83,6 @@ class OneDNN(TorchFunctionMode):
             if x.dtype == weight.dtype and product_dtype(x.dtype, x.device) == torch.float32:
                 return _OneDNNLinear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
-
-
-@dataclass(frozen=True)
-class LinearParts:
-    """What a linear layer is made of: weight (O, I), bias (O,), and factors A (r, I) and B (O, r) of an adapter.
-
-    Their product B @ A, scale included, is added to the weight: here only where it must not be rounded into it.
-    """
-
-    weight: Tensor
-    bias: Tensor | None = None
-    A: Tensor | None = None
-    B: Tensor | None = None
 
 
 class CompiledWeight(ctypes.Structure):

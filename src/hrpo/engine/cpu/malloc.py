@@ -4,14 +4,12 @@ import ctypes
 import sys
 import time
 
-import torch
-
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-_given_back = 0.0  # when, on the clock of `time.monotonic`
+_released = 0.0  # when, on the clock of `time.monotonic`
 
 
 def keep_freed() -> None:
-    """Let glibc keep what is freed for the next tensors, until `give_back`.
+    """Let glibc keep what is freed for the next tensors, until `release_memory`.
 
     By default it hands the end of the heap back each time, whose pages are then faulted in again: a twentieth of an
     update.
@@ -35,14 +33,14 @@ def _mallopt(name: int, value: int) -> None:
         mallopt(name, value)
 
 
-def give_back(device: torch.device) -> None:
+def release_memory() -> None:
     """Hand what has been freed on a CPU back to the system, once in a second at most: it takes 15 ms.
 
     Tensors of ever other sizes leave holes in the heap; glibc keeps them, and the next sizes do not fit.
     """
-    global _given_back
-    if device.type == "cpu" and sys.platform == "linux" and time.monotonic() - _given_back > 1:
-        _given_back = time.monotonic()
+    global _released
+    if sys.platform == "linux" and time.monotonic() - _released > 1:
+        _released = time.monotonic()
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
         if trim is not None:
             trim(0)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hrpo.engine.cpu.build import Compiled
-from hrpo.engine.cpu.decode_attention import LANES
+from hrpo.engine.kv import PADDING
 
 
 class _Packed(ctypes.Structure):
@@ -55,13 +55,24 @@ class PackedAttention(torch.autograd.Function):
         return *grads, None, None, None, None
 
 
+def attend_packed(
+    library: Compiled, query: Tensor, key: Tensor, value: Tensor, sequences: Tensor, group_size: int, scale: float
+) -> Tensor | None:
+    """Return what `TrainingKernels.attend` does; None where the library does not serve such tensors."""
+    if not serves(library, query, key, value):
+        return None
+    arguments = (query, key, value, sequences, group_size, library, scale)
+    out: Tensor = PackedAttention.apply(*arguments)  # type: ignore[no-untyped-call]
+    return out
+
+
 def serves(library: Compiled, query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Whether the code is for tensors like these; under autocast, for those of its type alone."""
     d = query.shape[2]
     if torch.is_autocast_enabled("cpu") and query.dtype != torch.get_autocast_dtype("cpu"):
         return False
     alike = query.dtype == key.dtype == value.dtype and key.shape == value.shape and key.shape[2] == d
-    return alike and d % LANES == 0 and library.find("attend_packed", query) is not None
+    return alike and d % PADDING == 0 and library.find("attend_packed", query) is not None
 
 
 def _call(

@@ -1,6 +1,6 @@
-"""The sampler's candidates: the K likeliest tokens of each row, and what their probabilities are measured by.
+"""The sampler's candidates as one call of compiled code (`csrc/candidates.cpp`).
 
-On CPUs compiled code (`csrc/candidates.cpp`) reads the logits twice, as they come; PyTorch makes two copies of them.
+It reads the logits twice, as they come; PyTorch makes two copies of them.
 """
 
 import torch
@@ -9,27 +9,17 @@ from torch import Tensor
 from hrpo.engine.cpu.build import Compiled
 
 
-def top_candidates(
-    logits: Tensor, K: int, dtype: torch.dtype, library: Compiled | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the K largest logits of each row (n, K), their tokens (n, K), and the log of the sum of exponentials (n,).
-
-    Args:
-        logits: (n, V).
-        K: how many, at most V.
-        dtype: of the results.
-        library: compiled code that does it where it can.
-
-    """
-    function = library and library.find("candidates", logits)
+def top_k_compiled(
+    library: Compiled, logits: Tensor, k: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Return what `DecodingKernels.top_k` does; None where the library does not serve these logits, (n, V)."""
+    function = library.find("candidates", logits)
     if not function:
-        logits = logits.to(dtype)
-        values, ids = torch.topk(logits, K)
-        return values, ids, torch.logsumexp(logits, dim=1)
+        return None
     n, V = logits.shape
     logits = logits.contiguous()
-    values, totals = torch.empty(n, K), torch.empty(n)
-    ids = torch.empty(n, K, dtype=torch.long)
+    values, totals = torch.empty(n, k), torch.empty(n)
+    ids = torch.empty(n, k, dtype=torch.long)
     results = (values.data_ptr(), ids.data_ptr(), totals.data_ptr())
-    function(logits.data_ptr(), n, V, K, *results, torch.get_num_threads())
+    function(logits.data_ptr(), n, V, k, *results, torch.get_num_threads())
     return values.to(dtype), ids, totals.to(dtype)

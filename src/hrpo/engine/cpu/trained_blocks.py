@@ -17,8 +17,8 @@ from hrpo.engine.attention import layout_in_use
 from hrpo.engine.cpu.adapters import Adapted, adapted, fused_adapters, low_of, run, run_back, simple
 from hrpo.engine.cpu.blocks import NotLikeLlamaError, activated, alike, rotated
 from hrpo.engine.cpu.build import Compiled
-from hrpo.engine.cpu.inference_model import linear_layers
 from hrpo.engine.cpu.norms import CompiledNorm, compiled_norms
+from hrpo.engine.layers import linear_layers
 
 
 class Scratch:
