@@ -14,7 +14,6 @@ from models import PROMPTS, SAMPLER, random_model
 from hrpo import generate
 from hrpo.engine import packed_decoder
 from hrpo.engine.cpu.accelerator import CpuAccelerator
-from hrpo.engine.cpu.build import compiled
 from hrpo.engine.interface import DEFAULT
 from hrpo.engine.packed_decoder import StaticDecoder, make_decoder
 
@@ -79,9 +78,12 @@ def test_a_captured_step_repeats_right(arch, max_rows, monkeypatch):
 def test_the_switch():
     model = random_model("llama")
     options = {"prompts": 1, "longest_prompt": 8, "max_new_tokens": 4}
-    assert type(make_decoder(model, STATIC, compiled(), **options)) is StaticDecoder
+    assert type(make_decoder(CpuAccelerator().decoding(model, STATIC), **options)) is StaticDecoder
     assert type(make_decoder(CpuAccelerator().decoding(model, DEFAULT), **options)) is packed_decoder.PackedDecoder
-    assert type(make_decoder(random_model("mistral"), STATIC, compiled(), **options)) is packed_decoder.PlainDecoder
+    assert (
+        type(make_decoder(CpuAccelerator().decoding(random_model("mistral"), STATIC), **options))
+        is packed_decoder.PlainDecoder
+    )
 
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -14,9 +14,11 @@ from torch.nn import functional as F
 
 from hrpo import HybridCausalLM, generate, hrpo_loss, replay
 from hrpo.engine import packing
+from hrpo.engine.cpu import packed_attention
 from hrpo.engine.cpu.accelerator import CpuAccelerator
 from hrpo.engine.cpu.adapters import fused_adapters
 from hrpo.engine.cpu.build import compiled
+from hrpo.engine.cpu.kernels import _PackedAttention
 from hrpo.engine.cpu.linear import LinearParts, OneDNN, PackedLinear, PackedProduct, product_dtype
 from hrpo.engine.head import head_logprobs
 from hrpo.engine.interface import DEFAULT, REFERENCE
@@ -93,8 +95,8 @@ def test_compiled_attention_in_updates(arch, recompute, monkeypatch):
     lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear", init_lora_weights=False)
     model = HybridCausalLM(get_peft_model(random_lm(config, torch.float32), lora), like.gate, like.settings)
     rollout = generate(model, PROMPTS, group_size=G, seed=3, **SAMPLER)
-    calls, apply = [], packing.PackedAttention.apply
-    monkeypatch.setattr(packing.PackedAttention, "apply", lambda *args: calls.append(1) or apply(*args))
+    calls, apply = [], packed_attention.PackedAttention.apply
+    monkeypatch.setattr(packed_attention.PackedAttention, "apply", lambda *args: calls.append(1) or apply(*args))
 
     def run():
         model.zero_grad()
@@ -133,14 +135,14 @@ def test_packed_attention_is_that_of_each_sequence(prompts, lengths, dtype, d, w
     """Outputs and gradients, beside the causal attention of one sequence after the other in float64."""
     places, steps = torch.arange(max(prompts)).flip(0), torch.arange(max(lengths))
     masks = (places < torch.tensor(prompts).unsqueeze(1), steps < torch.tensor(lengths).unsqueeze(1))
-    layout = packing.PackedGroups(masks[0].long(), masks[1].long(), 2, compiled())
+    layout = packing.PackedGroups(masks[0].long(), masks[1].long(), 2, _PackedAttention(compiled()))
     S = len(layout.positions)
     generator = torch.Generator().manual_seed(0)
     shapes = [(S, 6, d), (S, 2, d), (S, 2, width)]
     tensors = [torch.randn(s, generator=generator).to(dtype).requires_grad_() for s in shapes]
     toward = torch.randn(S, 6, width, generator=generator).to(dtype)
-    calls, apply = [], packing.PackedAttention.apply
-    monkeypatch.setattr(packing.PackedAttention, "apply", lambda *args: calls.append(1) or apply(*args))
+    calls, apply = [], packed_attention.PackedAttention.apply
+    monkeypatch.setattr(packed_attention.PackedAttention, "apply", lambda *args: calls.append(1) or apply(*args))
     out = layout.attend(0, *tensors, 0.3)
     assert bool(calls) == (d % 16 == 0 and compiled() is not None)
 

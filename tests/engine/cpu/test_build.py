@@ -1,5 +1,6 @@
 """Compiled code for decoding computes what PyTorch computes, for each instruction set, and is no requirement."""
 
+import functools
 import gc
 import logging
 import shlex
@@ -14,7 +15,7 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from hrpo import generate
-from hrpo.engine.cpu import blocks, build, linear
+from hrpo.engine.cpu import blocks, build, kernels, linear
 from hrpo.engine.cpu.accelerator import CpuAccelerator
 from hrpo.engine.cpu.blocks import CompiledBlock
 from hrpo.engine.cpu.build import MACHINES, Compiled
@@ -500,7 +501,7 @@ def test_rollouts_by_own_products(arch, monkeypatch):
 def test_without_a_compiler(monkeypatch, tmp_path, caplog, compiler, said):
     monkeypatch.setenv("CXX", compiler)
     monkeypatch.setenv("HRPO_CACHE", str(tmp_path))
-    monkeypatch.setattr(build, "compiled", build.functools.cache(build.compiled.__wrapped__))
+    monkeypatch.setattr(kernels, "compiled", functools.cache(build.compiled.__wrapped__))
     model = random_model("llama", torch.float32)
     with caplog.at_level(logging.WARNING, "hrpo"):
         rollout = generate(model, PROMPTS, group_size=2, **SAMPLER)

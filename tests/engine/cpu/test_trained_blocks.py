@@ -227,7 +227,7 @@ def test_each_block_is_tried_once(monkeypatch):
 def test_without_a_compiler(monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setenv("HRPO_CACHE", str(tmp_path))
-    monkeypatch.setattr("hrpo.engine.cpu.build.compiled", lambda: compiled.__wrapped__())
+    monkeypatch.setattr("hrpo.engine.cpu.kernels.compiled", lambda: compiled.__wrapped__())
     model = adapted("llama")
     with caplog.at_level(logging.WARNING, "hrpo"):
         rollout = generate(model, PROMPTS, group_size=2, **OPTIONS)
