@@ -106,7 +106,7 @@ def test_compiled_attention_in_updates(arch, recompute, monkeypatch):
 
     actual, others = run()
     assert bool(calls) == (arch not in WINDOW)  # those take the plain path
-    monkeypatch.setattr(packing, "serves", lambda *_: False)
+    monkeypatch.setattr(packed_attention, "serves", lambda *_: False)
     count = len(calls)
     expected, gradients = run()
     assert len(calls) == count
@@ -388,7 +388,7 @@ def test_products_of_ever_other_sizes_keep_little():
     code = """
 import torch
 from hrpo.engine.cpu.linear import onednn_linear
-from hrpo.engine.cpu.malloc import peak_memory
+from hrpo.common.memory import peak_memory
 x, weight = torch.randn(400, 64), torch.randn(32, 64)
 onednn_linear(x, weight)
 before = peak_memory(x.device)
