@@ -4,17 +4,21 @@
 
 An update replays policy and reference, takes the loss, goes backward through LoRA adapters and steps the optimizer.
 Two shapes: 4 prompts x 8 completions, and one prompt of 1,500 tokens, as retrieval makes them, x 8; up to 64
-tokens each.
+tokens each. On a CPU a third peer is hrpo without its compiled code.
 """
 
 import argparse
+import dataclasses
+import functools
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hrpo import Rollout, generate
+from hrpo import Rollout, generate, replay
+from hrpo.config import Policy
+from hrpo.techniques import FAST
 from hrpo.trainer import Trainer
 
 from . import ours
@@ -23,6 +27,7 @@ from .peers import TrlTrainer
 
 GROUP, TOKENS, RETRIEVAL_TOKENS = 8, 64, 1500
 SHAPES = {"update_vs_trl": 4, "update_rag_vs_trl": 1}  # prompts
+UNCOMPILED = "hrpo, no compiled code"
 TIME = {"update_vs_trl": 1, "update_rag_vs_trl": 2}  # of each, in relation
 
 
@@ -38,6 +43,9 @@ def main() -> None:
             until = share(options, TIME[name] / left)
             ratios[key], details[key] = measure(options, dtype, count, until, retrieval="rag" in name)
             left -= TIME[name]
+            if UNCOMPILED in details[key]["seconds"]:
+                middle = medians(details[key]["seconds"])
+                ratios[f"{key.replace('_trl', '_uncompiled')}"] = middle[UNCOMPILED] / middle["hrpo"]
     finish(options, ratios, details)
 
 
@@ -52,16 +60,21 @@ def measure(
         )
         rollout = roll_out(trainer, options.prompts, count, retrieval=retrieval)
         advantages = torch.linspace(-1, 1, GROUP).repeat(count).to(trainer.model.device)
-        seconds: dict[str, list[float]] = {"hrpo": [], "TRL": []}
+        replays = {"hrpo": trainer.replay}
+        if options.device == "cpu":
+            replays[UNCOMPILED] = functools.partial(replay_uncompiled, trainer)
+        seconds: dict[str, list[float]] = {"TRL": [], **{name: [] for name in replays}}
 
         def our_turn(turn: int, theirs: float) -> None:
             note("TRL", turn, theirs)
-            start = clock()
-            trainer.update(rollout, advantages)
-            took = clock() - start
-            note("hrpo", turn, took)
-            if turn:
-                seconds["hrpo"].append(took)
+            for name, way in replays.items():
+                trainer.replay = way  # type: ignore[method-assign]
+                start = clock()
+                trainer.update(rollout, advantages)
+                took = clock() - start
+                note(name, turn, took)
+                if turn:
+                    seconds[name].append(took)
 
         peer = TrlTrainer(
             trainer.model.lm.peft_config["default"].base_model_name_or_path,
@@ -82,6 +95,20 @@ def measure(
     )
     print(f"tokens of a completion: {lengths_note(lengths)}")
     return middle["TRL"] / middle["hrpo"], {"seconds": seconds, "lengths": lengths}
+
+
+def replay_uncompiled(
+    trainer: Trainer, rollout: Rollout, *, policy: Policy = "model", with_reference: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Replay as `Trainer.replay` does, by PyTorch and oneDNN alone."""
+    return replay(
+        trainer.model,
+        rollout,
+        policy=policy,
+        with_reference=with_reference,
+        recompute=trainer.recompute(rollout),
+        techniques=dataclasses.replace(FAST, compiled=False),
+    )
 
 
 def roll_out(trainer: Trainer, file: Path, count: int, *, retrieval: bool) -> Rollout:

@@ -99,6 +99,24 @@ def test_times_that_are_damaged_are_measured_again(library, measured, content):
     assert len(asked) == 1
 
 
+@pytest.mark.parametrize(
+    "times", [None, [], {"attention": 1.0}, {"attention": [1.0]}, {"attention": [0.0, 1.0]}, {"other": [1.0, 2.0]}]
+)
+def test_a_damaged_entry_is_measured_again_and_the_others_stay(library, measured, times):
+    path = library.path.with_suffix(".json")
+    measured({"decoding": {"attention": FASTER}})
+    kernels._chosen(library, LLAMA, "decoding", 1)
+    (whole,) = json.loads(path.read_text()).values()
+    (key,) = json.loads(path.read_text())
+    path.write_text(json.dumps({key: times, f"{key} of another": whole}))
+    asked = measured({"decoding": {"attention": FASTER}})
+    for _ in range(2):
+        kernels._chosen.cache_clear()
+        assert names(kernels._chosen(library, LLAMA, "decoding", 1)) == {"attend"}
+    assert len(asked) == 1
+    assert json.loads(path.read_text()) == {key: whole, f"{key} of another": whole}
+
+
 def test_a_folder_that_cannot_be_written(library, measured, tmp_path):
     (tmp_path / "file").write_text("")
     library.path = tmp_path / "file" / "decoding-0.so"

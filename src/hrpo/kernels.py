@@ -162,7 +162,19 @@ def _kept(path: Path) -> dict[str, dict[str, tuple[float, float]]]:
         kept = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    return kept if isinstance(kept, dict) else {}
+    if not isinstance(kept, dict):
+        return {}
+    return {key: times for key, times in kept.items() if _are_times(times, key.partition("/")[0])}
+
+
+def _are_times(times: Any, task: str) -> bool:
+    """Whether these are pairs of seconds, of kernels that a task has."""
+    return isinstance(times, dict) and all(
+        kernel in KERNELS.get(task, ())
+        and isinstance(pair, list)
+        and [isinstance(seconds, float) and seconds > 0 for seconds in pair] == [True, True]
+        for kernel, pair in times.items()
+    )
 
 
 def report(times: dict[str, tuple[float, float]], shape: Shape, task: str, threads: int) -> str:

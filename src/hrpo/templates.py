@@ -14,6 +14,7 @@ from jinja2 import Environment, TemplateError
 SECONDS = 10.0  # of processor time for a conversation
 MEMORY = 256 << 20  # bytes
 TEXT, TIMES = 10**6, 10  # characters of a conversation beside its messages', which may be repeated so often
+ONE_LIMIT = threading.Lock()  # of memory, which is the whole process's: no thread may put back another's
 LARGEST_POWER = 64  # of base and exponent; a power is one operation, which no limit ends
 
 
@@ -63,6 +64,7 @@ def _limited() -> Iterator[None]:
     """Within it, more memory is a MemoryError (on Linux), and more time a TimeoutError (in the main thread)."""
     with contextlib.ExitStack() as stack:
         if sys.platform == "linux":
+            stack.enter_context(ONE_LIMIT)
             stack.enter_context(_limited_memory())
         if threading.current_thread() is threading.main_thread():
             stack.enter_context(_limited_time())
