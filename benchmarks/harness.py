@@ -33,12 +33,13 @@ CLEAR_REFS = Path("/proc/self/clear_refs")  # of Linux
 console = Console(width=140)
 
 
-def parse(description: str, *, runs: int = 5, **paths: str) -> argparse.Namespace:
+def parse(description: str, *, runs: int = 5, tokens: int = 0, **paths: str) -> argparse.Namespace:
     """Read the options that all benchmarks share, and set the number of threads.
 
     Args:
         description: what `--help` begins with.
         runs: default of `--runs`.
+        tokens: default of `--tokens`; 0 where completions are of a fixed length.
         paths: names of further options that take a file, and what they are for.
 
     """
@@ -51,6 +52,8 @@ def parse(description: str, *, runs: int = 5, **paths: str) -> argparse.Namespac
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--model", default="smollm2-135m", help="a folder, or a name from `hrpo model`")
+    if tokens:
+        parser.add_argument("--tokens", type=int, default=tokens, help="the most of a completion")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     for name, purpose in paths.items():
         parser.add_argument(f"--{name}", type=Path, help=purpose)

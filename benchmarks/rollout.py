@@ -2,9 +2,10 @@
 
     python -m benchmarks.rollout [--json FILE] [--prompts FILE] [--device cuda]
 
-4 prompts x 8 completions of up to 128 tokens on the plain model, no adapter, natural stopping. `hybrid_over_discrete`
-and `decode_over_matmuls` are taken without early stops, so that both sides do the same number of steps. On
-CUDA, further rows decode with a captured graph, the capture included; the matrix products alone are captured too.
+4 prompts x 8 completions of up to 128 tokens (`--tokens`) on the plain model, no adapter, natural stopping.
+`hybrid_over_discrete` and `decode_over_matmuls` are taken without early stops, so that both sides do the same number
+of steps. On CUDA, further rows decode with a captured graph, the capture included; the matrix products alone are
+captured too.
 """
 
 import argparse
@@ -25,12 +26,12 @@ PROMPTS, GROUP, TOKENS = 4, 8, 128
 CAPTURED = "hrpo, hybrid, captured graph"
 UNCOMPILED = "hrpo, hybrid, no compiled code"
 PLAIN = dataclasses.replace(DEFAULT, accelerator=CpuAccelerator(compiled=False))
-SAMPLER: dict[str, Any] = {"group_size": GROUP, "max_new_tokens": TOKENS, "temperature": 0.5, "top_k": 50}
+SAMPLER: dict[str, Any] = {"group_size": GROUP, "temperature": 0.5, "top_k": 50}
 
 
 def main() -> None:
     """Measure and print."""
-    options = parse(__doc__)
+    options = parse(__doc__, tokens=TOKENS)
     ratios: dict[str, float] = {}
     details: dict[str, Any] = {}
     for left, dtype in zip(range(len(options.dtypes), 0, -1), options.dtypes, strict=True):
@@ -45,17 +46,18 @@ def measure(options: argparse.Namespace, dtype: str, until: float) -> tuple[dict
     model = bare_model(options.model, dtype, options.device)
     prompts = prompt_ids(model.tokenizer, options.prompts, PROMPTS)
     lengths: dict[str, list[int]] = {}
+    sampler = {**SAMPLER, "max_new_tokens": options.tokens}
 
     def ours(name: str, mode: str, **changes: Any) -> float:
         start = clock()
-        rollout = generate(model, prompts, latent_mode=mode, **{**SAMPLER, **changes})
+        rollout = generate(model, prompts, latent_mode=mode, **{**sampler, **changes})
         seconds = clock() - start
         lengths.setdefault(name, []).extend(rollout.lengths.tolist())
         return seconds
 
     def others(name: str, run: Any, *arguments: Any) -> float:
         start = clock()
-        found = run(*arguments, prompts, **SAMPLER)
+        found = run(*arguments, prompts, **sampler)
         seconds = clock() - start
         lengths.setdefault(name, []).extend(found)
         return seconds
@@ -81,7 +83,7 @@ def measure(options: argparse.Namespace, dtype: str, until: float) -> tuple[dict
     seconds = compare(peers, options.runs, until)
     middle = medians(seconds)
     steps = {
-        name: (middle[f"{name}, no early stop"] - middle["one token of each"]) / (TOKENS - 1)
+        name: (middle[f"{name}, no early stop"] - middle["one token of each"]) / (options.tokens - 1)
         for name in ("hrpo, hybrid", CAPTURED)
         if name in middle
     }
@@ -110,7 +112,7 @@ def measure(options: argparse.Namespace, dtype: str, until: float) -> tuple[dict
         rows.append(("a decode step of 32 rows", f"{step:.{places}f}", "", note))
     tokens = sorted({len(prompt) for prompt in prompts})
     show(
-        f"{PROMPTS} prompts of {tokens[0]} to {tokens[-1]} tokens x {GROUP}, up to {TOKENS} tokens, {dtype}",
+        f"{PROMPTS} prompts of {tokens[0]} to {tokens[-1]} tokens x {GROUP}, up to {options.tokens} tokens, {dtype}",
         ["", "seconds", "range (runs)", "tokens of a completion"],
         rows,
     )
