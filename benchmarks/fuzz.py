@@ -428,8 +428,8 @@ def read_command(folder: Path, name: str) -> object:
     from jsonargparse import Namespace
 
     from hrpo.cli.main import Parser, _train_config, _train_parser
-    from hrpo.config.validate import check_config
     from hrpo.tasks import check_task
+    from hrpo.training.validate import check_config
 
     words = (folder / "words").read_bytes().decode("utf-8", "surrogateescape").replace("\0", "").split("\n")
     with contextlib.redirect_stderr(io.StringIO()) as said:

@@ -16,18 +16,18 @@ from hrpo.engine.cpu.linear import PackedLinear
 from hrpo.engine.interface import DEFAULT
 from hrpo.engine.packed_decoder import capture
 from hrpo.engine.select import accelerator_for
-from hrpo.trainer import Trainer
+from hrpo.training.run import Run
 
 from .harness import DTYPES, clock
 
 
-def trainer(folder: Path, model: str, dtype: str, problems: Sequence[str], **rollout: Any) -> Trainer:
+def trainer(folder: Path, model: str, dtype: str, problems: Sequence[str], **rollout: Any) -> Run:
     """Return a trainer that lives in `folder`; `rollout` is as in `RolloutConfig`."""
     for name, rows in (("train", problems), ("test", ["unused"])):
         lines = [json.dumps({"question": problem, "answer": "#### 0"}) + "\n" for problem in rows]
         (folder / f"{name}.jsonl").write_text("".join(lines))
     torch.manual_seed(0)
-    return Trainer(
+    return Run(
         TrainConfig(
             name="benchmark",
             folder=str(folder),

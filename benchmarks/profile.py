@@ -70,14 +70,16 @@ def main() -> None:
                 group_size=8,
                 max_new_tokens=64,
             )
-            examples = trainer.batch(0)
+            examples = trainer.trainer.batch(0)
             advantages = torch.linspace(-1, 1, 8).repeat(4)
-            rollout = trainer.roll_out(examples, key=0)
-            trainer.update(rollout, advantages)
+            rollout = trainer.trainer.roll_out(examples, key=0)
+            trainer.trainer.update(rollout, advantages)
             parts = {
-                "rollout": kinds(lambda trainer=trainer, examples=examples: trainer.roll_out(examples, key=0)),
+                "rollout": kinds(lambda trainer=trainer, examples=examples: trainer.trainer.roll_out(examples, key=0)),
                 "update": kinds(
-                    lambda trainer=trainer, rollout=rollout, advantages=advantages: trainer.update(rollout, advantages)
+                    lambda trainer=trainer, rollout=rollout, advantages=advantages: trainer.trainer.update(
+                        rollout, advantages
+                    )
                 ),
             }
         details[dtype] = parts

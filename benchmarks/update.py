@@ -20,7 +20,7 @@ from hrpo import Rollout, generate, replay
 from hrpo.config.schema import Policy
 from hrpo.engine.cpu.accelerator import CpuAccelerator
 from hrpo.engine.interface import DEFAULT
-from hrpo.trainer import Trainer
+from hrpo.training.run import Run
 
 from . import ours
 from .harness import clock, finish, lengths_note, medians, note, parse, problems, prompt_ids, share, show, spread
@@ -61,7 +61,7 @@ def measure(
         )
         rollout = roll_out(trainer, options.prompts, count, retrieval=retrieval)
         advantages = torch.linspace(-1, 1, GROUP).repeat(count).to(trainer.model.device)
-        replays = {"hrpo": trainer.replay}
+        replays = {"hrpo": trainer.trainer.replay}
         if options.device == "cpu":
             replays[UNCOMPILED] = functools.partial(replay_uncompiled, trainer)
         seconds: dict[str, list[float]] = {"TRL": [], **{name: [] for name in replays}}
@@ -69,9 +69,9 @@ def measure(
         def our_turn(turn: int, theirs: float) -> None:
             note("TRL", turn, theirs)
             for name, way in replays.items():
-                trainer.replay = way  # type: ignore[method-assign]
+                trainer.trainer.replay = way  # type: ignore[method-assign]
                 start = clock()
-                trainer.update(rollout, advantages)
+                trainer.trainer.update(rollout, advantages)
                 took = clock() - start
                 note(name, turn, took)
                 if turn:
@@ -99,7 +99,7 @@ def measure(
 
 
 def replay_uncompiled(
-    trainer: Trainer, rollout: Rollout, *, policy: Policy = "model", with_reference: bool
+    trainer: Run, rollout: Rollout, *, policy: Policy = "model", with_reference: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Replay as `Trainer.replay` does, by PyTorch and oneDNN alone."""
     return replay(
@@ -107,12 +107,12 @@ def replay_uncompiled(
         rollout,
         policy=policy,
         with_reference=with_reference,
-        recompute=trainer.recompute(rollout),
+        recompute=trainer.trainer.recompute(rollout),
         options=dataclasses.replace(DEFAULT, accelerator=CpuAccelerator(compiled=False)),
     )
 
 
-def roll_out(trainer: Trainer, file: Path, count: int, *, retrieval: bool) -> Rollout:
+def roll_out(trainer: Run, file: Path, count: int, *, retrieval: bool) -> Rollout:
     """Return a hybrid rollout of the trainer's model; for retrieval, all problems of the file make one long prompt."""
     model, settings = trainer.model, trainer.config.rollout
     prompts = prompt_ids(model.tokenizer, file, 16 if retrieval else count)

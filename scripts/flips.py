@@ -17,7 +17,7 @@ from hrpo.config.schema import EvalConfig, ModelConfig, OptimizerConfig, Rollout
 from hrpo.data import Rollout
 from hrpo.engine.interface import DEFAULT, REFERENCE
 from hrpo.tasks import load_task
-from hrpo.trainer import Trainer
+from hrpo.training.run import Run
 
 G = 8
 MAX_NEW_TOKENS = 48
@@ -71,10 +71,10 @@ def of_micro_batches(dtype: str, prompts: int) -> dict[str, tuple[int, int]]:
                 optimizer=OptimizerConfig(lr=1e-3, warmup=0.0),
                 eval=EvalConfig(problems=0),
             )
-            trainer = Trainer(config)
+            trainer = Run(config)
             for _ in range(3):
                 trainer.train_step()
-            rollouts.append(trainer.roll_out(list(trainer.task.train[:prompts]), key="flips"))
+            rollouts.append(trainer.trainer.roll_out(list(trainer.trainer.task.train[:prompts]), key="flips"))
     return {"micro-batches of 200 tokens, in 3 updates before": compare(*rollouts)}
 
 

@@ -11,7 +11,7 @@ from hrpo.common.errors import InputError
 from hrpo.config.schema import EvalConfig, ModelConfig, RolloutConfig, TrainConfig
 from hrpo.tasks.base import Example as Shot
 from hrpo.tasks.base import ask, make_preamble
-from hrpo.trainer import Trainer
+from hrpo.training.run import Run
 
 TURNS = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
@@ -295,8 +295,8 @@ def test_a_base_model_trains(tmp_path):
         rollout=RolloutConfig(prompts=3, group_size=2, max_new_tokens=8, temperature=2.0),
         eval=EvalConfig(problems=0),
     )
-    trainer = Trainer(config)
-    assert trainer.model.tokenizer.pad_token is None
-    lengths = {len(ids) for ids in encode(trainer.model.tokenizer, [ask([], "1"), ask([], "1+2")])}
+    begun = Run(config)
+    assert begun.model.tokenizer.pad_token is None
+    lengths = {len(ids) for ids in encode(begun.model.tokenizer, [ask([], "1"), ask([], "1+2")])}
     assert len(lengths) == 2
-    assert trainer.train_step()["replay_error"] < 1e-4
+    assert begun.train_step()["replay_error"] < 1e-4

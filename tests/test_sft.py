@@ -23,12 +23,12 @@ from hrpo.config.schema import (
     TrainConfig,
 )
 from hrpo.model import HybridSettings
-from hrpo.sft import target_text, write_down, written_ids
+from hrpo.sft import target_text, teacher_forced_rollout, written_ids
 from hrpo.storage.run_dir import newest_checkpoint
 from hrpo.tasks import Example, Task
-from hrpo.trainer import Trainer
 from hrpo.training.length_filter import fitting
-from hrpo.training.run import train
+from hrpo.training.run import Run
+from hrpo.training.train import train
 
 
 @pytest.fixture
@@ -59,10 +59,10 @@ def test_targets():
 
 @pytest.mark.parametrize("target", ["solution", "answer"])
 def test_loss_is_cross_entropy_of_the_written_tokens(config, target):
-    trainer = Trainer(dataclasses.replace(config, model=ModelConfig(dtype="float64", lora_rank=0)))
-    model, task = trainer.model, trainer.task
+    begun = Run(dataclasses.replace(config, model=ModelConfig(dtype="float64", lora_rank=0)))
+    model, task = begun.model, begun.trainer.task
     examples = task.train[:5]
-    written = write_down(model, task, examples, target)
+    written = teacher_forced_rollout(model, task, examples, target)
     texts = model.tokenizer.decode([row.tolist() for row in written.completion_ids], skip_special_tokens=True)
     assert texts == [target_text(example, target) for example in examples]
     assert not written.truncated(model.eos_token_ids).any()
@@ -80,8 +80,8 @@ def test_loss_is_cross_entropy_of_the_written_tokens(config, target):
     gradients = torch.autograd.grad(expected, parameters)
     for budget in (10_000, 40):
         model.zero_grad()
-        trainer.config = dataclasses.replace(trainer.config, token_budget=budget)
-        nll = trainer.likelihood_gradients(written)
+        begun.config = dataclasses.replace(begun.config, token_budget=budget)
+        nll = begun.likelihood_gradients(written)
         assert nll == pytest.approx(expected.item(), abs=1e-6)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             torch.testing.assert_close(parameter.grad, gradient, atol=1e-6, rtol=0)
@@ -126,7 +126,7 @@ def chat_model(tokenizer, ends=()):
 
 def taught(model, example=EXAMPLE):
     """The prompt, and what is learnt after it, as text."""
-    written = write_down(model, TASK, [example], "solution")
+    written = teacher_forced_rollout(model, TASK, [example], "solution")
     ids, mask = written.completion_ids[0], written.completion_mask[0].bool()
     assert not written.truncated(model.eos_token_ids)
     tokens = written.prompt_ids[0].tolist() + ids[mask].tolist()
@@ -173,7 +173,7 @@ def test_an_answer_that_cannot_follow_the_prompt_is_refused(solution):
     model = chat_model(byte_level(chat_template=OPEN_THOUGHTS), ["<|im_end|>"])
     refused = r"^(sft\.target: the chat template .* ends a prompt with '<think>\\n'|model\.name: .* text of the answer)"
     with pytest.raises(InputError, match=refused):
-        write_down(model, TASK, [Example("add", "7", solution)], "solution")
+        teacher_forced_rollout(model, TASK, [Example("add", "7", solution)], "solution")
 
 
 def test_names_of_control_tokens_in_a_solution_are_text():
@@ -234,13 +234,13 @@ def test_a_run_learns_resumes_and_is_gone_on_from(config, tmp_path):
 
 
 def test_resumed_equals_never_stopped(config):
-    whole = Trainer(dataclasses.replace(config, model=ModelConfig(lora_rank=4)))
+    whole = Run(dataclasses.replace(config, model=ModelConfig(lora_rank=4)))
     for _ in range(3):
         whole.train_step()
-    stopped = Trainer(dataclasses.replace(config, name="stopped", model=ModelConfig(lora_rank=4)))
+    stopped = Run(dataclasses.replace(config, name="stopped", model=ModelConfig(lora_rank=4)))
     stopped.train_step()
     stopped.save()
-    resumed = Trainer(dataclasses.replace(config, name="stopped", model=ModelConfig(lora_rank=4)), resume=True)
+    resumed = Run(dataclasses.replace(config, name="stopped", model=ModelConfig(lora_rank=4)), resume=True)
     for _ in range(2):
         resumed.train_step()
     for (name, here), there in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):

@@ -28,8 +28,8 @@ from hrpo.config.schema import (
 from hrpo.engine import checkpointing
 from hrpo.storage.run_dir import newest_checkpoint
 from hrpo.trainer import Trainer, learning_rate_factor
-from hrpo.training import run
-from hrpo.training.run import train
+from hrpo.training.run import Run
+from hrpo.training.train import train
 
 
 @pytest.fixture
@@ -66,20 +66,20 @@ def test_resumed_equals_never_stopped(config, tmp_path, lora_rank, beta):
     config = dataclasses.replace(
         config, model=ModelConfig(lora_rank=lora_rank), loss=LossConfig(beta=beta), eval=EvalConfig(problems=0)
     )
-    whole = Trainer(config)
+    whole = Run(config)
     while whole.step < 4:
         whole.log(whole.train_step())
     whole.save()
     expected = tensors(newest_checkpoint(whole.folder))
 
-    stopped = Trainer(dataclasses.replace(config, name="stopped"))
+    stopped = Run(dataclasses.replace(config, name="stopped"))
     for _ in range(3):
         stopped.log(stopped.train_step())
         if stopped.step == 2:
             stopped.save()
     del stopped  # the third update is lost
 
-    resumed = Trainer(dataclasses.replace(config, name="stopped"), resume=True)
+    resumed = Run(dataclasses.replace(config, name="stopped"), resume=True)
     assert resumed.step == 2
     while resumed.step < 4:
         resumed.log(resumed.train_step())
@@ -121,12 +121,12 @@ def test_run_folder(config, tmp_path):
     assert "![curves](curves.png)" in report
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(InputError, match="is a run already"):
-        Trainer(config)
+        Run(config)
     with pytest.raises(InputError, match="no run"):
-        Trainer(dataclasses.replace(config, name="mistyped"), resume=True)
-    assert Trainer(dataclasses.replace(config, token_budget=50), resume=True).step == 4
+        Run(dataclasses.replace(config, name="mistyped"), resume=True)
+    assert Run(dataclasses.replace(config, token_budget=50), resume=True).step == 4
     with pytest.raises(InputError, match="seed"):
-        Trainer(dataclasses.replace(config, seed=4), resume=True)
+        Run(dataclasses.replace(config, seed=4), resume=True)
 
     model = HybridCausalLM.from_pretrained(newest_checkpoint(folder))
     settings = model.settings
@@ -136,18 +136,18 @@ def test_run_folder(config, tmp_path):
 
 @pytest.mark.parametrize("lora_rank", [0, 4])
 def test_a_run_starts_from_another(config, tmp_path, lora_rank):
-    first = Trainer(config)
+    first = Run(config)
     first.train_step()
     first.save()
     further = dataclasses.replace(config, name="further", model=ModelConfig(str(first.folder), lora_rank=lora_rank))
-    second = Trainer(further)
+    second = Run(further)
     assert second.step == 0
     assert second.model.settings.base_model == str(newest_checkpoint(first.folder))
     assert torch.equal(second.model.gate.Lambda, first.model.gate.Lambda)
     assert torch.equal(second.model.embedding.weight, first.model.embedding.weight)
     second.train_step()
     second.save()
-    resumed = Trainer(further, resume=True).model
+    resumed = Run(further, resume=True).model
     ids = torch.tensor([[2, 3, 4]])
     with torch.no_grad():
         expected, _ = first.model(first.model.embed(ids), torch.ones_like(ids))
@@ -156,42 +156,42 @@ def test_a_run_starts_from_another(config, tmp_path, lora_rank):
             assert torch.equal(actual, expected) == reference
     if lora_rank:
         with pytest.raises(InputError, match="hrpo export"):
-            Trainer(dataclasses.replace(config, name="third", model=ModelConfig(str(second.folder))))
+            Run(dataclasses.replace(config, name="third", model=ModelConfig(str(second.folder))))
 
 
 def test_a_run_does_not_start_from_one_without_checkpoint(config, tmp_path):
-    Trainer(config)
+    Run(config)
     with pytest.raises(InputError, match=r"model.name: the run .*test has no checkpoint"):
-        Trainer(dataclasses.replace(config, name="b", model=ModelConfig(str(tmp_path / "test"))))
+        Run(dataclasses.replace(config, name="b", model=ModelConfig(str(tmp_path / "test"))))
 
 
 def test_discrete_mode_leaves_the_gate_alone(config):
-    trainer = Trainer(dataclasses.replace(config, latent=LatentConfig(mode="discrete")))
-    before = {name: value.clone() for name, value in trainer.model.gate.state_dict().items()}
-    metrics = trainer.train_step()
+    begun = Run(dataclasses.replace(config, latent=LatentConfig(mode="discrete")))
+    before = {name: value.clone() for name, value in begun.model.gate.state_dict().items()}
+    metrics = begun.train_step()
     assert metrics["hidden_ratio"] == 0
     assert metrics["kl"] == 0  # the first rollout is the reference's own
-    for name, value in trainer.model.gate.state_dict().items():
+    for name, value in begun.model.gate.state_dict().items():
         assert torch.equal(value, before[name])
-    trainer.save()
-    loaded = HybridCausalLM.from_pretrained(newest_checkpoint(trainer.folder))
+    begun.save()
+    loaded = HybridCausalLM.from_pretrained(newest_checkpoint(begun.folder))
     assert loaded.settings.latent_mode == "discrete"
 
 
 @pytest.mark.parametrize("mode", ["interpolation", "hidden"])
 def test_latents_alone_train_without_the_gate(config, mode):
-    trainer = Trainer(dataclasses.replace(config, latent=LatentConfig(mode=mode)))
-    gate = {name: value.clone() for name, value in trainer.model.gate.state_dict().items()}
-    weights = trainer.model.embedding.weight.detach().clone()
-    metrics = trainer.train_step()
+    begun = Run(dataclasses.replace(config, latent=LatentConfig(mode=mode)))
+    gate = {name: value.clone() for name, value in begun.model.gate.state_dict().items()}
+    weights = begun.model.embedding.weight.detach().clone()
+    metrics = begun.train_step()
     assert metrics["hidden_ratio"] == 1
     assert metrics["replay_error"] < 1e-4
     assert metrics["kl"] > 0  # the reference reads tokens
-    for name, value in trainer.model.gate.state_dict().items():
+    for name, value in begun.model.gate.state_dict().items():
         assert torch.equal(value, gate[name])
-    assert not torch.equal(trainer.model.embedding.weight, weights)
-    trainer.save()
-    assert HybridCausalLM.from_pretrained(newest_checkpoint(trainer.folder)).settings.latent_mode == mode
+    assert not torch.equal(begun.model.embedding.weight, weights)
+    begun.save()
+    assert HybridCausalLM.from_pretrained(newest_checkpoint(begun.folder)).settings.latent_mode == mode
 
 
 def test_recomputing_some_blocks_changes_nothing(config, monkeypatch):
@@ -199,10 +199,10 @@ def test_recomputing_some_blocks_changes_nothing(config, monkeypatch):
 
     def step(setting):
         name = f"{setting}-{checkpointing.LEAST_KEPT}"
-        trainer = Trainer(dataclasses.replace(config, name=name, recompute=setting))
-        metrics = trainer.train_step()
-        rollout = trainer.roll_out(trainer.batch(0), key=0)
-        return metrics["grad_norm"], trainer.recompute(rollout)
+        begun = Run(dataclasses.replace(config, name=name, recompute=setting))
+        metrics = begun.train_step()
+        rollout = begun.trainer.roll_out(begun.trainer.batch(0), key=0)
+        return metrics["grad_norm"], begun.trainer.recompute(rollout)
 
     assert step("auto")[1] == 0  # so little is kept in any case
     monkeypatch.setattr(checkpointing, "LEAST_KEPT", 0)
@@ -214,32 +214,34 @@ def test_recomputing_some_blocks_changes_nothing(config, monkeypatch):
 
 def test_another_latent_is_mixed_in(config):
     latent = LatentConfig(mixed_in="hidden", r_min=0.9)
-    trainer = Trainer(dataclasses.replace(config, latent=latent))
-    before = trainer.model.gate.Lambda.clone()
-    metrics = trainer.train_step()
+    begun = Run(dataclasses.replace(config, latent=latent))
+    before = begun.model.gate.Lambda.clone()
+    metrics = begun.train_step()
     assert 0 < metrics["hidden_ratio"] < 0.5
     assert metrics["replay_error"] < 1e-4
-    assert not torch.equal(trainer.model.gate.Lambda, before)
-    trainer.save()
-    loaded = HybridCausalLM.from_pretrained(newest_checkpoint(trainer.folder))
+    assert not torch.equal(begun.model.gate.Lambda, before)
+    begun.save()
+    loaded = HybridCausalLM.from_pretrained(newest_checkpoint(begun.folder))
     assert (loaded.settings.latent_mode, loaded.settings.mixed_in) == ("hybrid", "hidden")
     rollout = generate(loaded, [[2, 3, 4]], max_new_tokens=4)
-    assert rollout.mode.latent == "hidden"
+    assert rollout.mode.source == "hidden"
     assert rollout.mode.gated
 
 
 @pytest.mark.parametrize("lora_rank", [0, 4])
 def test_bfloat16(config, lora_rank):
-    trainer = Trainer(dataclasses.replace(config, model=ModelConfig(lora_rank=lora_rank, dtype="bfloat16")))
-    trained = [p for group in trainer.optimizer.param_groups for p in group["params"]]
+    begun = Run(dataclasses.replace(config, model=ModelConfig(lora_rank=lora_rank, dtype="bfloat16")))
+    trained = [p for group in begun.trainer.optimizer.param_groups for p in group["params"]]
     assert {p.dtype for p in trained} == {torch.float32}
-    before = [[p.clone() for p in group["params"]] for group in trainer.optimizer.param_groups]
-    metrics = trainer.train_step()
+    before = [[p.clone() for p in group["params"]] for group in begun.trainer.optimizer.param_groups]
+    metrics = begun.train_step()
     assert metrics["replay_error"] < 0.2
-    for group, old in zip(trainer.optimizer.param_groups, before, strict=True):  # weights or adapters, gate, Lambda
+    for group, old in zip(
+        begun.trainer.optimizer.param_groups, before, strict=True
+    ):  # weights or adapters, gate, Lambda
         assert any(not torch.equal(p, q) for p, q in zip(group["params"], old, strict=True))
-    trainer.save()
-    assert HybridCausalLM.from_pretrained(newest_checkpoint(trainer.folder)).settings.dtype == "bfloat16"
+    begun.save()
+    assert HybridCausalLM.from_pretrained(newest_checkpoint(begun.folder)).settings.dtype == "bfloat16"
 
 
 def test_micro_batches_and_masking(config):
@@ -247,20 +249,20 @@ def test_micro_batches_and_masking(config):
     norms = []
     for budget in (10_000, 100):
         config = dataclasses.replace(config, name=f"budget-{budget}", token_budget=budget)
-        norms.append(Trainer(config).train_step()["grad_norm"])
+        norms.append(Run(config).train_step()["grad_norm"])
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
     masked = dataclasses.replace(
         config, name="masked", rollout=RolloutConfig(3, 4, max_new_tokens=1), loss=LossConfig(0.0, mask_truncated=True)
     )
-    metrics = Trainer(masked).train_step()
+    metrics = Run(masked).train_step()
     assert metrics["truncation_rate"] == 1
     assert metrics["grad_norm"] == 0
 
 
-def state(trainer):
-    optimizer = trainer.optimizer.state_dict()["state"]
+def state(begun):
+    optimizer = begun.trainer.optimizer.state_dict()["state"]
     return [
-        *(p.detach().clone() for p in trainer.model.parameters()),
+        *(p.detach().clone() for p in begun.model.parameters()),
         *(value.clone() for part in optimizer.values() for value in part.values()),
     ]
 
@@ -268,17 +270,17 @@ def state(trainer):
 @pytest.mark.parametrize("objective", ["hrpo", "sft"])
 def test_an_update_that_is_not_finite_is_skipped(config, objective, capsys):
     """It leaves nothing behind: not in weights, nor in the optimizer, nor in the next gradients."""
-    trainer = Trainer(dataclasses.replace(config, objective=objective, sft=SftConfig(batch=4)))
-    trainer.train_step()
-    before = state(trainer)
-    embedding = trainer.model.embedding.weight
+    begun = Run(dataclasses.replace(config, objective=objective, sft=SftConfig(batch=4)))
+    begun.train_step()
+    before = state(begun)
+    embedding = begun.model.embedding.weight
     hook = embedding.register_hook(lambda gradient: gradient * float("inf"))
-    metrics = trainer.train_step()
+    metrics = begun.train_step()
     hook.remove()
-    assert (metrics["skipped"], trainer.step) == (1, 2)
-    assert all(torch.equal(one, other) for one, other in zip(before, state(trainer), strict=True))
-    assert all(p.grad is None for p in trainer.model.parameters())
-    folder = trainer.folder / "skipped" / "update-2"
+    assert (metrics["skipped"], begun.step) == (1, 2)
+    assert all(torch.equal(one, other) for one, other in zip(before, state(begun), strict=True))
+    assert all(p.grad is None for p in begun.model.parameters())
+    folder = begun.folder / "skipped" / "update-2"
     assert f"warning: update 2 was skipped, not finite: lm.model.embed_tokens.weight; the batch is in {folder}" in (
         capsys.readouterr().out.replace("\n", "")
     )
@@ -287,22 +289,22 @@ def test_an_update_that_is_not_finite_is_skipped(config, objective, capsys):
     assert (batch["step"], batch["not_finite"]) == (2, ["lm.model.embed_tokens.weight"])
     assert len(batch["completions"]) == len(kept["completion_ids"])
     assert len(batch["rewards"]) == (0 if objective == "sft" else len(batch["completions"]))
-    trainer.log(metrics)
-    assert "grad_norm" not in json.loads((trainer.folder / "metrics.jsonl").read_text())
-    assert trainer.train_step()["skipped"] == 0
-    assert not all(torch.equal(one, other) for one, other in zip(before, state(trainer), strict=True))
+    begun.log(metrics)
+    assert "grad_norm" not in json.loads((begun.folder / "metrics.jsonl").read_text())
+    assert begun.train_step()["skipped"] == 0
+    assert not all(torch.equal(one, other) for one, other in zip(before, state(begun), strict=True))
 
 
 def test_logits_that_are_not_finite(config, monkeypatch, capsys):
     """Skipped again and again, the run stops, with a checkpoint, and five batches at most are kept."""
 
     def spoiled(*args, **options):
-        trainer = Trainer(*args, **options)
+        begun = Run(*args, **options)
         with torch.no_grad():
-            trainer.model.bare_lm.get_output_embeddings().weight[3] = float("nan")
-        return trainer
+            begun.model.bare_lm.get_output_embeddings().weight[3] = float("nan")
+        return begun
 
-    monkeypatch.setattr(run, "Trainer", spoiled)
+    monkeypatch.setattr("hrpo.training.train.Run", spoiled)
     check = CheckConfig(prompts=0, max_skipped=7)
     config = dataclasses.replace(config, updates=9, check=check, eval=EvalConfig(problems=0))
     with pytest.raises(StoppedError, match=r"the last 7 updates were skipped.*check\.max_skipped"):
@@ -318,43 +320,43 @@ def test_logits_that_are_not_finite(config, monkeypatch, capsys):
 @pytest.mark.parametrize(("damage", "named"), [(-1.0, "lm."), (float("nan"), "lm."), (float("inf"), "second moment")])
 def test_weights_that_are_not_finite_are_not_saved(config, objective, damage, named):
     """Also where the second moment is infinite: the weights would never move again."""
-    trainer = Trainer(dataclasses.replace(config, objective=objective, sft=SftConfig(batch=4)))
-    trainer.train_step()
-    trainer.save()
-    trainer.optimizer.state[trainer.model.embedding.weight]["exp_avg_sq"][3, 4] = damage
+    begun = Run(dataclasses.replace(config, objective=objective, sft=SftConfig(batch=4)))
+    begun.train_step()
+    begun.save()
+    begun.trainer.optimizer.state[begun.model.embedding.weight]["exp_avg_sq"][3, 4] = damage
     with pytest.raises(StoppedError, match=rf"update 2 left numbers that are not finite in .*{named}.*optimizer\.lr"):
-        trainer.train_step()
-    assert newest_checkpoint(trainer.folder).name == "checkpoint-1"
+        begun.train_step()
+    assert newest_checkpoint(begun.folder).name == "checkpoint-1"
 
 
 def test_a_bias_that_keeps_ids_from_being_sampled_is_trained_beside(config):
     """A value that was infinite from the start, as on ids that are no tokens, does not end a run."""
-    trainer = Trainer(config)
-    trainer.never_finite = ["lm.model.norm.weight"]
+    begun = Run(config)
+    begun.never_finite = ["lm.model.norm.weight"]
     with torch.no_grad():
-        trainer.model.bare_lm.model.norm.weight[0] = -float("inf")
-    assert trainer.spoilt() == []
+        begun.model.bare_lm.model.norm.weight[0] = -float("inf")
+    assert begun.spoilt() == []
     with torch.no_grad():
-        trainer.model.gate.Lambda[0] = float("inf")
-    assert trainer.spoilt() == ["gate.Lambda"]
+        begun.model.gate.Lambda[0] = float("inf")
+    assert begun.spoilt() == ["gate.Lambda"]
 
 
 def test_weights_so_large_that_rounding_decides_are_blamed(config):
-    trainer = Trainer(config)
+    begun = Run(config)
     with torch.no_grad():
-        for layer in trainer.model.bare_lm.model.layers:
+        for layer in begun.model.bare_lm.model.layers:
             layer.self_attn.q_proj.weight *= 3e4
     with pytest.raises(
         StoppedError, match=r"a rounding of the embeddings alone makes .*; lower optimizer\.lr"
     ) as caught:
-        trainer.train_step()
+        begun.train_step()
     assert "bug" not in str(caught.value)
 
 
 def test_what_is_replayed_otherwise_is_not_learnt_from(config, monkeypatch):
-    trainer = Trainer(config)
-    trainer.train_step()
-    before = state(trainer)
+    begun = Run(config)
+    begun.train_step()
+    before = state(begun)
     roll_out = Trainer.roll_out
 
     def tampered(self, *args, **options):
@@ -364,10 +366,10 @@ def test_what_is_replayed_otherwise_is_not_learnt_from(config, monkeypatch):
 
     monkeypatch.setattr(Trainer, "roll_out", tampered)
     with pytest.raises(StoppedError, match=r"update 2 was not taken: .* differ by up to 0\.01 .*bug.*skipped/update-2"):
-        trainer.train_step()
-    assert all(torch.equal(one, other) for one, other in zip(before, state(trainer), strict=True))
-    assert newest_checkpoint(trainer.folder).name == "checkpoint-1"
-    assert json.loads((trainer.folder / "skipped" / "update-2" / "batch.json").read_text())["step"] == 2
+        begun.train_step()
+    assert all(torch.equal(one, other) for one, other in zip(before, state(begun), strict=True))
+    assert newest_checkpoint(begun.folder).name == "checkpoint-1"
+    assert json.loads((begun.folder / "skipped" / "update-2" / "batch.json").read_text())["step"] == 2
 
 
 def test_learning_rate_factor():
@@ -447,7 +449,7 @@ def test_other_test_problems_on_resuming_are_asked_before_and_after(config, begu
     """The model before training is made once more, so that both are of as many problems."""
     config = dataclasses.replace(config, updates=1, check=CheckConfig(prompts=0), eval=EvalConfig(problems=3))
     whole = train(dataclasses.replace(config, name="whole"))
-    begun = Trainer(dataclasses.replace(config, eval=EvalConfig(problems=begun_with)))
+    begun = Run(dataclasses.replace(config, eval=EvalConfig(problems=begun_with)))
     begun.evaluate("before")
     begun.log(begun.train_step())
     begun.save()
@@ -469,8 +471,8 @@ def test_a_lost_evaluation_before_training_is_not_made_with_the_trained_model(co
 
 @pytest.mark.parametrize("text", ["[]", '{"before": 3}', '{"before": {"greedy": {"problems": "6"}}}'])
 def test_an_evaluation_that_is_none_is_told(config, text):
-    trainer = Trainer(config)
-    trainer.lock.release()
+    begun = Run(config)
+    begun.lock.release()
     (config.run_folder / "evaluation.json").write_text(text)
     with pytest.raises(InputError, match=r"^--resume: .*evaluation\.json is damaged .*; delete it, and what it held"):
-        Trainer(config, resume=True)
+        Run(config, resume=True)

@@ -12,10 +12,9 @@ import sys
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from hrpo.common.distributed import full, leading, leave, together
+from hrpo.common.distributed import full, is_main_process, leave
 from hrpo.config.schema import (
     CheckConfig,
     EvalConfig,
@@ -27,7 +26,7 @@ from hrpo.config.schema import (
     SftConfig,
     TrainConfig,
 )
-from hrpo.trainer import Trainer
+from hrpo.training.run import Run
 
 EXACT = ModelConfig(dtype="float64", lora_rank=0)
 CASES: dict[str, dict] = {
@@ -75,40 +74,34 @@ def in_processes(count: int, words: list[str]) -> None:
     assert [process.wait(300) for process in running] == [0] * count
 
 
-class Watched(Trainer):
-    @together
-    def seen(self) -> dict[str, Tensor]:
-        """The gradients, whole."""
-        return {name: full(p.grad) for name, p in self.model.named_parameters() if p.grad is not None}
-
-
-def look(trainer: Watched) -> dict:
+def look(begun: Run) -> dict:
     """The first update's completions and gradients, two updates' metrics, answers; a checkpoint stays."""
-    seen: dict = {"sharded": [isinstance(p, DTensor) for p in trainer.model.parameters()]}
-    examples = trainer.batch(0)
-    if trainer.config.objective == "hrpo":
-        rollout = trainer.roll_out(examples, key=0)
+    seen: dict = {"sharded": [isinstance(p, DTensor) for p in begun.model.parameters()]}
+    examples = begun.trainer.batch(0)
+    if begun.config.objective == "hrpo":
+        rollout = begun.trainer.roll_out(examples, key=0)
         seen["ids"], seen["mask"] = rollout.completion_ids, rollout.completion_mask
         advantages = torch.linspace(-1, 1, len(rollout), dtype=torch.float64)
-        seen["stats"] = trainer.gradients(rollout, advantages)
-        seen["gradients"] = {name: gradient.clone() for name, gradient in trainer.seen().items()}
-        trainer.forget_gradients()
+        seen["stats"] = begun.trainer.gradients(rollout, advantages)
+        seen["gradients"] = {
+            name: full(p.grad).clone() for name, p in begun.model.named_parameters() if p.grad is not None
+        }
+        begun.trainer.forget_gradients()
     seen["metrics"] = []
     for _ in range(2):
-        seen["metrics"].append(trainer.train_step())
-        trainer.log(seen["metrics"][-1])
+        seen["metrics"].append(begun.train_step())
+        begun.log(seen["metrics"][-1])
     seen["metrics"] = [{k: v for k, v in row.items() if "second" not in k} for row in seen["metrics"]]
-    seen["evaluation"] = trainer.evaluate("after")
-    trainer.save()
+    seen["evaluation"] = begun.evaluate("after")
+    begun.save()
     return seen
 
 
 def main(folder: Path, cases: list[str]) -> None:
     for case in cases:
-        trainer = Watched(config_of(case, folder))
-        with leading(trainer) as leads:
-            if leads:
-                torch.save(look(trainer), folder / f"{case}.pt")
+        seen = look(Run(config_of(case, folder)))
+        if is_main_process():
+            torch.save(seen, folder / f"{case}.pt")
 
 
 if __name__ == "__main__":

@@ -38,6 +38,22 @@ def group_advantages(rewards: Tensor, group_size: int, scale: AdvantageScale = "
     return torch.where(_differ(groups) & groups.isfinite(), centred, 0).flatten()
 
 
+def leave_one_out(rewards: Tensor, group_size: int) -> Tensor:
+    """Compare each completion with the mean of the others of its prompt (RLOO, arXiv:2402.14740).
+
+    Args:
+        rewards: (N,); a completion without one (NaN) is none of its group, and gets zero.
+        group_size: completions per prompt, at least 2.
+
+    Returns:
+        (N,) advantages.
+
+    """
+    centred = group_advantages(rewards, group_size, "unscaled").reshape(-1, group_size)  # r - mean of all
+    count = rewards.reshape(-1, group_size).isfinite().sum(dim=1, keepdim=True)
+    return (centred * count / (count - 1).clamp(min=1)).flatten()
+
+
 def signal_share(rewards: Tensor, group_size: int) -> float:
     """Share of groups whose rewards differ; only these carry a policy gradient."""
     return _differ(rewards.reshape(-1, group_size)).float().mean().item()

@@ -122,7 +122,7 @@ def answer_problems(
     Several processes share the problems; all must call this, and all get all answers.
     """
     answers = list[Answer]()
-    mine = distributed.share(len(problems))
+    mine = distributed.local_slice(len(problems))
     for first in range(mine.start, mine.stop, ROUND * batch):
         places = range(first, min(first + ROUND * batch, mine.stop))
         part = problems[places.start : places.stop]
@@ -142,7 +142,7 @@ def evaluate(
     """
     answers = {}
     for how in ("greedy", "sampled"):
-        with bar(f"{label} {how}", len(distributed.share(len(problems)))) as progress:
+        with bar(f"{label} {how}", len(distributed.local_slice(len(problems)))) as progress:
             advance = functools.partial(progress.advance, every=10)
             answers[how] = answer_problems(
                 model, task, problems, greedy=how == "greedy", seed=seed, batch=batch, on_finished=advance

@@ -1,6 +1,8 @@
 """Log-probabilities of a `Rollout` under the policy and under the reference (HRPO, arXiv:2505.18454)."""
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -171,3 +173,14 @@ def replay_errors(gaps: Tensor) -> Metrics:
     quantile = gaps.kthvalue(max(1, math.ceil(0.99 * len(gaps)))).values
     largest, mean, most = torch.stack([gaps.max(), gaps.mean(), quantile]).tolist()
     return {"replay_error": largest, "replay_error_mean": mean, "replay_error_99": most}
+
+
+@contextlib.contextmanager
+def rounded_embeddings(model: HybridCausalLM) -> Iterator[None]:
+    """Within it, each number of a token's embedding is another by one rounding."""
+    step = torch.finfo(model.rounding).eps
+    handle = model.embedding.register_forward_hook(lambda module, inputs, e: e + step * e.abs())
+    try:
+        yield
+    finally:
+        handle.remove()

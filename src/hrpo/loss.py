@@ -71,3 +71,43 @@ def hrpo_loss(
     kl = (weights * (torch.exp(gap) - gap - 1)).sum()  # k3, Schulman 2020
     loss = policy_loss + beta * kl
     return loss, {"policy_loss": policy_loss.detach(), "kl": kl.detach()}
+
+
+def clipped_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    completion_mask: Tensor,
+    weights: Tensor,
+    *,
+    low: float,
+    high: float,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Policy gradient with a clipped ratio (PPO, arXiv:1707.06347; DAPO's two bounds, arXiv:2503.14476).
+
+    Args:
+        logprobs: (N, T) of the policy, with gradient.
+        old_logprobs: (N, T) of the policy that sampled.
+        advantages: (N,).
+        completion_mask: (N, T), 1 up to and including EOS.
+        weights: (N, T) from `token_weights`.
+        low: the ratio counts as at least 1 - low.
+        high: and as at most 1 + high.
+
+    Returns:
+        The scalar loss, and under `no_grad` "policy_loss" and "clip_ratio", the weight of tokens that were clipped.
+
+    """
+    weights = weights.to(logprobs.dtype)
+    gap = torch.where(completion_mask.bool(), logprobs - old_logprobs.to(logprobs.dtype), 0)  # (N, T)
+    ratio, A = torch.exp(gap), advantages.to(logprobs.dtype).unsqueeze(1)
+    clipped = ratio.clamp(1 - low, 1 + high)
+    loss = -(weights * torch.minimum(ratio * A, clipped * A)).sum()
+    share = (weights * (clipped * A < ratio * A)).sum()
+    return loss, {"policy_loss": loss.detach(), "clip_ratio": share.detach()}
+
+
+def likelihood_loss(logprobs: Tensor, weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the mean of -log p of written tokens, nats: (N, T) each -> scalar, and the same as "nll"."""
+    loss = -(weights.to(logprobs.dtype) * logprobs).sum()
+    return loss, {"nll": loss.detach()}

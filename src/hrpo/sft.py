@@ -36,7 +36,7 @@ def target_text(example: Example, target: Target) -> str:
     return example.solution if DELIMITER in example.solution else f"{example.solution}\n{answer}"
 
 
-def write_down(model: HybridCausalLM, task: Task, examples: Sequence[Example], target: Target) -> Rollout:
+def teacher_forced_rollout(model: HybridCausalLM, task: Task, examples: Sequence[Example], target: Target) -> Rollout:
     """Return the written solutions as completions of their problems, fed as plain tokens: N rows.
 
     A completion is the assistant's turn as the chat template writes it: see `written_ids`, which raises the errors.

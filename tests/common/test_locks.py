@@ -15,8 +15,8 @@ from hrpo.config.schema import CheckConfig, EvalConfig, ModelConfig, RolloutConf
 from hrpo.evaluation.run import evaluate_checkpoints
 from hrpo.hub.export import export
 from hrpo.storage.run_dir import checkpoints, damage, lock_run
-from hrpo.trainer import Trainer
-from hrpo.training.run import train
+from hrpo.training.run import Run
+from hrpo.training.train import train
 
 
 @pytest.fixture
@@ -55,13 +55,13 @@ def saved(tmp_path):
 
 def test_a_run_is_locked_before_its_checkpoints_are_looked_at(config, elsewhere, monkeypatch):
     """Else one that is resumed late takes an old checkpoint for the newest, and later ones for damaged."""
-    trainer = Trainer(config)
-    trainer.save()
-    trainer.lock.release()
+    begun = Run(config)
+    begun.save()
+    begun.lock.release()
     elsewhere(config.run_folder)
-    monkeypatch.setattr("hrpo.trainer.whole_checkpoint", lambda *args: pytest.fail("looked at"))
+    monkeypatch.setattr("hrpo.training.run.whole_checkpoint", lambda *args: pytest.fail("looked at"))
     with pytest.raises(InputError, match="name: another process trains"):
-        Trainer(config, resume=True)
+        Run(config, resume=True)
 
 
 def test_a_run_that_another_process_began_meanwhile_is_left_alone(config, monkeypatch):
@@ -71,17 +71,17 @@ def test_a_run_that_another_process_began_meanwhile_is_left_alone(config, monkey
         (folder / "checkpoint-4").mkdir()
         return lock
 
-    monkeypatch.setattr("hrpo.trainer.lock_run", late)
+    monkeypatch.setattr("hrpo.training.run.lock_run", late)
     with pytest.raises(InputError, match="is a run already"):
-        Trainer(config)
+        Run(config)
     assert (config.run_folder / "config.yaml").read_text() == "of the other\n"
     assert [path.name for path in config.run_folder.glob("checkpoint-*")] == ["checkpoint-4"]
 
 
 def test_a_folder_begun_anew_is_left_to_the_new_run(config):
-    old = Trainer(config)
+    old = Run(config)
     shutil.rmtree(old.folder)
-    new = Trainer(config)
+    new = Run(config)
     with pytest.raises(StoppedError, match="was deleted or renamed"):
         old.train_step()
     with pytest.raises(StoppedError, match="was deleted or renamed"):
@@ -92,13 +92,13 @@ def test_a_folder_begun_anew_is_left_to_the_new_run(config):
 
 
 def test_a_folder_deleted_while_it_trains(config, monkeypatch):
-    step = Trainer.train_step
+    step = Run.train_step
 
     def deleted(self):
         shutil.rmtree(config.run_folder)
         return step(self)
 
-    monkeypatch.setattr(Trainer, "train_step", deleted)
+    monkeypatch.setattr(Run, "train_step", deleted)
     with pytest.raises(StoppedError, match="was deleted or renamed"):
         train(config)
     assert not config.run_folder.exists()
@@ -109,7 +109,7 @@ def test_a_folder_renamed_while_it_trains(config, tmp_path, monkeypatch, when):
     """The run goes on where the folder is, saves, and says so; under its own name it goes on from there."""
     place, moved = config.run_folder, tmp_path / "moved"
     name = {"in an update": "train_step", "in a write": "optimizer_state", "at the end": "evaluate"}[when]
-    method = getattr(Trainer, name)
+    method = getattr(Run, name)
 
     def renamed(self, *args):
         if place.exists() and args != ("before",):
@@ -117,7 +117,7 @@ def test_a_folder_renamed_while_it_trains(config, tmp_path, monkeypatch, when):
         return method(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, name, renamed)
+        patch.setattr(Run, name, renamed)
         with pytest.raises(StoppedError, match=f"was renamed to {moved}, .*--resume"):
             train(config)
     assert not place.exists()
@@ -125,7 +125,7 @@ def test_a_folder_renamed_while_it_trains(config, tmp_path, monkeypatch, when):
     assert list(checkpoints(moved)) == saved
     assert all(damage(path) is None for path in checkpoints(moved).values())
     moved.rename(place)
-    assert Trainer(config, resume=True).step == max([0, *saved])
+    assert Run(config, resume=True).step == max([0, *saved])
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP])
@@ -135,11 +135,11 @@ def test_a_file_system_without_locks(config, monkeypatch, capsys, code):
 
     locks._warn_once.cache_clear()
     monkeypatch.setattr(fcntl, "flock", flock)
-    trainer = Trainer(config)
-    trainer.log(trainer.train_step())
-    trainer.save()
+    begun = Run(config)
+    begun.log(begun.train_step())
+    begun.save()
     assert capsys.readouterr().err.count(f"hrpo: warning: no locks here ({os.strerror(code)})") == 1
-    assert Trainer(config, resume=True).step == 1
+    assert Run(config, resume=True).step == 1
 
 
 def test_two_writers_of_a_folder_or_a_file(tmp_path, elsewhere):

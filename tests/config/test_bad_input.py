@@ -751,7 +751,7 @@ def test_long_prompts_are_counted(place, capfd, tmp_path):
     assert "left out 1 training problems with a prompt above 504 tokens" in " ".join(capfd.readouterr().out.split())
 
 
-@pytest.mark.parametrize("function", ["hrpo.training.run.train", "hrpo.cli.main.Parser.parse_args"])
+@pytest.mark.parametrize("function", ["hrpo.training.train.train", "hrpo.cli.main.Parser.parse_args"])
 def test_ctrl_c_is_silent(place, capfd, monkeypatch, function):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
@@ -769,5 +769,5 @@ def test_a_full_disk_is_one_line(place, capfd, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hrpo.training.run.train", full)
+    monkeypatch.setattr("hrpo.training.train.train", full)
     assert "No space left on device" in refused(place, capfd, shlex.split(TRAIN))

@@ -9,7 +9,7 @@ import yaml
 from hrpo.cli.main import main
 from hrpo.config.schema import EvalConfig, RolloutConfig, TrainConfig, length_limit
 from hrpo.training.preflight import check_run
-from hrpo.training.run import train
+from hrpo.training.train import train
 
 # What makes a run short and leaves all lengths open.
 FEW = RolloutConfig(prompts=1, group_size=2)

@@ -16,7 +16,7 @@ from hrpo.common.errors import InputError
 from hrpo.config.schema import CheckConfig, EvalConfig, ModelConfig, RolloutConfig, TrainConfig
 from hrpo.evaluation.run import evaluate_checkpoints
 from hrpo.models import dates
-from hrpo.trainer import Trainer
+from hrpo.training.run import Run
 
 DAY, NEXT = datetime.date(2031, 3, 4), datetime.date(2031, 3, 5)
 TURNS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
@@ -91,21 +91,21 @@ def test_a_run_keeps_to_its_day(plain, clock, tmp_path, capsys):
         check=CheckConfig(prompts=0),
         eval=EvalConfig(problems=0),
     )
-    trainer = Trainer(config)
+    begun = Run(config)
     assert "writes today's date: in this run and its checkpoints it stays 2031-03-04" in capsys.readouterr().out
-    assert today_in(trainer.model.tokenizer) == "2031-03-04"
+    assert today_in(begun.model.tokenizer) == "2031-03-04"
     clock.now = NEXT
-    trainer.lock.release()
-    resumed = Trainer(config, resume=True)  # without a checkpoint
+    begun.lock.release()
+    resumed = Run(config, resume=True)  # without a checkpoint
     assert today_in(resumed.model.tokenizer) == "2031-03-04"
     checkpoint = resumed.save()
     resumed.lock.release()
-    assert today_in(Trainer(config, resume=True).model.tokenizer) == "2031-03-04"
+    assert today_in(Run(config, resume=True).model.tokenizer) == "2031-03-04"
     assert today_in(HybridCausalLM.from_pretrained(checkpoint).tokenizer) == "2031-03-04"
-    assert today_in(Trainer(dataclasses.replace(config, name="other")).model.tokenizer) == "2031-03-05"
+    assert today_in(Run(dataclasses.replace(config, name="other")).model.tokenizer) == "2031-03-05"
     (tmp_path / "run" / "date.txt").write_text("soon")
     with pytest.raises(InputError, match=r"date\.txt: it holds no day"):
-        Trainer(config, resume=True)
+        Run(config, resume=True)
 
 
 def test_an_evaluation_keeps_to_its_day(plain, clock, tmp_path, monkeypatch):

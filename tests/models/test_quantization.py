@@ -14,7 +14,7 @@ from hrpo.config.schema import EvalConfig, ModelConfig, RolloutConfig, TrainConf
 from hrpo.engine.interface import DEFAULT, REFERENCE
 from hrpo.engine.packing_probe import packs_up_to
 from hrpo.storage.run_dir import newest_checkpoint
-from hrpo.trainer import Trainer
+from hrpo.training.run import Run
 
 LORA = Lora(r=4, alpha=8)
 PROMPTS = [[5, 13, 6, 16, 18], [5, 6, 18], [18]]
@@ -169,18 +169,18 @@ def test_training_and_resuming(kind, tmp_path):
         rollout=RolloutConfig(prompts=2, group_size=4, max_new_tokens=24),
         eval=EvalConfig(problems=0),
     )
-    trainer = Trainer(config)
-    before = {name: p.clone() for name, p in trainer.model.named_parameters()}
-    metrics = trainer.train_step()
+    begun = Run(config)
+    before = {name: p.clone() for name, p in begun.model.named_parameters()}
+    metrics = begun.train_step()
     assert metrics["grad_norm"] > 0
     assert metrics["replay_error"] < ROUNDING[kind, "float32"][0]
-    moved = {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
-    assert moved == {name for name, p in trainer.model.named_parameters() if p.requires_grad}
-    trainer.save()
-    resumed = Trainer(config, resume=True)
+    moved = {name for name, p in begun.model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {name for name, p in begun.model.named_parameters() if p.requires_grad}
+    begun.save()
+    resumed = Run(config, resume=True)
     assert resumed.step == 1
     assert resumed.model.settings.quantization == kind
-    assert newest_checkpoint(trainer.folder) is not None
+    assert newest_checkpoint(begun.folder) is not None
     assert resumed.train_step()["step"] == 2
 
 
@@ -197,7 +197,7 @@ def test_refusals(monkeypatch, tmp_path):
     refused(r"4bit needs bitsandbytes; pip install 'hrpo\[quantization\]'$", lora=LORA, quantization="4bit")
     config = TrainConfig(folder=str(tmp_path / "runs"), model=ModelConfig(quantization="8bit"))
     with pytest.raises(InputError, match="needs bitsandbytes"):
-        Trainer(config)
+        Run(config)
     assert not (tmp_path / "runs").exists()
     monkeypatch.undo()
     pytest.importorskip("bitsandbytes")

@@ -16,7 +16,7 @@ from hrpo.hub.export import export
 from hrpo.inspection.run import inspect_checkpoints
 from hrpo.storage import provenance
 from hrpo.storage.provenance import base_digests, check_base
-from hrpo.trainer import Trainer
+from hrpo.training.run import Run
 
 
 @pytest.fixture
@@ -110,26 +110,26 @@ def test_what_changes_nothing_is_no_change(base, tmp_path):
 def test_a_run_goes_on_with_its_own_base_alone(base, tmp_path, lora_rank, beta):
     """Which one with all weights trained and without a reference does not need."""
     config = config_of(tmp_path, base, lora_rank, beta)
-    trainer = Trainer(config)
-    trainer.train_step()
-    trainer.save()
-    assert Trainer(config, resume=True).step == 1
+    begun = Run(config)
+    begun.train_step()
+    begun.save()
+    assert Run(config, resume=True).step == 1
     one_weight(base)
     if lora_rank or beta:
         with pytest.raises(InputError, match=r"--resume: the base model .*model\.safetensors changed"):
-            Trainer(config, resume=True)
+            Run(config, resume=True)
     else:
         shutil.rmtree(base)
-        assert Trainer(config, resume=True).step == 1
+        assert Run(config, resume=True).step == 1
 
 
 def test_so_does_one_without_a_checkpoint(base, tmp_path):
     """Its evaluation before training was of that base."""
     config = config_of(tmp_path, base)
-    Trainer(config)
+    Run(config)
     one_weight(base)
     with pytest.raises(InputError, match=r"--resume: the base model's model\.safetensors changed since the run began"):
-        Trainer(config, resume=True)
+        Run(config, resume=True)
 
 
 def test_the_commit_of_a_model_on_the_hub(monkeypatch):
@@ -148,21 +148,21 @@ def test_problems_that_have_changed(tmp_path, which):
         rows = [{"question": f"What is {i} + {name}?", "answer": f"{i} #### {i}"} for i in range(9)]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = config_of(tmp_path, Path("tiny"), name="gsm8k", path=str(tmp_path))
-    Trainer(config)
+    Run(config)
     path = tmp_path / f"{which}.jsonl"
     path.write_text(path.read_text().replace(": ", ":   "))  # the same problems
-    Trainer(config, resume=True)
+    Run(config, resume=True)
     path.write_text(path.read_text().replace("#### 3", "#### 4"))
     with pytest.raises(InputError, match=rf"--resume: the {which}(ing)? problems changed since.*task\.path"):
-        Trainer(config, resume=True)
+        Run(config, resume=True)
     (config.run_folder / "provenance.json").unlink()  # begun before there was one
-    Trainer(config, resume=True)
+    Run(config, resume=True)
 
 
 def test_a_damaged_record(tmp_path):
     config = config_of(tmp_path, Path("tiny"))
-    Trainer(config)
+    Run(config)
     for text in ("{", "[]", "{}", '{"base_files": 1, "base_model": 2, "problems": 3}'):
         (config.run_folder / "provenance.json").write_text(text)
         with pytest.raises(InputError, match=r"--resume: .*provenance\.json is damaged .*delete it"):
-            Trainer(config, resume=True)
+            Run(config, resume=True)

@@ -20,7 +20,7 @@ COMMAND += " --eval.problems 8 --check.prompts 2 --keep.last 2 --keep.best 1 --k
 # Libraries are loaded once, in a process that every run is a fork of.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["hrpo.training.run", "transformers.models.llama.modeling_llama", "peft", "hrpo.experiments.sweep"]
+    ["hrpo.training.train", "transformers.models.llama.modeling_llama", "peft", "hrpo.experiments.sweep"]
 )
 
 

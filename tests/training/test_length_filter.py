@@ -9,8 +9,8 @@ from hrpo.chat import encode
 from hrpo.common.errors import InputError
 from hrpo.config.schema import EvalConfig, ModelConfig, RolloutConfig, SftConfig, TrainConfig
 from hrpo.tasks import Example, Task
-from hrpo.trainer import Trainer
 from hrpo.training.length_filter import context_length, fitting, longest_prompt, show_dropped, too_long
+from hrpo.training.run import Run
 
 QUESTIONS = ["1+2", "1+2*3", "1+2*3-4", "1+2*3-4+5", "1+2*3-4+5*6"]
 
@@ -64,7 +64,7 @@ def test_context(model, task):
 def test_top_k_above_the_vocabulary(model, tmp_path):
     settings = dataclasses.replace(config(top_k=model.vocab_size + 1), folder=str(tmp_path))
     with pytest.raises(InputError, match=rf"rollout\.top_k: the model has {model.vocab_size} tokens"):
-        Trainer(settings)
+        Run(settings)
     assert list(tmp_path.iterdir()) == []
     assert model.vocab_size < RolloutConfig().top_k  # the default takes what there is
 

@@ -24,10 +24,10 @@ from hrpo.config.schema import (
     TrainConfig,
 )
 from hrpo.storage.run_dir import newest_checkpoint
-from hrpo.trainer import Trainer
 from hrpo.training.advice import Signs, advice, memory_advice
 from hrpo.training.preflight import check, check_run
-from hrpo.training.run import train, without_signal
+from hrpo.training.run import Run
+from hrpo.training.train import train, without_signal
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_distinct_share():
 
 def test_check_changes_nothing(config):
     """The same first update with the check before it and without."""
-    plain, checked = Trainer(config), Trainer(dataclasses.replace(config, name="checked"))
+    plain, checked = Run(config), Run(dataclasses.replace(config, name="checked"))
     before = torch.get_rng_state()
     result = check(checked)
     assert torch.equal(torch.get_rng_state(), before)
@@ -134,7 +134,7 @@ def test_estimated_seconds(config, monkeypatch):
     """By a clock that goes on by one second at each look: one for the rollout of 20 completions, one for gradients."""
     config = dataclasses.replace(config, eval=EvalConfig(problems=4))
     monkeypatch.setattr("hrpo.training.preflight.time", SimpleNamespace(perf_counter=itertools.count().__next__))
-    result = check(Trainer(config))
+    result = check(Run(config))
     assert result.update_seconds == pytest.approx(12 / 20 + 1)  # 3 prompts of 4 completions, all with gradients
     assert result.run_seconds == pytest.approx(6 * result.update_seconds + 4 * 4 / 20)  # greedy and sampled, twice
     assert result.tokens_per_second == pytest.approx(result.length * 20)

@@ -17,15 +17,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from two_processes import SHARDED, Watched, config_of, in_processes, look
+from two_processes import SHARDED, config_of, in_processes, look
 
 from hrpo import Rollout
 from hrpo.cli.main import COMMANDS, Parser
 from hrpo.common import distributed
 from hrpo.common.errors import InputError
 from hrpo.config.schema import ModelConfig, TrainConfig
-from hrpo.config.validate import check_config
 from hrpo.storage.run_dir import newest_checkpoint
+from hrpo.training.run import Run
+from hrpo.training.validate import check_config
 
 QUICK = ["full", "one-prompt", "sharded-lora"]
 SLOW = ["lora", "no-reference", "token-mean", "sft", "hidden", "recompute"]
@@ -55,11 +56,11 @@ def tensors(run: Path) -> dict[str, torch.Tensor]:
 
 def compare(case: str, seen: dict, run: Path, tmp_path: Path) -> None:
     """Do the same in one process."""
-    trainer = Watched(config_of(case, tmp_path))
-    alone = look(trainer)
-    tolerance = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 2e-2}[trainer.model.lm_dtype]
+    begun = Run(config_of(case, tmp_path))
+    alone = look(begun)
+    tolerance = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 2e-2}[begun.model.lm_dtype]
     assert all(seen["sharded"]) if case.startswith(SHARDED) else not any(seen["sharded"])
-    if trainer.model.lm_dtype == torch.bfloat16:  # extremes of rounding, which is another where blocks are sharded
+    if begun.model.lm_dtype == torch.bfloat16:  # extremes of rounding, which is another where blocks are sharded
         for metrics in (*seen["metrics"], *alone["metrics"], seen["stats"], alone["stats"]):
             assert all(0 < metrics.pop(name) < BFLOAT16 for name in ("replay_error", "replay_error_99"))
     if "ids" in alone:
@@ -71,10 +72,10 @@ def compare(case: str, seen: dict, run: Path, tmp_path: Path) -> None:
             torch.testing.assert_close(seen["gradients"][name], gradient, atol=tolerance, rtol=0, msg=name)
     for row, expected in zip(seen["metrics"], alone["metrics"], strict=True):
         assert row == pytest.approx(expected, abs=tolerance, rel=10 * tolerance)
-    assert {path.name for path in run.iterdir()} == {path.name for path in trainer.folder.iterdir()}
-    saved, expected = tensors(run), tensors(trainer.folder)
+    assert {path.name for path in run.iterdir()} == {path.name for path in begun.folder.iterdir()}
+    saved, expected = tensors(run), tensors(begun.folder)
     assert {name: value.shape for name, value in saved.items()} == {name: x.shape for name, x in expected.items()}
-    if trainer.model.lm_dtype == torch.float64:
+    if begun.model.lm_dtype == torch.float64:
         assert seen["evaluation"] == alone["evaluation"]
         for name, value in expected.items():
             torch.testing.assert_close(saved[name], value, atol=1e-7, rtol=0, msg=name)
@@ -94,13 +95,13 @@ def test_two_processes_equal_one_in_every_way(together, case, tmp_path):
 def test_shares_are_even_and_complete():
     for n in range(7):
         for count in (1, 2, 3, 5):
-            shares = [distributed.share(n, count, rank) for rank in range(count)]
+            shares = [distributed.local_slice(n, count, rank) for rank in range(count)]
             assert [place for share in shares for place in share] == list(range(n))
             assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 def test_one_process_has_nothing_to_gather():
-    assert (distributed.count(), distributed.first(), distributed.gather("x")) == (1, True, ["x"])
+    assert (distributed.count(), distributed.is_main_process(), distributed.gather("x")) == (1, True, ["x"])
     parameter = nn.Parameter(torch.ones(2))
     distributed.sum_gradients([parameter])
     assert parameter.grad is None

@@ -39,7 +39,8 @@ from hrpo.tasks import load_task
 from hrpo.tasks.base import essence
 from hrpo.tasks.held_out import hold_out
 from hrpo.trainer import Trainer
-from hrpo.training.run import train
+from hrpo.training.run import Run
+from hrpo.training.train import train
 
 
 def settings(folder: Path) -> TrainConfig:
@@ -100,12 +101,12 @@ def test_the_same_run_twice(config, tmp_path, objective, lora_rank):
 
 
 def test_other_threads_are_told(config, capsys, monkeypatch):
-    trainer = Trainer(config)
-    trainer.save()
-    Trainer(config, resume=True)
+    begun = Run(config)
+    begun.save()
+    Run(config, resume=True)
     assert "threads" not in capsys.readouterr().err
     monkeypatch.setattr("torch.get_num_threads", lambda: 999)
-    Trainer(config, resume=True)
+    Run(config, resume=True)
     assert "now 999: the same numbers but for rounding" in capsys.readouterr().err
 
 
@@ -137,9 +138,9 @@ DAMAGES = {
     "one bit of the optimizer": lambda c: flip(c / "optimizer.safetensors"),
     "edited": lambda c: (c / "hybrid.json").write_text((c / "hybrid.json").read_text().replace("0.5", "0.6")),
     "cut": lambda c: os.truncate(c / "gate.safetensors", 100),
-    "empty": lambda c: os.truncate(c / "trainer.json", 0),
+    "empty": lambda c: os.truncate(c / "begun.json", 0),
     "a file is gone": lambda c: (c / "tokenizer.json").unlink(),
-    "a folder in its place": lambda c: ((c / "trainer.json").unlink(), (c / "trainer.json").mkdir()),
+    "a folder in its place": lambda c: ((c / "begun.json").unlink(), (c / "begun.json").mkdir()),
     "checksums are cut": lambda c: os.truncate(c / SUMS_FILE, 200),
     "checksums are empty": lambda c: os.truncate(c / SUMS_FILE, 0),
     "checksums are gone": lambda c: (c / SUMS_FILE).unlink(),
@@ -257,7 +258,7 @@ def test_a_kill_between_renames_loses_nothing(tmp_path, monkeypatch, renames):
 
 def signalled(monkeypatch, numbers, *, when: int | str):
     """Let a run get signals in the middle of an update, or of an evaluation."""
-    step, evaluate = Trainer.train_step, Trainer.evaluate
+    step, evaluate = Run.train_step, Run.evaluate
 
     def train_step(self):
         if self.step + 1 == when:
@@ -271,8 +272,8 @@ def signalled(monkeypatch, numbers, *, when: int | str):
                 os.kill(os.getpid(), number)
         return evaluate(self, which)
 
-    monkeypatch.setattr(Trainer, "train_step", train_step)
-    monkeypatch.setattr(Trainer, "evaluate", evaluation)
+    monkeypatch.setattr(Run, "train_step", train_step)
+    monkeypatch.setattr(Run, "evaluate", evaluation)
 
 
 def exit_code(words) -> int:
@@ -307,14 +308,14 @@ def test_a_run_saves_and_ends_when_asked(config, never, tmp_path, monkeypatch, c
 
 
 def test_asked_twice_it_quits_at_once(config, tmp_path, monkeypatch):
-    Trainer(config)
+    Run(config)
     signalled(monkeypatch, [signal.SIGINT, signal.SIGINT], when=3)
     assert exit_code([*words(config), "--resume"]) == 130
     assert sorted(checkpoints(config.run_folder)) == [2]
 
 
 def test_a_terminal_may_say_twice_that_it_closes(config, monkeypatch):
-    Trainer(config)
+    Run(config)
     signalled(monkeypatch, [signal.SIGHUP, signal.SIGHUP], when=3)
     assert exit_code([*words(config), "--resume"]) == 4
     assert sorted(checkpoints(config.run_folder)) == [2, 3]
@@ -322,13 +323,13 @@ def test_a_terminal_may_say_twice_that_it_closes(config, monkeypatch):
 
 def test_asked_before_there_is_a_folder(config, tmp_path, monkeypatch, capfd):
     """Nothing can be resumed then, so nothing of the kind is promised."""
-    begin = Trainer.__init__
+    begin = Run.__init__
 
     def asked(self, *args, **options):
         os.kill(os.getpid(), signal.SIGTERM)
         begin(self, *args, **options)
 
-    monkeypatch.setattr(Trainer, "__init__", asked)
+    monkeypatch.setattr(Run, "__init__", asked)
     command = ["train", "--name", "run", "--folder", str(tmp_path), "--rollout.max_new_tokens", "16"]
     assert exit_code(command) == 4
     assert capfd.readouterr().err == "hrpo: interrupted; nothing is lost, the same command begins the run\n"
@@ -336,7 +337,7 @@ def test_asked_before_there_is_a_folder(config, tmp_path, monkeypatch, capfd):
 
 
 def test_a_comparison_ends_and_goes_on(config, tmp_path, monkeypatch):
-    Trainer(dataclasses.replace(config, name="begun"))
+    Run(dataclasses.replace(config, name="begun"))
     file = tmp_path / "begun" / "config.yaml"
     command = ["compare", "--config", str(file), "--name", "{arm}-{seed}", "--modes", "[hybrid,discrete]"]
     command += ["--seeds", "[0]", "--updates", "3"]
@@ -349,7 +350,7 @@ def test_a_comparison_ends_and_goes_on(config, tmp_path, monkeypatch):
 
 
 def test_an_ignored_signal_stays_ignored(config, monkeypatch):
-    Trainer(config)
+    Run(config)
     signalled(monkeypatch, [signal.SIGINT], when=1)
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -426,7 +427,7 @@ def test_no_half_update_is_saved(config, monkeypatch, where):
     if where == "in the optimizer":
         monkeypatch.setattr(torch.optim.AdamW, "step", ending)
     else:
-        monkeypatch.setattr(Trainer, "write_samples", ending)
+        monkeypatch.setattr(Run, "_write_samples", ending)
     with pytest.raises(RuntimeError, match="odd") as error:
         train(dataclasses.replace(config, eval=EvalConfig(problems=0)))
     assert not hasattr(error.value, "__notes__")
@@ -492,7 +493,7 @@ def fill(folder: Path, leave: int) -> Path:
 @pytest.mark.parametrize("what", ["checkpoint", "metrics"])
 def test_a_full_disk(config, never, small_disk, capfd, monkeypatch, what):
     there = dataclasses.replace(config, folder=str(small_disk))
-    step = Trainer.train_step
+    step = Run.train_step
 
     def filled(self):
         if self.step == 2 and what == "checkpoint":  # room for logs, not for another checkpoint
@@ -504,7 +505,7 @@ def test_a_full_disk(config, never, small_disk, capfd, monkeypatch, what):
         return metrics
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", filled)
+        patch.setattr(Run, "train_step", filled)
         shutil.copy(never / "config.yaml", small_disk / "settings.yaml")
         command = ["train", "--config", str(small_disk / "settings.yaml"), "--folder", str(small_disk)]
         assert exit_code(command) == 3
@@ -609,32 +610,32 @@ def test_no_handle_stays_open(config):
     def handles():
         return len(list(Path("/proc/self/fd").iterdir()))
 
-    trainer = Trainer(config)
-    trainer.save()
+    begun = Run(config)
+    begun.save()
     before = handles()
     for _ in range(3):
-        trainer.save()
+        begun.save()
         damage(config.run_folder / "checkpoint-0")
     assert handles() == before
 
 
 def test_a_run_is_trained_by_one_process_at_a_time(config, tmp_path, capfd):
     """The second one is refused and changes nothing; the lock ends with the first."""
-    trainer = Trainer(config)
-    trainer.log(trainer.train_step())
-    trainer.save()
-    folder = trainer.folder
+    begun = Run(config)
+    begun.log(begun.train_step())
+    begun.save()
+    folder = begun.folder
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     again = [
         sys.executable,
         "-c",
-        "import sys; from hrpo.training.run import train; from hrpo.config.schema import *; ",
+        "import sys; from hrpo.training.train import train; from hrpo.config.schema import *; ",
     ]
     again[-1] += f"train({config!r}, resume=True)"
     refused = subprocess.run(again, capture_output=True, text=True)
     assert f"InputError: name: another process trains {folder}; wait for it" in refused.stderr
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
-    Trainer(config, resume=True)  # the same process may look at it
-    del trainer
+    Run(config, resume=True)  # the same process may look at it
+    del begun
     gc.collect()
     assert subprocess.run(again, capture_output=True).returncode == 0

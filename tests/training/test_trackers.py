@@ -11,9 +11,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from hrpo.common.errors import InputError
 from hrpo.common.files import read_lines
 from hrpo.config.schema import EvalConfig, ModelConfig, RolloutConfig, TrainConfig
-from hrpo.trainer import Trainer
-from hrpo.training.run import train
+from hrpo.training.run import Run
 from hrpo.training.trackers import is_installed
+from hrpo.training.train import train
 
 
 @pytest.fixture
@@ -46,14 +46,14 @@ def test_tensorboard_has_every_metric(config, tmp_path):
 
 
 def test_a_resumed_run_shows_each_update_once(config, tmp_path, monkeypatch):
-    step = Trainer.train_step
+    step = Run.train_step
 
     def killed(self):
         if self.step == 3:
             raise KeyboardInterrupt
         return step(self)
 
-    monkeypatch.setattr(Trainer, "train_step", killed)
+    monkeypatch.setattr(Run, "train_step", killed)
     with pytest.raises(KeyboardInterrupt):
         train(config)
     monkeypatch.undo()
@@ -95,7 +95,7 @@ def test_a_tracker_that_fails_stops_nothing(config, tmp_path, monkeypatch, capsy
     stand_in = type("StandIn", (Failing,), {"when": when, "calls": calls})
     monkeypatch.setitem(accelerate.accelerator.LOGGER_TYPE_TO_CLASS, "wandb", stand_in)
     monkeypatch.setattr("accelerate.tracking._available_trackers", [LoggerType.WANDB])
-    monkeypatch.setattr("hrpo.config.validate.is_installed", lambda name: True)
+    monkeypatch.setattr("hrpo.training.validate.is_installed", lambda name: True)
     train(dataclasses.replace(config, tracker="wandb"))
     assert len(read_lines(tmp_path / "test" / "metrics.jsonl")) == 4
     warnings = capsys.readouterr().out.count("warning: wandb has failed and is off, training goes on: no network")

@@ -16,7 +16,15 @@ from typing import Any, Literal, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
-from hrpo.common.errors import InputError, Interrupted, OutputError, StoppedError, model_named_by, named_by
+from hrpo.common.errors import (
+    InputError,
+    Interrupted,
+    MainFailedError,
+    OutputError,
+    StoppedError,
+    model_named_by,
+    named_by,
+)
 from hrpo.common.files import is_full
 from hrpo.common.output import failures_told, give_up_output, say, visible, warn
 from hrpo.common.signals import listening
@@ -113,10 +121,13 @@ def _train(args: Namespace) -> None:
         from hrpo.common.console import console, print_table
         from hrpo.common.files import read_lines
         from hrpo.reports.run_report import problems_of, result_rows
-        from hrpo.training.run import train
+        from hrpo.training.setup import latent_mode_of
+        from hrpo.training.train import train
 
         evaluation = train(config, resume=args.resume, stop=stop)
-    title = f"{problems_of(evaluation)} held-out problems of {config.task.name}, {config.latent_mode}; 95 % intervals"
+    title = (
+        f"{problems_of(evaluation)} held-out problems of {config.task.name}, {latent_mode_of(config)}; 95 % intervals"
+    )
     print_table(title, ["", "before", "after"], result_rows(evaluation, read_lines(folder / "metrics.jsonl")))
     console.print(f"report: {folder / 'report.md'}")
 
@@ -510,6 +521,8 @@ def run_command(words: list[str]) -> int:
         for note in _notes(error):  # else `hrpo tasks | head` ends as other programs do
             warn(f"hrpo: nobody reads on; {note}")
         return 128 + signal.SIGPIPE
+    except MainFailedError:  # which says itself what is wrong
+        return 1
     except StoppedError as error:
         warn(f"hrpo: stopped: {_with_notes(error)}")
         return 3

@@ -1,35 +1,27 @@
-"""Several processes, as `accelerate launch` starts them: the first one leads, the others follow.
+"""Several processes, as `accelerate launch` starts them: all run the same loop, the main one prints and writes.
 
-The first process runs the loop, decides, prints and writes. What is worth sharing stands in methods marked `together`:
-when the first process calls one, the others do too, and each takes its share of the groups. With one process nothing
-of this does anything.
+Each takes its share of a batch's groups, and they tell each other what came out. With one process nothing of this does
+anything.
 """
 
-import functools
 import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, NoReturn, Protocol, TypeVar, cast
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from hrpo.common.errors import MainFailedError
 from hrpo.common.signals import SIGNALS
 
 BUCKET = 2**25  # numbers that are added up at a time: 128 MB of float32
 T = TypeVar("T")
-Method = TypeVar("Method", bound=Callable[..., Any])
-
-
-class Led(Protocol):
-    """What all processes have one of: a trainer, at some step."""
-
-    step: int
+E = TypeVar("E", bound=BaseException)
 
 
 def count() -> int:
@@ -47,15 +39,15 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def first() -> bool:
-    """Whether this is the process that leads."""
+def is_main_process() -> bool:
+    """Whether this is the process that prints and writes."""
     return rank() == 0
 
 
-def share(n: int, of: int | None = None, at: int | None = None) -> range:
+def local_slice(n: int, of: int | None = None, at: int | None = None) -> range:
     """Return the places among n that one of several processes takes, this one of all: side by side, as even as can be.
 
-    >>> [list(share(5, 3, i)) for i in range(3)]
+    >>> [list(local_slice(5, 3, i)) for i in range(3)]
     [[0], [1, 2], [3, 4]]
     """
     of, at = of or count(), rank() if at is None else at
@@ -71,14 +63,14 @@ def gather(value: T) -> list[T]:
     return [_unpack(data) for data in packed]
 
 
-def add_up(numbers: dict[str, float]) -> dict[str, float]:
+def all_reduce_sum(numbers: dict[str, float]) -> dict[str, float]:
     """Return the sums over all processes; a process without a share has none to add."""
     parts = gather(numbers)
     names = dict.fromkeys(name for part in parts for name in part)
     return {name: sum(part.get(name, 0.0) for part in parts) for name in names}
 
 
-def wait() -> None:
+def barrier() -> None:
     """Go on when all processes have come here."""
     if count() > 1:
         dist.barrier()
@@ -112,57 +104,51 @@ def _reduce(bucket: list[nn.Parameter]) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-def together(method: Method) -> Method:
-    """Mark a method that all processes run when the first one calls it, at the same step; none calls another.
+def from_main(compute: Callable[[], T]) -> T:
+    """Compute something in the main process, and return it in all.
 
-    Where the first process has failed in one of them, it is by itself from there on: see `alone`.
+    What only the main process does, such as to write, to print and to look at files, stands in such calls: where it
+    fails, it fails in all processes, at the same place.
+
+    Raises:
+        Exception: what the main process raises, there.
+        MainFailedError: in the others.
+
     """
-
-    @functools.wraps(method)
-    def call(self: Led, *args: Any, **options: Any) -> Any:
-        if count() == 1 or not first() or _busy:
-            return method(self, *args, **options)
-        _busy.append(method.__name__)
-        _send((method.__name__, self.step, args, options))
-        result = method(self, *args, **options)
-        _busy.pop()
-        return result
-
-    return cast(Method, call)
-
-
-_busy: list[str] = []  # what the others are in too, of the process that leads
-
-
-def alone() -> bool:
-    """Whether the others have been left in a method that this process has failed in: they can do nothing with it."""
-    return bool(_busy)
-
-
-@contextmanager
-def leading(trainer: Led) -> Iterator[bool]:
-    """Yield whether this process leads; where it does not, after it has followed to the end.
-
-    Where the first process fails in what all are in, it just ends: the others see the connection close.
-    """
-    if not first():
-        _follow(trainer)
-        yield False
-        return
+    if count() == 1:
+        return compute()
+    message: list[Any] = [None]
+    if not is_main_process():
+        dist.broadcast_object_list(message, src=0)
+        value, failed = _unpack(message[0])
+        if failed:
+            raise everywhere(MainFailedError())
+        return cast(T, value)
     try:
-        yield True
-    finally:
-        if count() > 1 and not _busy:
-            _send(None)
+        value = compute()
+    except BaseException as error:
+        dist.broadcast_object_list([_pack((None, True))], src=0)
+        raise everywhere(error) from None
+    dist.broadcast_object_list([_pack((value, False))], src=0)
+    return value
 
 
-def _follow(trainer: Led) -> None:
-    """Do what the first process does, until it has done; it alone hears of signals, and decides what they mean."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    while (message := _receive()) is not None:
-        name, trainer.step, args, options = message
-        getattr(trainer, name)(*args, **options)
+def everywhere(error: E) -> E:
+    """Mark an exception as one that all processes raise at the same place."""
+    error.is_everywhere = True  # type: ignore[attr-defined]
+    return error
+
+
+def is_everywhere(error: BaseException) -> bool:
+    """Whether all processes have come to where this exception is, so that they can still do something together."""
+    return count() == 1 or getattr(error, "is_everywhere", False)
+
+
+def ignore_signals() -> None:
+    """Leave signals to the main process, which tells the others what they mean."""
+    if not is_main_process():
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def has_lost_another(error: RuntimeError) -> bool:
@@ -180,16 +166,6 @@ def leave(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def _send(message: Any) -> None:
-    dist.broadcast_object_list([_pack(message)], src=0)
-
-
-def _receive() -> Any:
-    data: list[Any] = [None]
-    dist.broadcast_object_list(data, src=0)
-    return _unpack(data[0])
 
 
 def _pack(value: Any) -> bytes:

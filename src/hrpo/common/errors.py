@@ -46,3 +46,7 @@ def of_field(field: str) -> Iterator[None]:
 def model_named_by(option: str) -> contextlib.AbstractContextManager[None]:
     """Let errors about a model name the command's option."""
     return named_by({"model.name": option})
+
+
+class MainFailedError(Exception):
+    """The main process has failed in `from_main`, and says why."""

@@ -14,7 +14,6 @@ Policy = Literal["model", "tempered", "sampler"]
 Reduction = Literal["sequence", "token"]
 AdvantageScale = Literal["std", "unscaled"]
 LongPrompts = Literal["drop", "refuse"]
-Objective = Literal["hrpo", "sft"]
 Target = Literal["solution", "answer"]
 Tracker = Literal["none", "tensorboard", "wandb", "trackio"]
 Scorer = Literal["own", "math_string"]
@@ -249,8 +248,8 @@ class TrainConfig:
             optimizer's state (torch's fully_shard); "none" gives each all of them.
         save_every: updates between checkpoints; the last is always kept.
         tracker: where metrics go beside the run folder: "tensorboard" (files in it), "wandb" or "trackio".
-        objective: "hrpo", reinforcement learning in any latent mode; or "sft", supervised fine-tuning on tokens
-            alone, which `hrpo sft` sets.
+        objective: the algorithm: "hrpo", reinforcement learning in any latent mode; "rloo" or "dapo", the same with
+            other advantages or another loss; or "sft", supervised fine-tuning on tokens alone, which `hrpo sft` sets.
         model: the language model.
         latent: what is fed while the model thinks.
         task: the problems.
@@ -272,7 +271,7 @@ class TrainConfig:
     sharding: Sharding = "none"
     save_every: int = 50
     tracker: Tracker = "none"
-    objective: Objective = "hrpo"
+    objective: str = "hrpo"
     model: ModelConfig = field(default_factory=ModelConfig)
     latent: LatentConfig = field(default_factory=LatentConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
@@ -285,18 +284,14 @@ class TrainConfig:
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     @property
-    def latent_mode(self) -> str:
-        """What is fed while the model thinks; supervised fine-tuning knows tokens alone."""
-        return "discrete" if self.objective == "sft" else self.latent.mode
-
-    @property
     def run_folder(self) -> Path:
         """Where the run lives.
 
         Raises:
             InputError: the name has other braces than {mode} and {seed}, or leads out of the folder.
         """
-        mode = "sft" if self.objective == "sft" else self.latent.mode
+        mode = self.latent.mode
+        mode = {"hrpo": mode, "sft": "sft"}.get(self.objective, f"{self.objective}-{mode}")
         try:
             name = self.name.format(mode=mode, seed=self.seed)
         except (AttributeError, KeyError, ValueError, IndexError) as error:

@@ -12,6 +12,7 @@ from hrpo.evaluation.inference import load_for_inference
 from hrpo.latent import mode_of
 from hrpo.storage.run_dir import damage
 from hrpo.tasks import load_task
+from hrpo.training.setup import latent_mode_of
 
 
 def check_decode(run: TrainConfig, modes: Sequence[str]) -> None:
@@ -22,7 +23,7 @@ def check_decode(run: TrainConfig, modes: Sequence[str]) -> None:
 
     """
     for mode in modes:
-        if mode_of(mode, field="decode").gated and not mode_of(run.latent_mode).gated:
+        if mode_of(mode, field="decode").gated and not mode_of(latent_mode_of(run)).gated:
             raise InputError(f"decode: {mode} needs a trained gate, which {run.run_folder.name} has not")
 
 

@@ -6,25 +6,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hrpo.algorithms import ALGORITHMS
 from hrpo.common import files
 from hrpo.common.console import console
 from hrpo.common.errors import InputError
 from hrpo.common.signals import Stop
 from hrpo.config.load import parse
 from hrpo.config.schema import TrainConfig
-from hrpo.config.validate import check_config
 from hrpo.experiments.cross_mode import check_decode, trained_model
 from hrpo.experiments.results import Result, checked, decoded_results, evaluation_in, result_in
 from hrpo.experiments.summary import Run, markdown, plot_curves, summarize
 from hrpo.storage.run_dir import changed_settings, check_run_folder
-from hrpo.training.run import train
+from hrpo.training.train import train
+from hrpo.training.validate import check_config
 
 
 def of_modes(config: TrainConfig, modes: Sequence[str]) -> dict[str, TrainConfig]:
-    """Return an arm for each latent mode, and for "sft" supervised fine-tuning, with the same settings otherwise."""
+    """Return an arm for each latent mode, and for each algorithm that is named, with the same settings otherwise."""
     return {
-        mode: dataclasses.replace(config, objective="sft")
-        if mode == "sft"
+        mode: dataclasses.replace(config, objective=mode)
+        if mode in ALGORITHMS
         else dataclasses.replace(config, objective="hrpo", latent=dataclasses.replace(config.latent, mode=mode))
         for mode in modes
     }

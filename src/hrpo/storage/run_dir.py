@@ -223,7 +223,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     for index, part in optimizer.state_dict()["state"].items():
         for name, value in part.items():
             whole = full(value)
-            if distributed.first():
+            if distributed.is_main_process():
                 flat[f"{index}.{name}"] = (whole if whole is value else whole.cpu()).contiguous()
     return flat
 

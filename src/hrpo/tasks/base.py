@@ -90,6 +90,17 @@ class RewardContext:
     extras: dict[str, list[Any]] = field(default_factory=dict)
     metrics: dict[str, list[float]] = field(default_factory=dict)
 
+    @classmethod
+    def joined(cls, parts: Sequence["RewardContext"], completion_ids: Sequence[Sequence[int]]) -> "RewardContext":
+        """Return what the rewards of several shares of a batch want logged, for the whole of it."""
+        joined = cls(completion_ids)
+        for column in dict.fromkeys(name for part in parts for name in part.extras):
+            lists = [part.extras.get(column, [None] * len(part.completion_ids)) for part in parts]
+            joined.extras[column] = [value for values in lists for value in values]
+        for name in dict.fromkeys(name for part in parts for name in part.metrics):
+            joined.metrics[name] = [value for part in parts for value in part.metrics.get(name, [])]
+        return joined
+
     def keywords(self) -> dict[str, Any]:
         """Return what a reward function is called with."""
         from transformers import TrainerState

@@ -12,6 +12,7 @@ from hrpo.engine.checkpointing import share_to_recompute
 from hrpo.engine.select import accelerator_for
 from hrpo.latent import mode_of
 from hrpo.model import context_of
+from hrpo.training.setup import latent_mode_of
 
 LIBRARIES = 450_000_000  # Python, torch and transformers in a process on a CPU, measured
 
@@ -54,7 +55,7 @@ def estimate_memory(config: TrainConfig, lm_config: Any, *, cpu: bool, processes
     gate = 2 * D * (D + 1) + D
     trained = (adapters or total) + gate
 
-    latent = mode_of(config.latent_mode, config.latent.mixed_in).source
+    latent = mode_of(latent_mode_of(config), config.latent.mixed_in).source
     stored_whole = latent == "hidden" or (latent != "none" and not rollout.top_k)
 
     B, G, P = rollout.prompts, rollout.group_size, rollout.max_prompt_tokens or 512

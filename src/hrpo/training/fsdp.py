@@ -66,14 +66,14 @@ class Sharded(nn.Module):
         return out
 
     @torch.no_grad()
-    def whole(self) -> HybridCausalLM:
+    def unsharded_model(self) -> HybridCausalLM:
         """Return a copy of the model with all of its weights, which all processes have to ask for."""
         (blank,) = self.blank
         weights = dict(self.model.named_parameters())
-        stand_ins: dict[int, Any] = {id(b): b for b in blank.buffers()} | {id(blank.tokenizer): blank.tokenizer}
+        replacements: dict[int, Any] = {id(b): b for b in blank.buffers()} | {id(blank.tokenizer): blank.tokenizer}
         for name, p in blank.named_parameters():
-            stand_ins[id(p)] = nn.Parameter(full(weights[name].detach()), p.requires_grad)
-        whole = copy.deepcopy(blank, stand_ins)
+            replacements[id(p)] = nn.Parameter(full(weights[name].detach()), p.requires_grad)
+        whole = copy.deepcopy(blank, replacements)
         whole.settings = self.model.settings
         remember_as(whole, self.model)
         return whole

@@ -11,6 +11,7 @@ from hrpo.config.schema import TrainConfig, length_limit
 from hrpo.model import HybridCausalLM, context_of, context_text
 from hrpo.sft import written_ids
 from hrpo.tasks import Example, Task
+from hrpo.training.setup import algorithm_of
 
 CHUNK = 1000  # conversations tokenized at a time
 
@@ -73,7 +74,7 @@ def fitting(task: Task, model: HybridCausalLM, config: TrainConfig) -> Task:
         raise InputError(f"{field}, which leaves none; raise it, or show fewer worked examples (task.shots)")
     check_test_prompts(task, model, task.test[: config.eval.problems], most, "rollout.max_new_tokens")
     task = _without(task, {f"training problems with a prompt above {limit} tokens": drop} if drop else {})
-    return _written(task, model, config) if config.objective == "sft" else task
+    return task if algorithm_of(config).samples else _written(task, model, config)
 
 
 def _without(task: Task, dropped: Mapping[str, set[int]]) -> Task:

@@ -1,9 +1,8 @@
 """What is not finite, or hangs on a rounding: found, told, and in training the batch is kept for a look."""
 
-import contextlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +39,6 @@ def spoilt(model: HybridCausalLM, optimizer: torch.optim.Optimizer) -> list[str]
     if full(torch.nn.utils.get_total_norm(list(values.values()), math.inf)).isfinite():
         return []
     return _first([name for name, value in values.items() if not full(value).isfinite().all()])
-
-
-@contextlib.contextmanager
-def rounded_embeddings(model: HybridCausalLM) -> Iterator[None]:
-    """Within it, each number of a token's embedding is another by one rounding."""
-    step = torch.finfo(model.rounding).eps
-    handle = model.embedding.register_forward_hook(lambda module, inputs, e: e + step * e.abs())
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def keep_batch(

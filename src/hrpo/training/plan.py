@@ -11,12 +11,13 @@ from hrpo.common import distributed
 from hrpo.common.console import console, print_table
 from hrpo.common.errors import InputError
 from hrpo.config.schema import TrainConfig, length_limit
-from hrpo.config.validate import check_config
 from hrpo.model import check_whole, context_of, load_config
 from hrpo.models.names import resolve
 from hrpo.storage.run_dir import check_run_folder, model_in
 from hrpo.tasks import check_task
 from hrpo.training.estimate import estimate_memory
+from hrpo.training.setup import algorithm_of, latent_mode_of
+from hrpo.training.validate import check_config
 
 
 def show_plan(config: TrainConfig, *, resume: bool = False) -> None:
@@ -38,14 +39,14 @@ def show_plan(config: TrainConfig, *, resume: bool = False) -> None:
 
 def rows(config: TrainConfig, source: str) -> list[list[str]]:
     """Return the rows of the plan's table: what, value."""
-    rollout, sft = config.rollout, config.objective == "sft"
+    rollout, sft = config.rollout, not algorithm_of(config).samples
     completions = config.sft.batch if sft else rollout.prompts * rollout.group_size
     prompt = str(rollout.max_prompt_tokens) if rollout.max_prompt_tokens else "what the context leaves"
     each = "written solutions" if sft else f"{rollout.prompts} prompts x {rollout.group_size}"
     lm_config = _lm_config(config, source)
     limit = length_limit(rollout.max_new_tokens, lm_config and context_of(lm_config))
     planned = [
-        ["objective, latent mode", f"{config.objective}, {config.latent_mode}"],
+        ["objective, latent mode", f"{config.objective}, {latent_mode_of(config)}"],
         ["model", source],
         ["task", config.task.name],
         ["processes, sharding", f"{distributed.planned()}, {config.sharding}"],

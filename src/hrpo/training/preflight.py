@@ -11,14 +11,13 @@ import torch
 from hrpo.advantages import distinct_share, signal_share
 from hrpo.chat import decode, id_lists
 from hrpo.common.console import clock, console, print_table
-from hrpo.common.distributed import leading
 from hrpo.common.errors import InputError
 from hrpo.common.memory import peak_memory, total_memory
 from hrpo.config.schema import TrainConfig
 from hrpo.tasks.judge import DELIMITER
-from hrpo.trainer import Trainer
 from hrpo.training.advice import Signs, advice, memory_advice
 from hrpo.training.length_filter import show_dropped
+from hrpo.training.run import Run
 
 ADAM_BYTES = 8  # of state for each trained parameter, there from the first step on
 
@@ -51,8 +50,8 @@ class Check:
     advice: list[str]
 
 
-def check_run(config: TrainConfig) -> Check | None:
-    """Check a run that has not begun; nothing is left on disk; None where another process leads.
+def check_run(config: TrainConfig) -> Check:
+    """Check a run that has not begun; nothing is left on disk.
 
     Raises:
         InputError: a setting cannot be used.
@@ -61,19 +60,18 @@ def check_run(config: TrainConfig) -> Check | None:
     if config.check.prompts == 0:
         raise InputError("check.prompts: must be at least 1 to check anything, got 0")
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(dataclasses.replace(config, folder=folder))
-        with leading(trainer) as leads:
-            show_dropped(trainer.task)
-            return check(trainer) if leads else None
+        run = Run(dataclasses.replace(config, folder=folder))
+        show_dropped(run.trainer.task)
+        return check(run)
 
 
-def check(trainer: Trainer) -> Check:
+def check(run: Run) -> Check:
     """Sample completions of the run's first problems, and go forward and backward on them; no weight changes.
 
     An update's rollout and gradients are timed on as many prompts as an update has, or on `check.prompts` where these
     are fewer, and taken to cost the same per prompt.
     """
-    config, model = trainer.config, trainer.model
+    config, model, trainer = run.config, run.model, run.trainer
     B, G = config.rollout.prompts, config.rollout.group_size
     count = config.check.prompts
     examples = [example for step in range(-(-count // B)) for example in trainer.batch(step)][:count]

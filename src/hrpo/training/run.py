@@ -1,184 +1,341 @@
-"""A run from its first look at the rewards to its report."""
+"""A run: a trainer, and the folder in which its settings, logs, checkpoints and evaluations live.
 
+All processes run the same code. What only the main process does, such as to look at the folder and to write there, goes
+through `distributed.from_main`, so that what fails there fails everywhere.
+"""
+
+import dataclasses
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, set_seed
+from safetensors.torch import save_file
 
-from hrpo.common import distributed, files
-from hrpo.common.console import bar, console, metrics_note
-from hrpo.common.distributed import leading
-from hrpo.common.errors import StoppedError
-from hrpo.common.files import read_lines
-from hrpo.common.signals import Stop
-from hrpo.config.schema import TrainConfig
+from hrpo.common import distributed, files, watchdog
+from hrpo.common.console import console
+from hrpo.common.errors import InputError, StoppedError
+from hrpo.common.locks import Lock
+from hrpo.config.schema import TrainConfig, length_limit
 from hrpo.data import Metrics
-from hrpo.reports.run_report import write_report
-from hrpo.storage.retention import prune, scores
-from hrpo.trainer import Trainer
-from hrpo.training.advice import Signs, advice
-from hrpo.training.length_filter import show_dropped
-from hrpo.training.monitor import active, onsets, skipped_in_a_row
-from hrpo.training.nonfinite import FOLDER as SKIPPED
-from hrpo.training.preflight import as_dict, check, show
-from hrpo.training.trackers import tracking
+from hrpo.engine.select import accelerator_for
+from hrpo.evaluate import answer_problems, as_rows, evaluate, summarize
+from hrpo.model import HybridCausalLM
+from hrpo.models.dates import DATE_FILE, day_of, pin_date
+from hrpo.rewards import or_none
+from hrpo.storage.provenance import check_provenance, keep_provenance, provenance
+from hrpo.storage.retention import scores
+from hrpo.storage.run_dir import (
+    LOGS,
+    OPTIMIZER_FILE,
+    STATE_FILE,
+    VALIDATION_FILE,
+    append,
+    check_run_folder,
+    lines_until,
+    load_optimizer,
+    lock_run,
+    optimizer_tensors,
+    read_step,
+    seal,
+    tidy,
+    whole_checkpoint,
+)
+from hrpo.tasks import load_task
+from hrpo.tasks.held_out import hold_out
+from hrpo.trainer import Update
+from hrpo.training.length_filter import context_length, fitting
+from hrpo.training.metrics import metrics_of
+from hrpo.training.nonfinite import keep_batch, not_finite, spoilt
+from hrpo.training.setup import check_fit, check_train, keep_reference, load_model, make_trainer
+from hrpo.training.validate import check_config
+
+SAMPLES_PER_UPDATE = 4  # completions of one prompt that samples.jsonl keeps
 
 
-def train(config: TrainConfig, *, resume: bool = False, stop: Stop | None = None) -> dict[str, Any]:
-    """Check, evaluate, train, evaluate again, and leave everything in the run folder.
-
-    The folder holds config.yaml, provenance.json, check.json, metrics.jsonl, samples.jsonl, checkpoint-N,
-    evaluation.json, the answers to the test problems, report.md and curves.png; with held-out training problems
-    validation.jsonl and best, too.
+class Run:
+    """One run.
 
     Args:
-        config: every setting.
-        resume: go on from the newest whole checkpoint.
-        stop: tells when to save and end, see `hrpo.common.signals.listening`.
-
-    Returns:
-        The evaluation: {"before": {"greedy": {...}, "sampled": {...}}, "after": ...}. Nothing in a process that does
-        not lead.
+        config: every setting, kept as `given`; in `config` the length limit of completions is a number.
+        resume: go on from the newest checkpoint of the run folder.
 
     Raises:
-        InputError: a setting cannot be used, or the folder is another run's.
-        StoppedError: no group has had a signal for `check.patience` updates, and a checkpoint is saved; the disk is
-            full; or the run folder was renamed or deleted.
-        OutputError: standard output takes nothing any more.
-        Interrupted: `stop` has been asked for; everything is saved.
-
-    Whatever ends it between two checkpoints, an error of a reward's or of hrpo's own, the updates are saved first and
-    the exception has a note that says where.
+        InputError: a setting cannot be used; nothing has been written then.
 
     """
-    try:
-        return _train(config, resume, stop or Stop())
-    except (OSError, SafetensorError) as error:
-        if not files.is_full(error):
-            raise
-        raise StoppedError(
-            f"the disk of {config.run_folder} is full ({error}); every checkpoint in it is whole: make room, for "
-            "example with keep.last, then --resume"
-        ) from error
-    except RuntimeError as error:
-        if not distributed.has_lost_another(error):
-            raise
-        raise StoppedError(
-            f"process {distributed.rank()} of {distributed.count()} has lost another, which ended or was silent for "
-            f"too long ({str(error).splitlines()[0]}); --resume goes on from the newest checkpoint"
-        ) from error
 
+    def __init__(self, config: TrainConfig, *, resume: bool = False) -> None:
+        check_config(config)
+        device = _join_processes()
+        self.given = config
+        self.lock: Lock | None = None  # of the main process
+        check_run_folder(self.folder, config, resume)
+        if resume and distributed.is_main_process():
+            self.lock = lock_run(self.folder)  # before its checkpoints are looked at
+        checkpoint = whole_checkpoint(self.folder, "--resume") if resume else None
+        if resume and checkpoint is None:
+            console.print(f"{self.folder} has no checkpoint yet: it begins anew")
+        task = load_task(config.task, config.seed)
+        check_train(task, config)
+        set_seed(config.seed)  # of the fresh gate and adapters; sampling has keys of its own
+        self.step = 0 if checkpoint is None else read_step(checkpoint)
+        self.saved = self.step  # updates in the newest checkpoint
+        model = load_model(config, checkpoint, device)
+        self.provenance = provenance(model.settings.base_model, model.settings.base_files, task)
+        if resume:
+            check_provenance(self.folder, self.provenance)
+        longest = length_limit(config.rollout.max_new_tokens, context_length(model))
+        self.config = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, max_new_tokens=longest))
+        self._pin_date(model)
+        check_fit(self.config, model, longest)
+        self.held_out, task = hold_out(fitting(task, model, self.config), config.keep.problems, config.seed)
+        keep_reference(model, self.config, resumed=checkpoint is not None)
+        self.trainer = make_trainer(self.config, model, task)
+        self.trainer.updates = self.step
+        if checkpoint is not None:
+            load_optimizer(self.trainer.optimizer, checkpoint)
+        self.never_finite = spoilt(model, self.trainer.optimizer)  # as a bias of -inf on ids that are no tokens
+        self.evaluation()  # whatever is damaged is told before anything is written
+        distributed.barrier()  # until all have read the folder as it was
+        if distributed.is_main_process():
+            self.lock = self.lock or lock_run(self.folder)
+            check_run_folder(self.folder, self.given, resume)  # another process may have begun it, and ended
+            self._begin()
+        accelerator = accelerator_for(model.device)
+        accelerator.configure_memory(sharded=self.trainer.sharded is not None)
+        accelerator.release_memory()  # what loading has left
 
-def _train(config: TrainConfig, resume: bool, stop: Stop) -> dict[str, Any]:
-    trainer = Trainer(config, resume=resume)
-    try:
-        with leading(trainer) as leads:
-            return _lead(trainer, stop) if leads else {}
-    except (OSError, SafetensorError) as error:
-        if not trainer.renamed:  # or deleted, which it says itself
-            raise
-        raise StoppedError(trainer.renamed) from error
-    finally:
-        if trainer.lock:
-            trainer.lock.release()
+    def _pin_date(self, model: HybridCausalLM) -> None:
+        """Let a chat template that writes today's date keep to the day on which the run began."""
+        self.day = distributed.gather(day_of(self.folder))[0]
+        self.dated = pin_date(model.tokenizer, self.day)
+        if self.dated:
+            console.print(f"the chat template writes today's date: in this run and its checkpoints it stays {self.day}")
 
+    def _begin(self) -> None:
+        """Write the settings, and cut the logs: what was logged after the checkpoint happens again."""
+        logs = {path: lines_until(path, self.step) for path in map(self.folder.joinpath, LOGS) if path.is_file()}
+        keep_provenance(self.folder, self.provenance)
+        files.write_text(self.folder / "config.yaml", yaml.safe_dump(dataclasses.asdict(self.given), sort_keys=False))
+        if self.dated:
+            files.write_text(self.folder / DATE_FILE, f"{self.day}\n")
+        for path, lines in logs.items():
+            files.write_text(path, "".join(line + "\n" for line in lines))
+        tidy(self.folder, self.step)
 
-def _lead(trainer: Trainer, stop: Stop) -> dict[str, Any]:
-    config = trainer.config
-    show_dropped(trainer.task)
-    if config.objective == "hrpo" and config.check.prompts and trainer.step == 0:
-        checked = check(trainer)
-        files.write_text(trainer.folder / "check.json", json.dumps(as_dict(checked), indent=2) + "\n")
-        show(checked)
-    evaluation = trainer.evaluation()
-    if not trainer.evaluated("before"):
-        evaluation["before"] = trainer.evaluate("before")
-    with saving(trainer, stop):
-        _update(trainer, stop)
-    if not trainer.evaluated("after"):
-        evaluation["after"] = trainer.evaluate("after")
-    write_report(trainer.folder)
-    if trainer.renamed:
-        raise StoppedError(trainer.renamed)
-    return evaluation
+    @property
+    def model(self) -> HybridCausalLM:
+        """The model that is trained."""
+        return self.trainer.model
 
+    @property
+    def folder(self) -> Path:
+        """The run folder, which may have been renamed since the run began.
 
-@contextmanager
-def saving(trainer: Trainer, stop: Stop) -> Iterator[None]:
-    """Save before whatever ends the block, and note that on it: an error, an output that nobody reads, Ctrl-C.
+        Raises:
+            StoppedError: it is gone; what is in its place, if anything, is another run.
 
-    Only a second signal, which asks to end at once, saves nothing.
-    """
-    try:
-        yield
-    except BaseException as error:
-        at_once = isinstance(error, KeyboardInterrupt) and stop.asked
-        if not at_once and (path := trainer.save_unsaved()):
-            error.add_note(f"saved first, in {path}: --resume goes on from there")
-        stop.unsaved = False
-        raise
+        """
+        if self.lock is None:
+            return self.given.run_folder
+        place = self.lock.where()
+        if place is None:
+            raise StoppedError(
+                f"the run folder {self.given.run_folder} was deleted or renamed, so the run cannot go on in it; "
+                "put it back, then --resume"
+            )
+        return self.given.run_folder if place == self.lock.place else place
 
-
-def _update(trainer: Trainer, stop: Stop) -> None:
-    """Do the updates that are left, and say, log, save and validate on the way."""
-    config, updates = trainer.config, read_lines(trainer.folder / "metrics.jsonl")
-    with tracking(config, trainer.step) as track, bar("update", config.updates, trainer.step) as progress:
-        while True:
-            if _due(trainer.step, config):  # saved already, so that a kill loses nothing here: a resumed run is back
-                _validate(trainer)
-            if trainer.step >= config.updates:
-                break
-            stop.unsaved = True
-            metrics = trainer.train_step()
-            updates.append(metrics)
-            metrics["warnings"] = len(active(updates))
-            trainer.log(metrics)
-            track(metrics)
-            progress.advance(note=metrics_note(metrics))
-            for line in onsets(updates):
-                console.print(f"warning: {line}")
-            reason = trainer.renamed or _reason(updates, trainer)
-            if reason or stop.asked or _due(trainer.step, config):
-                trainer.save()
-                stop.saved()
-            if reason:
-                raise StoppedError(reason)
-
-
-def _due(step: int, config: TrainConfig) -> bool:
-    """Whether a checkpoint is due after so many updates."""
-    return step > 0 and (step % config.save_every == 0 or step == config.updates)
-
-
-def _validate(trainer: Trainer) -> None:
-    """Log how good the checkpoint is, then delete those that need not stay."""
-    trainer.validate()
-    if trainer.held_out:
-        share, count = scores(trainer.folder)[trainer.step], len(trainer.held_out)
-        console.print(f"update {trainer.step}: {share:.1%} of {count} held-out training problems")
-    prune(trainer.folder, trainer.config.keep)
-
-
-def without_signal(updates: list[Metrics], patience: int) -> bool:
-    """Whether none of the last `patience` updates had a group with a signal; never where patience is 0."""
-    last = updates[-patience:] if patience else []
-    return len(last) == patience > 0 and not any(update.get("signal", 1) for update in last)
-
-
-def _reason(updates: list[Metrics], trainer: Trainer) -> str:
-    """Return why to stop; nothing where training is to go on."""
-    config = trainer.config
-    if skipped_in_a_row(updates) >= config.check.max_skipped:
+    @property
+    def renamed(self) -> str:
+        """What to say where the run folder has another name by now; empty where it has not."""
+        if self.folder == self.given.run_folder:
+            return ""
         return (
-            f"the last {config.check.max_skipped} updates were skipped, since something in them was not finite "
-            f"(check.max_skipped); {SKIPPED}/ in the run folder has their batches. Lower optimizer.lr, "
-            "optimizer.gate_lr and optimizer.lambda_lr, or set model.dtype to float32"
+            f"the run folder {self.given.run_folder} was renamed to {self.folder}, where all was written since; "
+            "give it its name back, then --resume"
         )
-    if not without_signal(updates, config.check.patience):
-        return ""
-    signs = Signs.of_updates(updates[-config.check.patience :])
-    tips = advice(signs, config, trainer.model.end_texts)
-    head = f"no group had a signal in the last {config.check.patience} updates, so nothing was learnt (check.patience)"
-    return "\n".join([head, *(f"- {tip}" for tip in tips)])
+
+    def train_step(self) -> Metrics:
+        """Do one update, and return what is to be logged of it.
+
+        Raises:
+            StoppedError: training cannot go on; nothing of this update stays.
+
+        """
+        update = self.trainer.step()
+        if update.broken or update.stats["skipped"]:
+            self._put_aside(update)
+        elif names := self.spoilt():
+            raise distributed.everywhere(
+                StoppedError(
+                    f"update {self.step + 1} left numbers that are not finite in {', '.join(names)}: the optimizer's "
+                    "state is damaged, or learning rates are too high (optimizer.lr, optimizer.gate_lr, "
+                    "optimizer.lambda_lr); nothing of it is saved, and the newest checkpoint is of before"
+                )
+            )
+        self.step = self.trainer.updates
+        samples = self.trainer.algorithm.samples
+        if samples:
+            distributed.from_main(lambda: self._write_samples(update))
+        return metrics_of(update, self.step, self.model, samples=samples)
+
+    def spoilt(self) -> list[str]:
+        """Return which weights and second moments are not finite that were so at the start."""
+        return [name for name in spoilt(self.model, self.trainer.optimizer) if name not in self.never_finite]
+
+    def _put_aside(self, update: Update) -> None:
+        """Keep the batch of an update that was not taken, say so, and forget its gradients.
+
+        Raises:
+            StoppedError: the update is broken, so that training cannot go on.
+
+        """
+        bad, rollout, step = not_finite(self.model), update.rollout, self.step + 1
+        why = update.broken or f"not finite: {', '.join(bad) if rollout.finite() else 'the logits, while sampling'}"
+        rewards = or_none(update.rewards) if self.trainer.algorithm.samples else []
+        facts = {"rewards": rewards, "not_finite": bad}
+        where = distributed.from_main(
+            lambda: keep_batch(self.folder, step, why, rollout, update.examples, update.completions, facts)
+        )
+        self.trainer.forget_gradients()
+        if update.broken:
+            self.trainer.updates = self.step
+            if self.step > self.saved:
+                self.save()
+            raise distributed.everywhere(StoppedError(f"update {step} was not taken: {update.broken}; {where}"))
+        console.print(f"warning: update {step} was skipped, {why}; {where}")
+
+    def _write_samples(self, update: Update) -> None:
+        """Append some completions of the update's first problem to samples.jsonl, with what rewards want logged."""
+        example, rewards = update.examples[0], or_none(update.rewards)
+        texts = update.completions[: min(SAMPLES_PER_UPDATE, update.rollout.group_size)]
+        rows = [
+            {
+                **{column: values[place] for column, values in update.context.extras.items()},
+                "step": self.step,
+                "question": example.question,
+                "gold": example.gold,
+                "completion": text,
+                "reward": reward,
+            }
+            for place, (text, reward) in enumerate(zip(texts, rewards, strict=False))
+        ]
+        append(self.folder / "samples.jsonl", rows)
+
+    def log(self, metrics: Metrics) -> None:
+        """Append a line to metrics.jsonl, without numbers that are not finite; then the update is over."""
+        finite = {name: x for name, x in metrics.items() if not isinstance(x, float) or math.isfinite(x)}
+        distributed.from_main(lambda: append(self.folder / "metrics.jsonl", [finite]))
+        self.trainer.stepping = False
+
+    def save(self) -> Path:
+        """Write a checkpoint: the model, its settings, the optimizer's state and the step."""
+        self.model.settings = dataclasses.replace(self.model.settings, step=self.step)
+        model, optimizer = self.trainer.unsharded_model(), optimizer_tensors(self.trainer.optimizer)
+
+        def write() -> Path:
+            path = self.folder / f"checkpoint-{self.step}"
+            with files.new_folder(path, replaces=["*"]) as draft:
+                model.write_files(draft)
+                save_file(optimizer, draft / OPTIMIZER_FILE)
+                state = {"step": self.step, "threads": torch.get_num_threads()}
+                (draft / STATE_FILE).write_text(json.dumps(state) + "\n")
+                seal(draft)
+            return path
+
+        path = self._alone_or_together(write)
+        self.saved = self.step
+        return path
+
+    def _alone_or_together(self, write: Callable[[], Path]) -> Path:
+        """Write in the main process, which may have lost the others where they are not needed."""
+        if self.trainer.sharded is None:
+            return write() if distributed.is_main_process() else self.folder / f"checkpoint-{self.step}"
+        return distributed.from_main(write)
+
+    def save_unsaved(self, error: BaseException) -> Path | None:
+        """Save the updates that no checkpoint holds, before an error ends the run; None where nothing was saved.
+
+        It is not in the midst of an update, nor where all processes together have the weights and not all have come
+        to this error.
+        """
+        whole = not self.trainer.stepping and self.step == self.trainer.updates
+        if self.trainer.sharded is not None:
+            whole = whole and distributed.is_everywhere(error)
+        return self.save() if whole and self.step > self.saved else None
+
+    def validate(self) -> None:
+        """Answer the held-out training problems greedily, and log how many are right; each update once."""
+        due = distributed.from_main(lambda: bool(self.held_out) and self.step not in scores(self.folder))
+        if due:
+            model, batch = self.trainer.unsharded_model(), self.config.eval.batch
+            answers = answer_problems(model, self.trainer.task, self.held_out, greedy=True, batch=batch)
+            row = {"step": self.step, **summarize(answers)}
+            distributed.from_main(lambda: append(self.folder / VALIDATION_FILE, [row]))
+
+    def evaluation(self) -> dict[str, Any]:
+        """Return what has been evaluated so far."""
+        path = self.folder / "evaluation.json"
+        again = "delete it, and what it held is evaluated again"
+        evaluation: dict[str, Any] = files.read_json(path, "--resume", again) if path.is_file() else {}
+        try:
+            sum(part["greedy"]["problems"] for part in evaluation.values())
+        except (AttributeError, KeyError, TypeError) as error:
+            raise InputError(f"--resume: {path} is damaged (it holds no evaluation); {again}") from error
+        return evaluation
+
+    def evaluated(self, when: str) -> bool:
+        """Whether that evaluation is there, and on as many problems as are asked for: a resumed run may ask for others.
+
+        Where none are asked for, one that is there stays.
+        """
+        problems, found = len(self.trainer.task.test[: self.config.eval.problems]), self.evaluation().get(when)
+        return found is not None and problems in (0, found["greedy"]["problems"])
+
+    def evaluate(self, when: str) -> dict[str, Any]:
+        """Evaluate on the first test problems, and write the numbers and the answers."""
+        task, settings = self.trainer.task, self.config.eval
+        problems = task.test[: settings.problems]
+        if not problems:
+            return {}
+        model = self._initial_model() if when == "before" and self.step else self.trainer.unsharded_model()
+        numbers, answers = evaluate(
+            model, task, problems, seed=self.config.seed, batch=settings.batch, label=f"{when} training:"
+        )
+
+        def write() -> None:
+            for how, part in answers.items():
+                rows = "".join(json.dumps(row) + "\n" for row in as_rows(part))
+                files.write_text(self.folder / f"answers-{when}-{how}.jsonl", rows)
+            evaluation = {**self.evaluation(), when: numbers}
+            files.write_text(self.folder / "evaluation.json", json.dumps(evaluation, indent=2) + "\n")
+
+        distributed.from_main(write)
+        return numbers
+
+    def _initial_model(self) -> HybridCausalLM:
+        """Return the model as it was before the first update, made once more."""
+        set_seed(self.config.seed)
+        model = load_model(self.config, None, self.model.device)
+        model.settings = dataclasses.replace(self.model.settings, step=0)
+        return model
+
+
+def _join_processes() -> torch.device:
+    """Let the processes that a launcher has started know each other; return this one's device."""
+    accelerator = Accelerator(
+        cpu=distributed.planned() > 1 and not torch.accelerator.is_available(),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=watchdog.LIMIT)],
+    )
+    watchdog.start()
+    distributed.ignore_signals()
+    console.quiet = not distributed.is_main_process()
+    device: torch.device = accelerator.device
+    return device

@@ -9,6 +9,7 @@ from hrpo.config.schema import TrainConfig
 from hrpo.data import SHOWN_CANDIDATES
 from hrpo.latent import mode_of
 from hrpo.tasks import check_task
+from hrpo.training.setup import algorithm_of, latent_mode_of
 from hrpo.training.trackers import is_installed
 
 RATES = ("lr", "gate_lr", "lambda_lr")  # an AdamW step is as long as its rate: one above 1 leaves nothing of a weight
@@ -23,7 +24,8 @@ def check_config(config: TrainConfig) -> None:
 
     """
     rollout, latent, optimizer = config.rollout, config.latent, config.optimizer
-    mode = mode_of(config.latent_mode, latent.mixed_in, "latent.mode")
+    algorithm_of(config)
+    mode = mode_of(latent_mode_of(config), latent.mixed_in, "latent.mode")
     rules = [
         (rollout.group_size >= 2, f"rollout.group_size: must be at least 2 to compare, got {rollout.group_size}"),
         (rollout.group_size <= BATCH, f"rollout.group_size: must be at most {BATCH:,}, got {rollout.group_size}"),
@@ -39,7 +41,7 @@ def check_config(config: TrainConfig) -> None:
         ),
         (
             mode.trains,
-            f"latent.mode: {config.latent_mode} is training-free: evaluate a model in it; to train, choose another",
+            f"latent.mode: {latent_mode_of(config)} is training-free: evaluate a model in it; to train, choose another",
         ),
         (
             config.loss.policy != "sampler" or mode.source != "hidden" or rollout.top_k <= SHOWN_CANDIDATES,

@@ -1,0 +1,51 @@
+"""What is logged of an update."""
+
+from hrpo.advantages import distinct_share, signal_share
+from hrpo.data import Metrics
+from hrpo.model import HybridCausalLM
+from hrpo.tasks.judge import DELIMITER
+from hrpo.trainer import Update
+
+
+def metrics_of(update: Update, step: int, model: HybridCausalLM, *, samples: bool) -> Metrics:
+    """Return the line of metrics.jsonl.
+
+    Args:
+        update: what happened.
+        step: updates done, this one included.
+        model: that was trained.
+        samples: completions were sampled, and not written.
+
+    """
+    rollout, tokens = update.rollout, int(update.rollout.completion_mask.sum())
+    length = rollout.lengths.float().mean().item()
+    if not samples:
+        return {
+            "step": step,
+            "length": length,
+            "tokens": tokens,
+            "tokens_per_second": tokens / update.seconds,
+            "update_seconds": update.seconds,
+            **update.stats,
+        }
+    G, texts = rollout.group_size, update.completions
+    several = len(update.means) > 1
+    return {
+        **{name: sum(values) / len(values) for name, values in update.context.metrics.items()},
+        "step": step,
+        **({} if update.rewards.isnan().all() else {"reward": update.rewards.nanmean().item()}),
+        **({f"reward/{name}": mean for name, mean in update.means.items()} if several else {}),
+        "signal": signal_share(update.rewards, G),
+        "distinct": distinct_share(rollout.completion_ids, G),
+        "format_rate": sum(text.count(DELIMITER) == 1 for text in texts) / len(texts),
+        "repeated_delimiter": sum(text.count(DELIMITER) > 1 for text in texts) / len(texts),
+        "length": length,
+        "truncation_rate": rollout.truncated(model.eos_token_ids).float().mean().item(),
+        "hidden_ratio": rollout.hidden_ratio().item(),
+        "entropy": rollout.entropy().item(),
+        **update.stats,
+        "tokens": tokens,
+        "tokens_per_second": tokens / update.seconds,
+        "rollout_seconds": update.sample_seconds,
+        "update_seconds": update.seconds - update.sample_seconds,
+    }

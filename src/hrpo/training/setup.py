@@ -1,0 +1,174 @@
+"""From settings to a trainer: the model, its optimizer, the algorithm and the task."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from hrpo.algorithms import ALGORITHMS, Algorithm
+from hrpo.common import distributed
+from hrpo.common.errors import InputError, model_named_by, named_by
+from hrpo.config.schema import ModelConfig, OptimizerConfig, RolloutConfig, TrainConfig
+from hrpo.data import Rollout, SamplingParams
+from hrpo.engine.interface import EngineOptions
+from hrpo.engine.packing_probe import packs_up_to
+from hrpo.engines import ENGINES
+from hrpo.latent import mode_of
+from hrpo.model import HybridCausalLM, Lora
+from hrpo.rewards import score
+from hrpo.rollout import check_memory
+from hrpo.sft import target_text, teacher_forced_rollout
+from hrpo.storage.run_dir import model_in
+from hrpo.tasks import Example, Task, remembered
+from hrpo.tasks.base import RewardContext
+from hrpo.trainer import Settings, Trainer
+from hrpo.training.fsdp import Sharded
+
+
+def algorithm_of(config: TrainConfig) -> type[Algorithm]:
+    """Return the algorithm that a run learns by.
+
+    Raises:
+        InputError: there is none of this name.
+
+    """
+    if config.objective not in ALGORITHMS:
+        raise InputError(f"objective: must be one of {', '.join(ALGORITHMS)}, got {config.objective!r}")
+    return ALGORITHMS[config.objective]
+
+
+def make_trainer(config: TrainConfig, model: HybridCausalLM, task: Task) -> Trainer:
+    """Return the trainer of a run.
+
+    Args:
+        config: of the run; its length limit of completions is a number.
+        model: with its reference; its settings are set to those of the run.
+        task: without the problems that are left out or held out.
+
+    """
+    algorithm, rollout = algorithm_of(config).of(config.loss), config.rollout
+    assert rollout.max_new_tokens != "auto"
+    model.settings = dataclasses.replace(
+        model.settings,
+        temperature=rollout.temperature,
+        top_k=rollout.top_k,
+        max_new_tokens=rollout.max_new_tokens,
+        preamble=list(task.preamble),
+        task=remembered(config.task),
+        seed=config.seed,
+    )
+    sharded = None
+    if config.sharding == "full" and distributed.count() > 1:
+        packs_up_to(model)  # tried while the weights are whole
+        sharded = Sharded(model, distributed.count())
+    optimizer = make_optimizer(model, config.optimizer)
+    settings = Settings(
+        problems=rollout.prompts if algorithm.samples else config.sft.batch,
+        group_size=rollout.group_size if algorithm.samples else 1,
+        sampling=SamplingParams(rollout.temperature, rollout.top_k, rollout.max_new_tokens),
+        mode=mode_of(model.settings.latent_mode, model.settings.mixed_in),
+        policy=config.loss.policy if algorithm.samples else "model",
+        mask_truncated=config.loss.mask_truncated and algorithm.samples,
+        max_tokens=config.token_budget,
+        recompute=None if config.recompute == "auto" else float(config.recompute),
+        max_steps=config.updates,
+        warmup=config.optimizer.warmup,
+        max_grad_norm=config.optimizer.max_grad_norm,
+        seed=config.seed,
+        exact=model.rounding != torch.bfloat16 and config.model.quantization == "none",
+    )
+    engine = ENGINES["hybrid"](
+        EngineOptions(static_shapes=rollout.static_shapes), max_rows=rollout.prompts * rollout.group_size
+    )
+    write = functools.partial(_write, model, task, config)
+    return Trainer(model, task, algorithm, optimizer, engine, settings, write=write, sharded=sharded)
+
+
+def _write(model: HybridCausalLM, task: Task, config: TrainConfig, examples: Sequence[Example]) -> Rollout:
+    return teacher_forced_rollout(model, task, examples, config.sft.target)
+
+
+def load_model(config: TrainConfig, checkpoint: Path | None, device: torch.device) -> HybridCausalLM:
+    """Return the model of a checkpoint, or of a run that begins."""
+    fresh = checkpoint is None
+    with model_named_by("model.name" if fresh else "--resume"):
+        return HybridCausalLM.from_pretrained(
+            checkpoint or model_in(config.model.name),
+            lora=lora_of(config.model) if fresh else None,
+            dtype=config.model.dtype,
+            quantization=config.model.quantization,
+            device=device,
+            r_min=config.latent.r_min,
+            r_max=config.latent.r_max,
+            latent_mode=latent_mode_of(config),
+            mixed_in=config.latent.mixed_in,
+            new_run=fresh,
+            trust_remote_code=config.model.trust_remote_code,
+        )
+
+
+def latent_mode_of(config: TrainConfig) -> str:
+    """Return what is fed while the model thinks; written solutions are tokens alone."""
+    return config.latent.mode if algorithm_of(config).samples else "discrete"
+
+
+def keep_reference(model: HybridCausalLM, config: TrainConfig, *, resumed: bool) -> None:
+    """Let the model keep its reference, where the algorithm needs one."""
+    if algorithm_of(config).of(config.loss).beta == 0:
+        return
+    if not resumed:
+        model.keep_reference()
+        return
+    with model_named_by("--resume"):
+        model.load_reference(trust_remote_code=config.model.trust_remote_code)
+
+
+def lora_of(config: ModelConfig) -> Lora | None:
+    """Return the adapters that a config asks for; None trains all weights."""
+    if config.lora_rank == 0:
+        return None
+    names = [name.strip() for name in config.lora_targets.split(",")]
+    return Lora(config.lora_rank, config.lora_alpha, names[0] if names == ["all-linear"] else names)
+
+
+def make_optimizer(model: HybridCausalLM, settings: OptimizerConfig) -> torch.optim.AdamW:
+    """One group a learning rate: the language model or its adapters, the gates' linear layers, Lambda."""
+    groups = [([p for p in model.lm.parameters() if p.requires_grad], settings.lr)]
+    if mode_of(model.settings.latent_mode).gated:
+        gate = model.gate
+        linears = [*gate.reset_gate.parameters(), *gate.input_gate.parameters()]
+        groups += [(linears, settings.gate_lr), ([gate.Lambda], settings.lambda_lr)]
+    return torch.optim.AdamW(
+        [{"params": parameters, "peak_lr": lr} for parameters, lr in groups],
+        betas=(settings.beta1, settings.beta2),
+        weight_decay=settings.weight_decay,
+    )
+
+
+def check_train(task: Task, config: TrainConfig) -> None:
+    """Refuse a task with nothing to train on, or without what is to be learnt: solutions, or rewards that work."""
+    if not task.train:
+        why = "".join(f"; left out {count} {which}" for which, count in task.dropped.items())
+        raise InputError(f"task.path: no training problems are left{why}; give a file with other problems")
+    if algorithm_of(config).samples:
+        score(task, [task.train[0]], [""], RewardContext([[]], updates=config.updates))
+    else:
+        for example in task.train if isinstance(task.train, list) else task.train[:1]:
+            target_text(example, config.sft.target)
+    task.assess([""], [task.train[0]], RewardContext([[]], updates=config.updates))
+
+
+def check_fit(config: TrainConfig, model: HybridCausalLM, max_new_tokens: int) -> None:
+    """Refuse more candidates than the model has tokens, but for the default, or more completions than memory holds."""
+    rollout, prompts = config.rollout, max(config.rollout.prompts, config.check.prompts)
+    if rollout.top_k > model.vocab_size and rollout.top_k != RolloutConfig().top_k:
+        raise InputError(
+            f"rollout.top_k: the model has {model.vocab_size} tokens, got {rollout.top_k}; 0 takes all of them"
+        )
+    if algorithm_of(config).samples:
+        own = -(-prompts // distributed.count()) * rollout.group_size
+        mode = mode_of(latent_mode_of(config), config.latent.mixed_in)
+        with named_by({"group_size": "rollout.group_size"}):
+            check_memory(model, mode, own, max_new_tokens, rollout.top_k)
