@@ -4,7 +4,7 @@ PINS := -c requirements.lock
 # Two processes of one thread each: short tests keep two cores busier than threads would. A file's tests stay together.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile
 
-.PHONY: install train test check slow
+.PHONY: install train test lint check slow
 
 install: .venv/installed
 
@@ -19,10 +19,13 @@ train: install
 test: install
 	$(PYTEST)
 
-check: install
+lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
+
+check: lint
 	$(PYTEST)
 
 slow: install
