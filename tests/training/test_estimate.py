@@ -91,7 +91,7 @@ def test_measured_on_smollm2(words, tmp_path):
     code = """
 import sys, torch
 from hrpo.cli.main import main
-from hrpo.engine.cpu.malloc import peak_memory
+from hrpo.common.memory import peak_memory
 main(["train", *sys.argv[1:]])
 print(peak_memory(torch.device("cpu")))
 """
@@ -124,7 +124,7 @@ def test_measured_in_two_processes(lora_rank, sharding, tmp_path):
     script.write_text(
         "import os, sys, torch\n"
         "from hrpo.cli.main import run_command\n"
-        "from hrpo.engine.cpu.malloc import peak_memory\n"
+        "from hrpo.common.memory import peak_memory\n"
         "from hrpo.common.distributed import leave\n"
         "code = run_command(['train', *sys.argv[2:]])\n"
         "with open(sys.argv[1] + os.environ['RANK'], 'w') as file:\n"

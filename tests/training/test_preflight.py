@@ -119,7 +119,7 @@ def test_estimates(tmp_path):
     code = """
 import sys, torch
 from hrpo.cli.main import main
-from hrpo.engine.cpu.malloc import peak_memory
+from hrpo.common.memory import peak_memory
 main(["train", "--config", "recipes/quickstart.yaml", "--updates=3", "--eval.problems=0", "--folder", sys.argv[1]])
 print(peak_memory(torch.device("cpu")))
 """

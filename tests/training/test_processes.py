@@ -251,7 +251,7 @@ def watching(launcher: int, other: int, *, leads: bool) -> subprocess.CompletedP
     """Let a process watch another one and its launcher (0 is the real one), and do nothing else."""
     code = f"""
 import os
-from hrpo import watchdog
+from hrpo.common import watchdog
 watchdog.TICK = 0.01
 own = os.getpid()
 watchdog.watch({launcher} or os.getppid(), [{other}, own], own if {leads} else {other})
