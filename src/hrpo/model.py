@@ -28,13 +28,13 @@ from hrpo.config.schema import LONGEST, Dtype, MixedIn, Quantization, TaskConfig
 from hrpo.gate import HybridGate, mix_candidates
 from hrpo.latent import mode_names, mode_of
 from hrpo.models.compat import check_usable
+from hrpo.models.digests import base_digests, check_base
 from hrpo.models.float64 import stay_in_float64
 from hrpo.models.names import KNOWN, fetch_hybrid, resolve
 from hrpo.models.quantization import check_quantization, keep_differentiable, quantization_options
 from hrpo.models.rope import rope_limit
 from hrpo.models.sizes import check_sizes
 from hrpo.models.turns import NO_END, end_tokens
-from hrpo.storage.provenance import base_digests, check_base
 
 SETTINGS_FILE, GATE_FILE = "hybrid.json", "gate.safetensors"
 WEIGHT_FILES = ("adapter_*", "model*.safetensors", "model*.json")  # none may outlive a save of other weights
@@ -97,7 +97,7 @@ class HybridSettings:
 
     Args:
         base_model: what the language model was trained from.
-        base_files: digests of its files, see `hrpo.storage.provenance`; empty where they are not known.
+        base_files: digests of its files, see `hrpo.training.provenance`; empty where they are not known.
         latent_mode: what is fed while thinking, see `hrpo.latent`.
         mixed_in: which latent "hybrid" mixes in.
         dtype: of the computation, as in `from_pretrained`.

@@ -39,7 +39,6 @@ from hrpo.models.dates import DATE_FILE, day_of, pin_date
 from hrpo.rewards import combine, or_none, score, values_of
 from hrpo.rollout import check_memory, generate
 from hrpo.sft import target_text, write_down
-from hrpo.storage.provenance import check_provenance, keep_provenance, provenance
 from hrpo.storage.retention import scores
 from hrpo.storage.run_dir import (
     LOGS,
@@ -65,6 +64,7 @@ from hrpo.tasks.judge import DELIMITER
 from hrpo.training.fsdp import Sharded
 from hrpo.training.length_filter import context_length, fitting
 from hrpo.training.nonfinite import keep_batch, not_finite, rounded_embeddings, spoilt
+from hrpo.training.provenance import check_provenance, keep_provenance, provenance
 
 SAMPLES_PER_UPDATE = 4  # completions of one prompt that samples.jsonl keeps
 

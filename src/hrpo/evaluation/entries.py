@@ -12,8 +12,8 @@ from hrpo.common.errors import InputError, model_named_by
 from hrpo.config.schema import length_limit
 from hrpo.latent import mode_names, mode_of
 from hrpo.model import SETTINGS_FILE, HybridSettings, context_of, load_config, read_settings
+from hrpo.models.digests import file_sha256, hub_commit
 from hrpo.models.names import fetch_hybrid, resolve
-from hrpo.storage.provenance import file_sha256, hub_commit
 from hrpo.storage.run_dir import model_in
 
 Prompt = Literal["own", "direct", "cot"]

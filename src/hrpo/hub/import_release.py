@@ -18,8 +18,8 @@ from hrpo.common.files import check_links, check_vacant, new_folder, read_json
 from hrpo.config.bounds import MIN_TEMPERATURE, TOKENS
 from hrpo.config.schema import TaskConfig
 from hrpo.model import GATE_FILE, SETTINGS_FILE, HybridCausalLM, HybridSettings, load_tokenizer
+from hrpo.models.digests import base_digests
 from hrpo.models.names import KNOWN, resolve
-from hrpo.storage.provenance import base_digests
 from hrpo.tasks import TASKS
 from hrpo.tasks.base import SYSTEM_PROMPT, make_preamble
 
