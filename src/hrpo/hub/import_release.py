@@ -17,9 +17,12 @@ from hrpo.common.errors import InputError, model_named_by
 from hrpo.common.files import check_links, check_vacant, new_folder, read_json
 from hrpo.config.bounds import MIN_TEMPERATURE, TOKENS
 from hrpo.config.schema import TaskConfig
-from hrpo.model import GATE_FILE, SETTINGS_FILE, HybridCausalLM, HybridSettings, load_tokenizer
+from hrpo.model import HybridCausalLM
 from hrpo.models.digests import base_digests
+from hrpo.models.gate_file import GATE_FILE
+from hrpo.models.load import load_tokenizer
 from hrpo.models.names import KNOWN, resolve
+from hrpo.models.settings import SETTINGS_FILE, HybridSettings
 from hrpo.tasks import TASKS
 from hrpo.tasks.base import SYSTEM_PROMPT, make_preamble
 

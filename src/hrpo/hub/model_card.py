@@ -10,8 +10,9 @@ from safetensors import safe_open
 from hrpo.common.files import read_json
 from hrpo.common.markdown import code, table
 from hrpo.latent import mode_of
-from hrpo.model import GATE_FILE, SETTINGS_FILE, HybridSettings, read_settings
+from hrpo.models.gate_file import GATE_FILE
 from hrpo.models.names import KNOWN, is_hub_name
+from hrpo.models.settings import SETTINGS_FILE, HybridSettings, read_settings
 from hrpo.reports.run_report import summary_rows
 
 CARD_FILE = "README.md"

@@ -14,8 +14,8 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from hrpo.common.errors import InputError, model_named_by
 from hrpo.hub.export import export, saved_model
 from hrpo.hub.model_card import CARD_FILE, PLACEHOLDER, TASK_PATHS, is_own_card, model_card, results_of
-from hrpo.model import SETTINGS_FILE, HybridSettings, read_settings
 from hrpo.models.names import KNOWN, connection_errors, is_hub_name
+from hrpo.models.settings import SETTINGS_FILE, HybridSettings, read_settings
 from hrpo.storage.run_dir import TRAINING_FILES
 
 NO_LOGIN = "no login to the Hub; run `hf auth login`, or set HF_TOKEN to a token that may write"
