@@ -627,7 +627,7 @@ def test_no_source_unpickles_or_evaluates():
     )
     sources = (ROOT / "src").rglob("*.py")
     found = [(path.name, words.findall(path.read_text())) for path in sources if words.search(path.read_text())]
-    assert [(name, len(places)) for name, places in found] == [("processes.py", 1)]
+    assert [(name, len(places)) for name, places in found] == [("distributed.py", 1)]
 
 
 @pytest.mark.parametrize(

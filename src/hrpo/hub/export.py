@@ -13,6 +13,7 @@ from hrpo.common.files import check_links, check_vacant, new_folder
 from hrpo.config.schema import Dtype
 from hrpo.hub.model_card import CARD_FILE, model_card, results_of
 from hrpo.model import HybridCausalLM
+from hrpo.models.adapter import ADAPTER_CONFIG
 from hrpo.models.names import fetch_hybrid, resolve
 from hrpo.models.settings import SETTINGS_FILE, read_settings
 from hrpo.storage.run_dir import model_in
@@ -43,7 +44,7 @@ def export(checkpoint: str, out: str | Path, *, dtype: str = "", trust_remote_co
     if dtype and dtype not in STORED:
         raise InputError(f"--dtype: must be one of {', '.join(STORED)}, got {dtype}")
     check_vacant(out)
-    has_adapter = (folder / "adapter_config.json").is_file()
+    has_adapter = (folder / ADAPTER_CONFIG).is_file()
     with model_named_by("--checkpoint"):
         settings = read_settings(folder / SETTINGS_FILE)
         exact: Dtype = "float64" if settings.dtype == "float64" else "float32"

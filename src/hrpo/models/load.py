@@ -22,7 +22,7 @@ from hrpo.models.digests import base_digests, check_base
 from hrpo.models.float64 import stay_in_float64
 from hrpo.models.gate_file import GATE_FILE, read_gate
 from hrpo.models.loading_errors import AGAIN, first_line, loading
-from hrpo.models.names import KNOWN, fetch_hybrid, resolve
+from hrpo.models.names import BUILT_IN_MODELS, fetch_hybrid, resolve
 from hrpo.models.quantization import check_quantization, keep_differentiable, quantization_options
 from hrpo.models.settings import SETTINGS_FILE, HybridSettings, Lora, read_settings
 from hrpo.models.sizes import check_sizes
@@ -108,7 +108,7 @@ def _find(name: str, latent_mode: str, mixed_in: MixedIn, *, new_run: bool) -> S
     """Find a model, and settle what it remembers: a saved one its own settings, of which a new run keeps some."""
     folder = Path(fetch_hybrid(resolve(name)))
     if not (folder / SETTINGS_FILE).is_file():
-        base_model = name if name in KNOWN or not folder.is_dir() else str(folder.resolve())
+        base_model = name if name in BUILT_IN_MODELS or not folder.is_dir() else str(folder.resolve())
         return Source(folder, HybridSettings(base_model, latent_mode, mixed_in=mixed_in))
     settings = read_settings(folder / SETTINGS_FILE)
     if not new_run:
