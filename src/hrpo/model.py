@@ -1,4 +1,8 @@
-"""A causal language model and its gate: load, run, save."""
+"""A causal language model beside its gate: what the rest of the method asks of a model.
+
+`embed` turns tokens into inputs, `forward` inputs into logits, and both do so for the reference, too. How a model is
+loaded and saved is in `hrpo.models`.
+"""
 
 import contextlib
 import copy
@@ -78,7 +82,7 @@ class HybridCausalLM(nn.Module):
     ) -> "HybridCausalLM":
         """Load a plain model, which gets a fresh gate, or a saved hybrid one, which gets its own back.
 
-        A new run may start from a saved model that holds whole weights: it becomes the base model, and so the
+        A new run may start from a saved model that holds full weights: it becomes the base model, and so the
         reference. Its gate goes on where it was trained; after training in a mode without one it is a fresh one.
 
         Args:

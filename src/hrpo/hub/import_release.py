@@ -81,14 +81,8 @@ def import_release(
     base = base or config.get("base_model_name_or_path") or ""
     with model_named_by("--base"):
         where = resolve(base)
-    settings = HybridSettings(
-        base_model=base if base in BUILT_IN_MODELS or not Path(where).is_dir() else str(Path(where).resolve()),
-        dtype="bfloat16",  # as in the paper
-        temperature=temperature,
-        max_new_tokens=max_new_tokens,
-        preamble=make_preamble(SYSTEM_PROMPT, ()),
-        task=dataclasses.asdict(TaskConfig(name=task)) if task else {},
-    )
+    base_model = base if base in BUILT_IN_MODELS or not Path(where).is_dir() else str(Path(where).resolve())
+    settings = _settings(base_model, task, temperature, max_new_tokens)
     with tempfile.TemporaryDirectory() as scratch:
         draft = Path(scratch)
         _write(draft, config | {"modules_to_save": None, "base_model_name_or_path": where}, adapter)
@@ -115,6 +109,18 @@ def _check_options(task: str, temperature: float, max_new_tokens: int, r_min: fl
         raise InputError(f"--max_new_tokens: must be at least 1 and at most {TOKENS:,}, got {max_new_tokens}")
     if not 0 < r_min <= R_MAX:
         raise InputError(f"--r_min: must be above 0 and at most {R_MAX}, got {r_min:g}")
+
+
+def _settings(base_model: str, task: str, temperature: float, max_new_tokens: int) -> HybridSettings:
+    """Return what the checkpoint remembers; what is not asked for is as in the paper."""
+    return HybridSettings(
+        base_model=base_model,
+        dtype="bfloat16",
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        preamble=make_preamble(SYSTEM_PROMPT, ()),
+        task=dataclasses.asdict(TaskConfig(name=task)) if task else {},
+    )
 
 
 def _write(folder: Path, config: dict[str, Any], adapter: dict[str, Tensor]) -> None:
