@@ -492,7 +492,7 @@ HYBRID = {
 def read_hybrid(folder: Path, name: str) -> object:
     """Read hybrid.json, and make of it what evaluations do."""
     from hrpo.config.schema import TaskConfig
-    from hrpo.model import read_settings
+    from hrpo.models.settings import read_settings
 
     settings = read_settings(folder / name)
     return TaskConfig(**settings.task), float(settings.temperature), settings.preamble
@@ -537,18 +537,18 @@ def _gate_files() -> dict[str, bytes]:
     from safetensors.torch import save
 
     from hrpo.gate import HybridGate
-    from hrpo.model import _in_order
+    from hrpo.models.gate_file import with_sorted_metadata
 
     torch.manual_seed(0)
     metadata = {"r_min": "0.99", "r_max": "0.999"}
-    return {"gate.safetensors": _in_order(save(HybridGate(4).state_dict(), metadata))}
+    return {"gate.safetensors": with_sorted_metadata(save(HybridGate(4).state_dict(), metadata))}
 
 
 def read_gate(folder: Path, name: str) -> object:
     """Read a gate."""
-    from hrpo.model import _read_gate
+    from hrpo.models.gate_file import read_gate
 
-    return _read_gate(folder / name, 4)
+    return read_gate(folder / name, 4)
 
 
 def _model_files() -> dict[str, bytes]:
@@ -575,7 +575,7 @@ def read_model(folder: Path, name: str) -> object:
 
 def read_adapter(folder: Path, name: str) -> object:
     """Look an adapter's settings through."""
-    from hrpo.model import check_adapter
+    from hrpo.models.adapter import check_adapter
 
     return check_adapter(folder)
 
@@ -723,7 +723,7 @@ TOKENIZER: list[Any] = []
 
 def _tokenizer() -> Any:
     if not TOKENIZER:
-        from hrpo.model import load_tokenizer
+        from hrpo.models.load import load_tokenizer
         from hrpo.models.names import local_folder
 
         TOKENIZER.append(load_tokenizer(local_folder("tiny"), False))

@@ -14,7 +14,7 @@ from hrpo import HybridCausalLM, Rollout, generate, replay
 from hrpo.common.errors import InputError
 from hrpo.engine.interface import REFERENCE
 from hrpo.engine.packing_probe import packs_up_to
-from hrpo.models.rope import rope_limit
+from hrpo.models.context import rope_limit
 
 KV = {"num_key_value_heads": 2}
 HEADS = KV | {"head_dim": 6}

@@ -1,6 +1,9 @@
 """Tiny random models of several architectures, made in memory."""
 
+from pathlib import Path
+
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -156,3 +159,18 @@ class Letters(PreTrainedTokenizer):
 def inference_copy(model, *, compiled=True):
     """Return the copy that decodes on a CPU."""
     return CpuAccelerator(compiled=compiled).decoding(model, DEFAULT).inference_model()
+
+
+def save_plain(folder: Path) -> Path:
+    """Write the embedded model as a plain model's folder, without a gate."""
+    model = HybridCausalLM.from_pretrained("tiny")
+    model.bare_lm.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def change_one_weight(folder: Path) -> None:
+    """Change a number in a model's folder; names, shapes and the file's size stay."""
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][0] += 1
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})

@@ -14,8 +14,8 @@ from hrpo.engine.interface import DEFAULT, EngineOptions, TrainingKernels
 from hrpo.engine.packed import PackedReplay
 from hrpo.engine.packing_probe import packs_up_to
 from hrpo.engine.select import accelerator_for
-from hrpo.model import HybridCausalLM, context_text
-from hrpo.models.rope import rope_limit
+from hrpo.model import HybridCausalLM
+from hrpo.models.context import context_text, rope_limit
 
 
 def replay(

@@ -17,8 +17,9 @@ from hrpo.engine.interface import DEFAULT, EngineOptions
 from hrpo.engine.packed_decoder import make_decoder
 from hrpo.engine.select import accelerator_for
 from hrpo.latent import LatentMode, ThinkingStep, mode_of
-from hrpo.model import HybridCausalLM, context_of, context_text
+from hrpo.model import HybridCausalLM
 from hrpo.models.compat import check_usable
+from hrpo.models.context import context_of, context_text
 
 
 @torch.no_grad()

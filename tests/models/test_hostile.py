@@ -32,9 +32,10 @@ from hrpo.common.errors import InputError
 from hrpo.config.load import check_settings_file, parse
 from hrpo.config.schema import TaskConfig, TrainConfig
 from hrpo.evaluation.run import _plain
-from hrpo.model import check_adapter, read_settings
 from hrpo.models import templates
+from hrpo.models.adapter import check_adapter
 from hrpo.models.names import local_folder, resolve
+from hrpo.models.settings import read_settings
 from hrpo.models.templates import apply_template
 from hrpo.storage.run_dir import differences
 from hrpo.tasks import BENCHMARKS, judge, load_task
@@ -361,7 +362,9 @@ def test_settings_of_a_model_that_cannot_be(plain, file, values, said, monkeypat
     """The sizes would be allocated, and filled at random, before anyone saw that the tensors have others."""
     spoilt(plain, file, **values)
     if file == "config.json" and "dtype" not in values:
-        monkeypatch.setattr("hrpo.model.AutoModelForCausalLM.from_pretrained", lambda *_, **__: pytest.fail("filled"))
+        monkeypatch.setattr(
+            "hrpo.models.load.AutoModelForCausalLM.from_pretrained", lambda *_, **__: pytest.fail("filled")
+        )
     assert said in load(plain)
 
 

@@ -18,7 +18,7 @@ from hrpo import HybridCausalLM, HybridGate, Lora, generate, replay
 from hrpo.common.errors import InputError
 from hrpo.engine.packing_probe import packs_up_to
 from hrpo.model import HybridSettings
-from hrpo.storage.provenance import base_digests
+from hrpo.models.digests import base_digests
 
 PLAIN = Path(__file__).parents[1] / "golden" / "llama" / "model"
 LORA = Lora(r=4, alpha=8)

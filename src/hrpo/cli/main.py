@@ -31,7 +31,7 @@ from hrpo.common.signals import listening
 from hrpo.common.version import __version__
 from hrpo.config.load import check_settings_file
 from hrpo.config.schema import CompareConfig, TrainConfig
-from hrpo.models.names import KNOWN
+from hrpo.models.names import BUILT_IN_MODELS
 
 # jsonargparse's words, and ours
 UNKNOWN_OPTION = re.compile(
@@ -420,8 +420,8 @@ def _model(args: Namespace) -> None:
         with model_named_by("NAME"):
             say(fetch(args.name, say=warn))
         return
-    for name, known in KNOWN.items():
-        say(f"{name:15} {known.description} ({known.licence}; {known.source})")
+    for name, model in BUILT_IN_MODELS.items():
+        say(f"{name:15} {model.description} ({model.licence}; {model.source})")
 
 
 def _tasks_parser(parser: Parser) -> None:

@@ -11,9 +11,11 @@ from typing import Any, Literal, cast, get_args
 from hrpo.common.errors import InputError, model_named_by
 from hrpo.config.schema import length_limit
 from hrpo.latent import mode_names, mode_of
-from hrpo.model import SETTINGS_FILE, HybridSettings, context_of, load_config, read_settings
+from hrpo.models.context import context_of
+from hrpo.models.digests import file_sha256, hub_commit
+from hrpo.models.load import load_config
 from hrpo.models.names import fetch_hybrid, resolve
-from hrpo.storage.provenance import file_sha256, hub_commit
+from hrpo.models.settings import SETTINGS_FILE, HybridSettings, read_settings
 from hrpo.storage.run_dir import model_in
 
 Prompt = Literal["own", "direct", "cot"]

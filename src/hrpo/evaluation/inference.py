@@ -10,7 +10,8 @@ from hrpo.chat import decode, encode
 from hrpo.common.errors import InputError, model_named_by
 from hrpo.data import Rollout
 from hrpo.evaluate import check_finite
-from hrpo.model import HybridCausalLM, context_text
+from hrpo.model import HybridCausalLM
+from hrpo.models.context import context_text
 from hrpo.rollout import generate
 from hrpo.storage.run_dir import model_in
 from hrpo.tasks.base import ask

@@ -23,7 +23,8 @@ from hrpo.common.output import warn
 from hrpo.data import left_pad, sample_key
 from hrpo.evaluation.inference import load_for_inference
 from hrpo.latent import mode_of
-from hrpo.model import HybridCausalLM, context_of
+from hrpo.model import HybridCausalLM
+from hrpo.models.context import context_of
 from hrpo.rollout import generate
 from hrpo.tasks.base import Message
 

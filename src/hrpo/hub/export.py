@@ -12,8 +12,10 @@ from hrpo.common.errors import InputError, model_named_by
 from hrpo.common.files import check_links, check_vacant, new_folder
 from hrpo.config.schema import Dtype
 from hrpo.hub.model_card import CARD_FILE, model_card, results_of
-from hrpo.model import SETTINGS_FILE, HybridCausalLM, read_settings
+from hrpo.model import HybridCausalLM
+from hrpo.models.adapter import ADAPTER_CONFIG
 from hrpo.models.names import fetch_hybrid, resolve
+from hrpo.models.settings import SETTINGS_FILE, read_settings
 from hrpo.storage.run_dir import model_in
 
 STORED = ("float32", "bfloat16", "float16", "float64")
@@ -42,7 +44,7 @@ def export(checkpoint: str, out: str | Path, *, dtype: str = "", trust_remote_co
     if dtype and dtype not in STORED:
         raise InputError(f"--dtype: must be one of {', '.join(STORED)}, got {dtype}")
     check_vacant(out)
-    has_adapter = (folder / "adapter_config.json").is_file()
+    has_adapter = (folder / ADAPTER_CONFIG).is_file()
     with model_named_by("--checkpoint"):
         settings = read_settings(folder / SETTINGS_FILE)
         exact: Dtype = "float64" if settings.dtype == "float64" else "float32"
@@ -82,11 +84,11 @@ def _config(name: str, trust_remote_code: bool) -> Any:
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"--checkpoint: cannot read the base model {name}: {reason}") from error
-    _check_whole(config, name)
+    _check_mergeable(config, name)
     return config
 
 
-def _check_whole(config: Any, name: str) -> None:
+def _check_mergeable(config: Any, name: str) -> None:
     if getattr(config, "quantization_config", None):
         raise InputError(f"--checkpoint: its base model {name} is quantized, and nothing can be merged into it")
 
@@ -106,7 +108,7 @@ def _merged(model: HybridCausalLM) -> Any:
     """Return the language model with the adapter in its weights; the model itself is used up."""
     if not isinstance(model.lm, PeftModel):
         return model.lm
-    _check_whole(model.bare_lm.config, model.settings.base_model)  # quantized as it was loaded
+    _check_mergeable(model.bare_lm.config, model.settings.base_model)  # quantized as it was loaded
     head = model.bare_lm.get_output_embeddings()
     if head.weight is model.embedding.weight and any(isinstance(m, BaseTunerLayer) for m in (head, model.embedding)):
         raise InputError(

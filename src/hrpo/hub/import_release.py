@@ -17,13 +17,16 @@ from hrpo.common.errors import InputError, model_named_by
 from hrpo.common.files import check_links, check_vacant, new_folder, read_json
 from hrpo.config.bounds import MIN_TEMPERATURE, TOKENS
 from hrpo.config.schema import TaskConfig
-from hrpo.model import GATE_FILE, SETTINGS_FILE, HybridCausalLM, HybridSettings, load_tokenizer
-from hrpo.models.names import KNOWN, resolve
-from hrpo.storage.provenance import base_digests
+from hrpo.model import HybridCausalLM
+from hrpo.models.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from hrpo.models.digests import base_digests
+from hrpo.models.gate_file import GATE_FILE
+from hrpo.models.load import load_tokenizer
+from hrpo.models.names import BUILT_IN_MODELS, resolve
+from hrpo.models.settings import SETTINGS_FILE, HybridSettings
 from hrpo.tasks import TASKS
 from hrpo.tasks.base import SYSTEM_PROMPT, make_preamble
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # The release's modules, as its modules_to_save names them, and their parameters: what our gate calls them.
 GATE_NAMES = {
     "thinking_residual_gate_r.weight": "reset_gate.weight",
@@ -71,52 +74,68 @@ def import_release(
 
     """
     folder, out = Path(folder), Path(out)
-    if task and task not in TASKS:
-        raise InputError(f"--task: {task!r} is none of {', '.join(TASKS)}")
-    for holds, message in (
-        (MIN_TEMPERATURE <= temperature < math.inf, f"--temperature: must be above 0 and finite, got {temperature:g}"),
-        (
-            1 <= max_new_tokens <= TOKENS,
-            f"--max_new_tokens: must be at least 1 and at most {TOKENS:,}, got {max_new_tokens}",
-        ),
-        (0 < r_min <= R_MAX, f"--r_min: must be above 0 and at most {R_MAX}, got {r_min:g}"),
-    ):
-        if not holds:
-            raise InputError(message)
+    _check_options(task, temperature, max_new_tokens, r_min)
     check_vacant(out)
     config, tensors = _read(folder)
     gate, adapter = _split(config, tensors, folder)
     base = base or config.get("base_model_name_or_path") or ""
     with model_named_by("--base"):
         where = resolve(base)
-    settings = HybridSettings(
-        base_model=base if base in KNOWN or not Path(where).is_dir() else str(Path(where).resolve()),
-        dtype="bfloat16",  # as in the paper
-        temperature=temperature,
-        max_new_tokens=max_new_tokens,
-        preamble=make_preamble(SYSTEM_PROMPT, ()),
-        task=dataclasses.asdict(TaskConfig(name=task)) if task else {},
-    )
+    base_model = base if base in BUILT_IN_MODELS or not Path(where).is_dir() else str(Path(where).resolve())
+    settings = _settings(base_model, task, temperature, max_new_tokens)
     with tempfile.TemporaryDirectory() as scratch:
         draft = Path(scratch)
-        adapter_config = config | {"modules_to_save": None, "base_model_name_or_path": where}
-        (draft / ADAPTER_CONFIG).write_text(json.dumps(adapter_config))
-        save_file(adapter, draft / ADAPTER_WEIGHTS)
+        _write(draft, config | {"modules_to_save": None, "base_model_name_or_path": where}, adapter)
         save_file(gate, draft / GATE_FILE, {"r_min": str(r_min), "r_max": str(R_MAX)})
         (draft / SETTINGS_FILE).write_text(json.dumps(dataclasses.asdict(settings)))
-        try:
-            with model_named_by("--base"):
-                model = HybridCausalLM.from_pretrained(draft, trust_remote_code=trust_remote_code)
-        except InputError as error:
-            raise InputError(str(error).replace(str(draft), str(folder))) from error
-        if get_peft_model_state_dict(model.lm, save_embedding_layers=False).keys() != adapter.keys():
-            raise InputError(f"--base: the adapter in {folder} is of another model than {base}: their layers differ")
+        model = _load(draft, folder, trust_remote_code)
+    if get_peft_model_state_dict(model.lm, save_embedding_layers=False).keys() != adapter.keys():
+        raise InputError(f"--base: the adapter in {folder} is of another model than {base}: their layers differ")
     model.settings = dataclasses.replace(model.settings, base_files=base_digests(where))
     model.tokenizer = load_tokenizer(folder, trust_remote_code) or load_tokenizer(where, trust_remote_code)
     with new_folder(out) as draft:
         check_vacant(out)  # another import may have ended just now
         model.write_files(draft)
     return out
+
+
+def _check_options(task: str, temperature: float, max_new_tokens: int, r_min: float) -> None:
+    """Refuse a task that there is none of, and numbers that cannot be."""
+    if task and task not in TASKS:
+        raise InputError(f"--task: {task!r} is none of {', '.join(TASKS)}")
+    if not MIN_TEMPERATURE <= temperature < math.inf:
+        raise InputError(f"--temperature: must be above 0 and finite, got {temperature:g}")
+    if not 1 <= max_new_tokens <= TOKENS:
+        raise InputError(f"--max_new_tokens: must be at least 1 and at most {TOKENS:,}, got {max_new_tokens}")
+    if not 0 < r_min <= R_MAX:
+        raise InputError(f"--r_min: must be above 0 and at most {R_MAX}, got {r_min:g}")
+
+
+def _settings(base_model: str, task: str, temperature: float, max_new_tokens: int) -> HybridSettings:
+    """Return what the checkpoint remembers; what is not asked for is as in the paper."""
+    return HybridSettings(
+        base_model=base_model,
+        dtype="bfloat16",
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        preamble=make_preamble(SYSTEM_PROMPT, ()),
+        task=dataclasses.asdict(TaskConfig(name=task)) if task else {},
+    )
+
+
+def _write(folder: Path, config: dict[str, Any], adapter: dict[str, Tensor]) -> None:
+    """Write an adapter as PEFT does."""
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(config))
+    save_file(adapter, folder / ADAPTER_WEIGHTS)
+
+
+def _load(draft: Path, folder: Path, trust_remote_code: bool) -> HybridCausalLM:
+    """Load the draft of a checkpoint; errors name the folder that it was made from."""
+    try:
+        with model_named_by("--base"):
+            return HybridCausalLM.from_pretrained(draft, trust_remote_code=trust_remote_code)
+    except InputError as error:
+        raise InputError(str(error).replace(str(draft), str(folder))) from error
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

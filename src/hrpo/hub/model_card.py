@@ -10,8 +10,10 @@ from safetensors import safe_open
 from hrpo.common.files import read_json
 from hrpo.common.markdown import code, table
 from hrpo.latent import mode_of
-from hrpo.model import GATE_FILE, SETTINGS_FILE, HybridSettings, read_settings
-from hrpo.models.names import KNOWN, is_hub_name
+from hrpo.models.adapter import ADAPTER_CONFIG
+from hrpo.models.gate_file import GATE_FILE
+from hrpo.models.names import BUILT_IN_MODELS, is_hub_name
+from hrpo.models.settings import SETTINGS_FILE, HybridSettings, read_settings
 from hrpo.reports.run_report import summary_rows
 
 CARD_FILE = "README.md"
@@ -37,17 +39,17 @@ def model_card(folder: Path, results: dict[str, Any], repo: str = PLACEHOLDER) -
 
     """
     settings = read_settings(folder / SETTINGS_FILE)
-    has_adapter = (folder / "adapter_config.json").is_file()
-    base, known = settings.base_model, KNOWN.get(settings.base_model)
+    has_adapter = (folder / ADAPTER_CONFIG).is_file()
+    base, built_in = settings.base_model, BUILT_IN_MODELS.get(settings.base_model)
     latent, how = settings.latent_mode != "discrete", mode_of(settings.latent_mode).description
     data = ModelCardData(
         base_model=base if is_hub_name(base) else None,
         library_name="peft" if has_adapter else "transformers",
-        license=known.licence.lower() if known else None,
+        license=built_in.licence.lower() if built_in else None,
         pipeline_tag="text-generation",
         tags=[TAG, "reinforcement-learning", *(["latent-reasoning"] if latent else []), "arxiv:2505.18454"],
     )
-    base_name = base if known or is_hub_name(base) else Path(base).name
+    base_name = base if built_in or is_hub_name(base) else Path(base).name
     task = settings.task.get("name")
     parts = [
         f"---\n{data.to_yaml()}\n---\n",
@@ -63,8 +65,8 @@ def model_card(folder: Path, results: dict[str, Any], repo: str = PLACEHOLDER) -
         "## Citation\n",
         f"```bibtex\n{CITATION}\n```\n",
         "## Licence\n",
-        f"{code(base_name)} is licensed under {known.licence}.\n"
-        if known
+        f"{code(base_name)} is licensed under {built_in.licence}.\n"
+        if built_in
         else f"That of the base model {code(base_name)} applies; name it in `license` at the top of this file.\n",
     ]
     return ModelCard("\n".join(parts))
@@ -122,7 +124,7 @@ def _loading(settings: HybridSettings, *, has_adapter: bool, repo: str) -> str:
         f'model = HybridCausalLM.from_pretrained("{repo}")\n```\n',
     ]
     what = "plain tokens" if settings.latent_mode == "discrete" else "plain tokens alone, without its gate and latents"
-    if has_adapter and settings.base_model in KNOWN:
+    if has_adapter and settings.base_model in BUILT_IN_MODELS:
         return "\n".join(code)
     return "\n".join(
         [

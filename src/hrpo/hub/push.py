@@ -14,8 +14,9 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from hrpo.common.errors import InputError, model_named_by
 from hrpo.hub.export import export, saved_model
 from hrpo.hub.model_card import CARD_FILE, PLACEHOLDER, TASK_PATHS, is_own_card, model_card, results_of
-from hrpo.model import SETTINGS_FILE, HybridSettings, read_settings
-from hrpo.models.names import KNOWN, connection_errors, is_hub_name
+from hrpo.models.adapter import ADAPTER_CONFIG
+from hrpo.models.names import BUILT_IN_MODELS, connection_errors, is_hub_name
+from hrpo.models.settings import SETTINGS_FILE, HybridSettings, read_settings
 from hrpo.storage.run_dir import TRAINING_FILES
 
 NO_LOGIN = "no login to the Hub; run `hf auth login`, or set HF_TOKEN to a token that may write"
@@ -51,17 +52,12 @@ def push_to_hub(
 
     """
     api = api or HfApi()
-    try:
-        validate_repo_id(repo)
-    except HFValidationError as error:
-        raise InputError(f"--repo: {error}") from error
-    if "/" not in repo:
-        raise InputError(f"--repo: must be owner/name, got {repo!r}")
+    _check_repo(repo)
     folder = saved_model(checkpoint)
     with model_named_by("--checkpoint"):
         settings = read_settings(folder / SETTINGS_FILE)
-    has_adapter = (folder / "adapter_config.json").is_file()
-    if has_adapter and not merged and not (settings.base_model in KNOWN or is_hub_name(settings.base_model)):
+    has_adapter = (folder / ADAPTER_CONFIG).is_file()
+    if has_adapter and not merged and not (settings.base_model in BUILT_IN_MODELS or is_hub_name(settings.base_model)):
         raise InputError(
             f"--checkpoint: its adapter belongs to {settings.base_model}, a folder on this machine; "
             "--merged uploads whole weights"
@@ -83,6 +79,16 @@ def push_to_hub(
     return str(url)
 
 
+def _check_repo(repo: str) -> None:
+    """Refuse what is no name of a repository."""
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise InputError(f"--repo: {error}") from error
+    if "/" not in repo:
+        raise InputError(f"--repo: must be owner/name, got {repo!r}")
+
+
 def _card(folder: Path, repo: str) -> ModelCard:
     if is_own_card(folder / CARD_FILE):
         return ModelCard((folder / CARD_FILE).read_text(encoding="utf-8").replace(PLACEHOLDER, repo))
@@ -97,11 +103,11 @@ def _write_draft(folder: Path, settings: HybridSettings, draft: Path) -> None:
             (draft / file.name).symlink_to(file.resolve())
     base = settings.base_model
     if not is_hub_name(base):
-        base = Path(base).name  # a known model's is its name
+        base = Path(base).name  # a built-in model's is its name
     task = {name: "" if name in TASK_PATHS else value for name, value in settings.task.items()}
     public = dataclasses.replace(settings, base_model=base, task=task)
     _replace(draft / SETTINGS_FILE, dataclasses.asdict(public))
-    adapter = draft / "adapter_config.json"
+    adapter = draft / ADAPTER_CONFIG
     if adapter.is_file():
         _replace(adapter, json.loads(adapter.read_text()) | {"base_model_name_or_path": base})
 

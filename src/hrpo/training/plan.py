@@ -11,7 +11,9 @@ from hrpo.common import distributed
 from hrpo.common.console import console, print_table
 from hrpo.common.errors import InputError
 from hrpo.config.schema import TrainConfig, length_limit
-from hrpo.model import check_whole, context_of, load_config
+from hrpo.models.adapter import require_full_weights
+from hrpo.models.context import context_of
+from hrpo.models.load import load_config
 from hrpo.models.names import resolve
 from hrpo.storage.run_dir import check_run_folder, model_in
 from hrpo.tasks import check_task
@@ -31,7 +33,7 @@ def show_plan(config: TrainConfig, *, resume: bool = False) -> None:
     check_task(config.task)
     check_run_folder(config.run_folder, config, resume)
     source = resolve(model_in(config.model.name))
-    check_whole(Path(source))
+    require_full_weights(Path(source))
     planned = rows(config, source)
     console.print(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False).rstrip())
     print_table(f"plan of {config.run_folder}; nothing is loaded or written", ["", "planned"], planned)

@@ -28,7 +28,6 @@ from hrpo.evaluate import answer_problems, as_rows, evaluate, summarize
 from hrpo.model import HybridCausalLM
 from hrpo.models.dates import DATE_FILE, day_of, pin_date
 from hrpo.rewards import or_none
-from hrpo.storage.provenance import check_provenance, keep_provenance, provenance
 from hrpo.storage.retention import scores
 from hrpo.storage.run_dir import (
     LOGS,
@@ -52,6 +51,7 @@ from hrpo.trainer import Update
 from hrpo.training.length_filter import context_length, fitting
 from hrpo.training.metrics import metrics_of
 from hrpo.training.nonfinite import keep_batch, not_finite, spoilt
+from hrpo.training.provenance import check_provenance, keep_provenance, provenance
 from hrpo.training.setup import check_fit, check_train, keep_reference, load_model, make_trainer
 from hrpo.training.validate import check_config
 

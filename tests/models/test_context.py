@@ -13,7 +13,7 @@ from hrpo.common.errors import InputError
 from hrpo.config.schema import RolloutConfig, TrainConfig
 from hrpo.engine.interface import DEFAULT as FASTEST
 from hrpo.engine.interface import REFERENCE
-from hrpo.models.rope import RopeLimit, rope_limit
+from hrpo.models.context import RopeLimit, rope_limit
 from hrpo.tasks import Example, Task
 from hrpo.training.length_filter import check_test_prompts, context_length, fitting, longest_prompt
 

@@ -1,4 +1,4 @@
-"""How long a sequence may be before a model's rotary position embedding changes.
+"""How long a sequence a model serves: what its config names, and no longer than its position embedding stays the same.
 
 LongRoPE (Phi-3, Phi-4-mini) has one set of frequencies up to `original_max_position_embeddings` tokens and another one
 beyond. Dynamic NTK scaling has others for each length beyond `max_position_embeddings`. What counts is the longest
@@ -34,3 +34,19 @@ def rope_limit(lm_config: Any) -> RopeLimit | None:
         elif "dynamic" in kind:
             limits.append(RopeLimit(config.max_position_embeddings, kind))
     return min(limits, key=lambda limit: limit.tokens, default=None)
+
+
+def context_of(config: Any) -> int | None:
+    """Return the positions that a model serves; None where transformers' config of it names no limit.
+
+    They are those that it was made for, and none beyond its `rope_limit`.
+    """
+    positions, limit = getattr(config.get_text_config(), "max_position_embeddings", None), rope_limit(config)
+    return min(filter(None, [positions, limit and limit.tokens]), default=None)
+
+
+def context_text(config: Any) -> str:
+    """Return a model's context in words, and why it ends there where that is its position embedding."""
+    context, limit = context_of(config), rope_limit(config)
+    reason = f", beyond which its {limit.kind} position embedding changes" if limit and limit.tokens == context else ""
+    return f"context of {context} tokens{reason}"
