@@ -414,7 +414,7 @@ def test_freed_memory_is_kept_until_it_is_given_back(keep):
     """Tensors are in the heap, which stays, and not mapped one by one; or they are, whatever was freed before."""
     code = f"""
 import ctypes, resource, torch
-from hrpo.engine.cpu.malloc import give_back, keep_freed, map_tensors
+from hrpo.engine.cpu.malloc import keep_freed, map_tensors, release_memory
 class Info(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks mapped usmblks".split()]
     _fields_ += [(name, ctypes.c_size_t) for name in "fsmblks uordblks fordblks keepcost".split()]
@@ -433,7 +433,7 @@ tensor = torch.ones(2_000_000)
 print(info().mapped - before)
 if {keep!r} == "keep_freed":
     print(min([faults() for _ in range(5)]))
-    give_back(torch.device("cpu"))
+    release_memory()
     print(faults())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
