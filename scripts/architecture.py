@@ -17,7 +17,7 @@ PAGE = ROOT / "docs" / "architecture.md"
 PICTURE = ROOT / "docs" / "architecture.svg"
 READING_ORDER = (
     *("gate", "latent", "delimiter", "model", "data", "rollout", "rewards", "advantages"),
-    *("logprobs", "loss", "algorithms", "trainer", "evaluate", "chat", "sft"),
+    *("logprobs", "loss", "algorithms", "engines", "trainer", "evaluate", "chat", "sft"),
 )
 
 Edge = tuple[str, str]  # importer, imported

@@ -1,4 +1,4 @@
-"""Print docs/options.md from the dataclasses of config.py: python scripts/options.py > docs/options.md."""
+"""Print docs/options.md from the dataclasses of config/schema.py: python scripts/options.py > docs/options.md."""
 
 import dataclasses
 from argparse import SUPPRESS
@@ -12,9 +12,10 @@ from hrpo.config.schema import TrainConfig
 TYPES = {int: "whole number", float: "number", bool: "`true` or `false`", str: "text"}
 HEAD = """# Options
 
-Every setting of `hrpo train`, `hrpo check` and `hrpo sft`, made from [config.py](../src/hrpo/config.py) by
-`python scripts/options.py > docs/options.md`. In a YAML file (`--config FILE`) a section holds its options; on the
-command line an option is `--section.option VALUE`, and what comes later overrides what comes before:
+Every setting of `hrpo train`, `hrpo check` and `hrpo sft`, made from
+[config/schema.py](../src/hrpo/config/schema.py) by `python scripts/options.py > docs/options.md`. In a YAML file
+(`--config FILE`) a section holds its options; on the command line an option is `--section.option VALUE`, and what comes
+later overrides what comes before:
 
 ```bash
 hrpo train --config recipes/quickstart.yaml --rollout.group_size 4 --task.rewards.format 0.2

@@ -15,6 +15,10 @@ import yaml
 from hrpo.cli.main import COMMANDS, Parser, main
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+from architecture import READING_ORDER  # noqa: E402
+
+NUMBERS = {12: "twelve", 13: "thirteen", 14: "fourteen", 15: "fifteen", 16: "sixteen", 17: "seventeen", 18: "eighteen"}
 README = (ROOT / "README.md").read_text()
 
 
@@ -111,15 +115,27 @@ def test_dry_run_of_the_papers_recipes(recipe, monkeypatch, tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["FILE", "TEST"]
 
 
+PACKAGE = ROOT / "src" / "hrpo"
+
+
 def test_tree_is_the_disk():
+    """The story's files in reading order, a line a room, and the folders beside the package."""
     (tree,) = [block for block in blocks("text") if block.startswith("src/hrpo/")]
-    shown = set(re.findall(r"^  (\S+)", tree, re.MULTILINE))
-    package = ROOT / "src" / "hrpo"
-    hidden = {"__init__.py", "__pycache__", "py.typed"}
-    on_disk = {path.name + ("/" if path.is_dir() else "") for path in package.iterdir() if path.name not in hidden}
-    assert shown == on_disk
+    shown = re.findall(r"^  (\S+)", tree, re.MULTILINE)
+    files, rooms = ([name for name in shown if name.endswith("/") == room] for room in (False, True))
+    assert files == [f"{name}.py" for name in READING_ORDER]
+    assert set(files) == {path.name for path in PACKAGE.glob("*.py")} - {"__init__.py", "__main__.py"}
+    folders = {path.parent for path in PACKAGE.rglob("__init__.py")} - {PACKAGE}
+    assert sorted(rooms) == sorted(["tiny/", *(f"{folder.relative_to(PACKAGE)}/" for folder in folders)])
     for folder in re.findall(r"^(\w+)/ ", tree, re.MULTILINE):
         assert (ROOT / folder).is_dir()
+
+
+def test_story_is_as_long_as_said():
+    number, lines = re.search(r"can be read alone: (\w+) files, ([\d,]+) lines", README).groups()
+    assert number == NUMBERS[len(READING_ORDER)]
+    real = sum(len((PACKAGE / f"{name}.py").read_text().splitlines()) for name in READING_ORDER)
+    assert int(lines.replace(",", "")) == pytest.approx(real, rel=0.05)
 
 
 def test_links_lead_somewhere():

@@ -5,10 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hrpo.advantages import group_advantages as group_advantages
+    from hrpo.algorithms import ALGORITHMS as ALGORITHMS
     from hrpo.data import Rollout as Rollout
+    from hrpo.data import SamplingParams as SamplingParams
+    from hrpo.engines import ENGINES as ENGINES
     from hrpo.gate import HybridGate as HybridGate
     from hrpo.gate import latent_embedding as latent_embedding
     from hrpo.inspection import inspect as inspect
+    from hrpo.latent import LATENT_MODES as LATENT_MODES
     from hrpo.logprobs import replay as replay
     from hrpo.loss import hrpo_loss as hrpo_loss
     from hrpo.model import HybridCausalLM as HybridCausalLM
@@ -20,10 +24,14 @@ from hrpo.common.moved import find_moved_modules
 from hrpo.common.version import __version__ as __version__
 
 _HOME = {
+    "ALGORITHMS": "algorithms",
+    "ENGINES": "engines",
     "HybridCausalLM": "model",
     "HybridGate": "gate",
+    "LATENT_MODES": "latent",
     "Lora": "model",
     "Rollout": "data",
+    "SamplingParams": "data",
     "generate": "rollout",
     "group_advantages": "advantages",
     "hrpo_loss": "loss",
