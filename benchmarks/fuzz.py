@@ -427,7 +427,8 @@ def read_command(folder: Path, name: str) -> object:
     """Parse a command line with a settings file, and check what came of it."""
     from jsonargparse import Namespace
 
-    from hrpo.cli.main import Parser, _train_config, _train_parser
+    from hrpo.cli.parser import Parser
+    from hrpo.cli.train import COMMANDS, train_config
     from hrpo.tasks import check_task
     from hrpo.training.validate import check_config
 
@@ -435,13 +436,13 @@ def read_command(folder: Path, name: str) -> object:
     with contextlib.redirect_stderr(io.StringIO()) as said:
         try:
             parser = Parser(prog="hrpo train")
-            _train_parser(parser)
+            COMMANDS["train"][0](parser)
             args: Namespace = parser.instantiate(parser.parse_args(["--config", str(folder / "a.yaml"), *words]))
         except SystemExit as exit:
             if exit.code != 2 or "Traceback" in said.getvalue():
                 raise RuntimeError(f"exit code {exit.code}: {said.getvalue()}") from exit
             raise InputError(said.getvalue()) from exit
-    config = _train_config(args)
+    config = train_config(args)
     check_config(config)
     check_task(config.task)
     inside = Path(os.path.realpath(config.folder))
@@ -902,7 +903,7 @@ def quiet() -> None:
     """Ask no Hub, and leave out what the libraries print."""
     import rich.console
 
-    from hrpo.cli.main import _quiet
+    from hrpo.cli.quiet import quiet_libraries
     from hrpo.common import console
 
     console.console = rich.console.Console(file=io.StringIO())
@@ -910,7 +911,7 @@ def quiet() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     logging.disable()
     warnings.simplefilter("ignore")
-    _quiet()
+    quiet_libraries()
 
 
 def guard() -> None:

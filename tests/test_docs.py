@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hrpo.cli.main import COMMANDS, Parser, main
+from hrpo.cli.main import COMMANDS, main
+from hrpo.cli.parser import Parser
 from hrpo.reports.run_report import read_lines
 
 ROOT = Path(__file__).parent.parent

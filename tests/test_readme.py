@@ -12,7 +12,8 @@ import huggingface_hub
 import pytest
 import yaml
 
-from hrpo.cli.main import COMMANDS, Parser, main
+from hrpo.cli.main import COMMANDS, main
+from hrpo.cli.parser import Parser
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

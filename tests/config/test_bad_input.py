@@ -751,7 +751,7 @@ def test_long_prompts_are_counted(place, capfd, tmp_path):
     assert "left out 1 training problems with a prompt above 504 tokens" in " ".join(capfd.readouterr().out.split())
 
 
-@pytest.mark.parametrize("function", ["hrpo.training.train.train", "hrpo.cli.main.Parser.parse_args"])
+@pytest.mark.parametrize("function", ["hrpo.training.train.train", "hrpo.cli.parser.Parser.parse_args"])
 def test_ctrl_c_is_silent(place, capfd, monkeypatch, function):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt

@@ -20,7 +20,8 @@ from torch import nn
 from two_processes import SHARDED, config_of, in_processes, look
 
 from hrpo import Rollout
-from hrpo.cli.main import COMMANDS, Parser
+from hrpo.cli.main import COMMANDS
+from hrpo.cli.parser import Parser
 from hrpo.common import distributed
 from hrpo.common.errors import InputError
 from hrpo.config.schema import ModelConfig, TrainConfig
