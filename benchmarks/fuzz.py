@@ -379,7 +379,7 @@ def read_task(folder: Path, name: str) -> object:
     from hrpo.tasks import load_task
 
     task = "nq" if name.startswith("nq") else name.split("/")[0]
-    loaded = load_task(TaskConfig(task, path=str(folder), shots=int(task == "gsm8k")))
+    loaded = load_task(TaskConfig(task, path=str(folder), num_fewshot=int(task == "gsm8k")))
     return [loaded.messages(example.question) for example in loaded.test]
 
 
@@ -418,9 +418,9 @@ latent: &l {mode: hybrid, r_min: 0.98}
 
 def read_recipe(folder: Path, name: str) -> object:
     """Look a settings file through."""
-    from hrpo.config.load import check_settings_file
+    from hrpo.config.load import read_settings_file
 
-    return check_settings_file(folder / name)
+    return read_settings_file(folder / name)
 
 
 def read_command(folder: Path, name: str) -> object:
@@ -445,14 +445,14 @@ def read_command(folder: Path, name: str) -> object:
     config = train_config(args)
     check_config(config)
     check_task(config.task)
-    inside = Path(os.path.realpath(config.folder))
+    inside = Path(os.path.realpath(config.output_dir))
     if inside not in Path(os.path.realpath(config.run_folder)).parents:
-        raise RuntimeError(f"{config.run_folder} is outside {config.folder}")
+        raise RuntimeError(f"{config.run_folder} is outside {config.output_dir}")
     return config
 
 
 WORDS = (
-    b"--updates=4\n--name=run-{seed}\n--latent.r_min=0.9\n--task.rewards={correct: 1.0}\n--model.name=tiny\n--seed=3"
+    b"--max_steps=4\n--name=run-{seed}\n--latent.r_min=0.9\n--task.rewards={correct: 1.0}\n--model.name=tiny\n--seed=3"
 )
 
 
@@ -483,7 +483,7 @@ HYBRID = {
     "top_k": 50,
     "max_new_tokens": 64,
     "preamble": [{"role": "system", "content": "Think."}, {"role": "user", "content": "1+1"}],
-    "task": {"name": "arithmetic", "rewards": {"correct": 1.0}, "min_terms": 2, "shots": 1},
+    "task": {"name": "arithmetic", "rewards": {"correct": 1.0}, "min_terms": 2, "num_fewshot": 1},
     "seed": 0,
     "step": 2,
     "mixed_in": "interpolation",

@@ -1,16 +1,19 @@
 """Parse a command line: what is wrong with it becomes one line in plain words that names the field."""
 
 import difflib
+import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from hrpo.common.errors import InputError
-from hrpo.common.output import visible
-from hrpo.config.load import check_settings_file
+from hrpo.common.output import visible, warn
+from hrpo.config.load import read_settings_file
+from hrpo.config.old_names import line_about, with_new_names, words_with_new_names
 
 # jsonargparse's words, and ours
 UNKNOWN_OPTION = re.compile(
@@ -59,19 +62,30 @@ class Parser(ArgumentParser):
         """Exit with a message that may quote what the user gave."""
         super().exit(status, message and visible(message))
 
-    def parse_args(self, *args: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
+    def parse_args(self, words: Sequence[str], *args: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
         """Parse; a whole number too large for a float, of 400 digits say, is an error as any other."""
+        if "--max_steps" in self._option_string_actions:  # a parser of settings, not of a command's own options
+            words, notes = words_with_new_names(words)
+            self._tell_of(notes)
         try:
-            settings: Namespace = super().parse_args(*args, **kwargs)
+            settings: Namespace = super().parse_args(words, *args, **kwargs)
         except OverflowError as error:
             self.error(f"a number of the settings is too large ({error}); write it with fewer digits")
         return settings
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
         """Look a settings file through, then read it."""
-        check_settings_file(Path(path))
-        settings: Namespace = super().parse_path(path, *args, **kwargs)
+        given, notes = with_new_names(read_settings_file(Path(path)))
+        if notes:
+            self._tell_of(notes)
+            settings: Namespace = self.parse_string(yaml.safe_dump(given, sort_keys=False), *args, **kwargs)
+        else:
+            settings = super().parse_path(path, *args, **kwargs)
         return settings
+
+    def _tell_of(self, old_names: Sequence[str]) -> None:
+        if old_names and os.environ.get("LOCAL_RANK", "0") == "0":
+            warn(f"{self.prog}: {line_about(old_names)}")
 
 
 def refuse_empty(settings: dict[str, Any]) -> None:

@@ -72,7 +72,7 @@ def _run_check(args: Namespace) -> None:
 
 
 def _run_sft(args: Namespace) -> None:
-    args.objective = "sft"
+    args.algorithm = "sft"
     _run_train(args)
 
 

@@ -35,7 +35,7 @@ CURVES = {
     "tokens_per_second": "completion tokens per second",
 }
 SHOWN = 5  # test problems whose answers are shown
-NOT_SETTINGS = ("name", "folder", "seed")
+NOT_SETTINGS = ("name", "output_dir", "seed")
 # What a seed's test problems depend on.
 ASKED = ("task.name", "task.path", "task.test_path", "task.min_terms", "task.max_terms", "eval.problems")
 STYLE = """
@@ -201,7 +201,7 @@ def _numbers(arms: Sequence[Arm]) -> list[Section]:
             sum(sum(r["metrics"].get(n, [])) for n in ("rollout_seconds", "update_seconds")) for r in arm.runs.values()
         ]
         rows.append(
-            [*row, f"{next(iter(arm.runs.values()))['settings']['updates']} in {clock(sum(seconds) / len(seconds))}"]
+            [*row, f"{next(iter(arm.runs.values()))['settings']['max_steps']} in {clock(sum(seconds) / len(seconds))}"]
         )
     note = (
         "Strict accuracy: right, and exactly one ####. Brackets: 95 % intervals, over seeds where there are several "

@@ -11,6 +11,7 @@ from hrpo.common import files
 from hrpo.common.errors import InputError
 from hrpo.common.files import read_lines
 from hrpo.common.version import __version__
+from hrpo.config.old_names import with_new_names
 from hrpo.config.schema import TrainConfig
 from hrpo.experiments.cross_mode import decode
 
@@ -60,14 +61,15 @@ def result_in(folder: Path, settings: Any, field: str, fix: str) -> Result:
 
 
 def checked(result: Any, place: Path, field: str, fix: str) -> Result:
-    """Return a result as it is, looked through for what tables and curves read.
+    """Return a result, its settings by the names of this version, looked through for what tables and curves read.
 
     Raises:
         InputError: something is missing, or of another kind; begins with `field` and ends with `fix`.
 
     """
     with _damage_told(place, field, fix):
-        settings, metrics, numbers = result["settings"], result["metrics"], list[Any]()
+        settings, _ = with_new_names(result["settings"])
+        metrics, numbers = result["metrics"], list[Any]()
         words = [result["run"], settings["task"]["name"]]
         if not metrics and "decoded" not in result:
             raise ValueError("it has no update")
@@ -84,10 +86,10 @@ def checked(result: Any, place: Path, field: str, fix: str) -> Result:
             if len(values) != len(metrics["step"]) or not values:
                 raise ValueError(f"{name} has not a value for each update")
             numbers += values
-        numbers += [settings["seed"], settings["updates"], settings["eval"]["problems"]]
+        numbers += [settings["seed"], settings["max_steps"], settings["eval"]["problems"]]
         if not all(isinstance(word, str) for word in words) or not all(isinstance(n, int | float) for n in numbers):
             raise ValueError("a name is no text, or a number none")
-    found: Result = result
+    found: Result = {**result, "settings": settings}
     return found
 
 

@@ -62,7 +62,7 @@ def summarize(finished: Mapping[Run, Result]) -> dict[str, Any]:
     return {
         "arms": arms,
         "seeds": seeds,
-        "updates": first["settings"]["updates"],
+        "updates": first["settings"]["max_steps"],
         "task": first["settings"]["task"]["name"],
         "problems": first["evaluation"]["after"]["greedy"]["problems"],
         "results": results,
