@@ -24,11 +24,11 @@ from hrpo.training.train import train
 def config(tmp_path):
     return TrainConfig(
         name="run",
-        folder=str(tmp_path / "runs"),
-        updates=4,
+        output_dir=str(tmp_path / "runs"),
+        max_steps=4,
         save_every=4,
         model=ModelConfig(lora_rank=0),
-        rollout=RolloutConfig(prompts=2, group_size=2, max_new_tokens=4),
+        rollout=RolloutConfig(prompts_per_step=2, group_size=2, max_new_tokens=4),
         check=CheckConfig(prompts=0, patience=0),
         eval=EvalConfig(problems=0),
     )

@@ -20,10 +20,10 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     config = TrainConfig(
         name="{mode}-{seed}",
-        folder=str(folder),
-        updates=3,
+        output_dir=str(folder),
+        max_steps=3,
         model=ModelConfig(lora_rank=0),
-        rollout=RolloutConfig(prompts=2, group_size=2, max_new_tokens=16),
+        rollout=RolloutConfig(prompts_per_step=2, group_size=2, max_new_tokens=16),
         eval=EvalConfig(problems=6, batch=6),
     )
     compare(of_modes(config, ["hybrid", "discrete"]), [0, 1])

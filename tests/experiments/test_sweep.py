@@ -223,7 +223,7 @@ def evaluated(accuracy, length=10.0, ratio=0.1):
 @pytest.fixture
 def finished():
     """Results of two arms from three seeds; the second gains .1, .2 and .3 over the first."""
-    settings = {"updates": 2, "task": {"name": "arithmetic"}, "eval": {"problems": 100}}
+    settings = {"max_steps": 2, "task": {"name": "arithmetic"}, "eval": {"problems": 100}}
     right = {phase: dict.fromkeys(("greedy", "sampled"), "01" * 50) for phase in ("before", "after")}
     metrics = {"step": [1, 2], "rollout_seconds": [30, 30], "update_seconds": [31, 31], "length": [9, 8]}
     return {

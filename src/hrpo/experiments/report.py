@@ -24,7 +24,7 @@ from hrpo.storage.run_dir import differences
 
 SHOWN = 5  # test problems whose answers are shown
 UNIT = "points [95 %]"
-NOT_SETTINGS = ("name", "folder", "seed")
+NOT_SETTINGS = ("name", "output_dir", "seed")
 # What a seed's test problems depend on.
 ASKED = ("task.name", "task.path", "task.test_path", "task.min_terms", "task.max_terms", "eval.problems")
 
@@ -179,7 +179,7 @@ def _numbers_row(arm: Arm) -> list[str]:
     sampled = [run.evaluation.after[DecodeMode.SAMPLED] for run in finished]
     row.append(number(mean([scores.length for scores in sampled]), ".1f"))
     row.append(number(mean([scores.hidden_ratio for scores in sampled]), ".3f"))
-    return [*row, f"{arm.first.settings['updates']} in {clock(mean([run.seconds for run in arm.runs.values()]))}"]
+    return [*row, f"{arm.first.settings['max_steps']} in {clock(mean([run.seconds for run in arm.runs.values()]))}"]
 
 
 def _tests(arms: Sequence[Arm]) -> list[Section]:

@@ -29,7 +29,7 @@ def summarize(finished: Mapping[Run, RunResult]) -> Comparison:
     return Comparison(
         arms=arms,
         seeds=seeds,
-        updates=first.settings["updates"],
+        updates=first.settings["max_steps"],
         task=first.settings["task"]["name"],
         problems=first.evaluation.after[DecodeMode.GREEDY].problems,
         results=results,

@@ -26,9 +26,9 @@ from hrpo.training.validate import check_config
 def of_modes(config: TrainConfig, modes: Sequence[str]) -> dict[str, TrainConfig]:
     """Return an arm for each latent mode, and for each algorithm that is named, with the same settings otherwise."""
     return {
-        mode: dataclasses.replace(config, objective=mode)
+        mode: dataclasses.replace(config, algorithm=mode)
         if mode in ALGORITHMS
-        else dataclasses.replace(config, objective="hrpo", latent=dataclasses.replace(config.latent, mode=mode))
+        else dataclasses.replace(config, algorithm="hrpo", latent=dataclasses.replace(config.latent, mode=mode))
         for mode in modes
     }
 
@@ -66,7 +66,7 @@ def compare(
 
     """
     runs = plan_runs(arms, seeds)
-    folder = Path(results or next(iter(arms.values())).folder)
+    folder = Path(results or next(iter(arms.values())).output_dir)
     files.check_writable(folder, "results")
     stored = {key: _stored(folder, run) for key, run in runs.items()}
     decoded = _plan_decoding(runs, decode or {}, stored, folder)
@@ -96,8 +96,8 @@ def plan_runs(arms: Mapping[str, TrainConfig], seeds: Sequence[int]) -> dict[Run
         raise InputError("name: needs {arm} (or {mode}) and {seed}, so that each run has a folder of its own")
     first = next(iter(runs.values()))
     for (arm, _), run in runs.items():
-        if (run.updates, run.eval.problems) != (first.updates, first.eval.problems):
-            raise InputError(f"arms.{arm}: updates and eval.problems must be the same for all arms, one budget")
+        if (run.max_steps, run.eval.problems) != (first.max_steps, first.eval.problems):
+            raise InputError(f"arms.{arm}: max_steps and eval.problems must be the same for all arms, one budget")
         if not run.eval.problems:
             raise InputError("eval.problems: a comparison needs test problems")
         check_config(run)
@@ -198,7 +198,7 @@ def _arm(key: Run, mode: str) -> str:
 
 
 def _place(folder: Path, run: TrainConfig, mode: str | None = None) -> Path:
-    name = run.run_folder.relative_to(run.folder)
+    name = run.run_folder.relative_to(run.output_dir)
     return folder / name.with_name(name.name + (f"-as-{mode}" if mode else "") + ".json")
 
 

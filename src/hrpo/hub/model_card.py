@@ -83,7 +83,7 @@ def results_of(folder: Path) -> dict[str, Any]:
     run = folder.parent
     if not ((run / "evaluation.json").is_file() and (run / "config.yaml").is_file()):
         return {}
-    updates = re.search(r"^updates: (\d+)$", (run / "config.yaml").read_text(), re.MULTILINE)
+    updates = re.search(r"^(?:max_steps|updates): (\d+)$", (run / "config.yaml").read_text(), re.MULTILINE)
     if updates is None or int(updates[1]) != read_settings(folder / SETTINGS_FILE).step:
         return {}
     again = "delete it to go on without the results"

@@ -175,7 +175,7 @@ class RunResult:
         )
         read(read(result.settings, "task", dict), "name", str)
         read(read(result.settings, "eval", dict), "problems", int)
-        for name in ("seed", "updates"):
+        for name in ("seed", "max_steps"):
             read(result.settings, name, int)
         if not result.metrics and result.decoded is None:
             raise ValueError("it has no update")
