@@ -19,7 +19,7 @@ from hrpo.training.run import Run
 
 ROOT = Path(__file__).parent.parent
 G = 4
-SMALL = RolloutConfig(prompts=3, group_size=G, max_new_tokens=32)
+SMALL = RolloutConfig(prompts_per_step=3, group_size=G, max_new_tokens=32)
 PAGES = ["add-a-latent-mode.md", "add-an-algorithm.md", "add-an-engine.md", "your-task.md"]
 
 
@@ -85,7 +85,7 @@ def test_latent_mode_is_checked_as_the_page_says():
 
 def test_latent_mode_trains_and_is_remembered(tmp_path):
     run_example("add-a-latent-mode.md")
-    run = Run(TrainConfig(name="own", folder=str(tmp_path), latent=LatentConfig(mode="sharpened"), rollout=SMALL))
+    run = Run(TrainConfig(name="own", output_dir=str(tmp_path), latent=LatentConfig(mode="sharpened"), rollout=SMALL))
     metrics = run.train_step()
     assert metrics["hidden_ratio"] > 0
     assert metrics["skipped"] == 0
@@ -98,7 +98,7 @@ def test_latent_mode_trains_and_is_remembered(tmp_path):
 
 def test_algorithm_trains(tmp_path):
     names = run_example("add-an-algorithm.md")
-    run = Run(TrainConfig(name="own", folder=str(tmp_path), objective="only_better", rollout=SMALL))
+    run = Run(TrainConfig(name="own", output_dir=str(tmp_path), algorithm="only_better", rollout=SMALL))
     before = run.model.gate.Lambda.detach().clone()
     metrics = run.train_step()
     assert isinstance(run.trainer.algorithm, names["OnlyBetter"])
