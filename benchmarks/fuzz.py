@@ -379,7 +379,7 @@ def read_task(folder: Path, name: str) -> object:
     from hrpo.tasks import load_task
 
     task = "nq" if name.startswith("nq") else name.split("/")[0]
-    loaded = load_task(TaskConfig(task, path=str(folder), shots=int(task == "gsm8k")))
+    loaded = load_task(TaskConfig(task, path=str(folder), num_fewshot=int(task == "gsm8k")))
     return [loaded.messages(example.question) for example in loaded.test]
 
 
@@ -418,16 +418,17 @@ latent: &l {mode: hybrid, r_min: 0.98}
 
 def read_recipe(folder: Path, name: str) -> object:
     """Look a settings file through."""
-    from hrpo.config.load import check_settings_file
+    from hrpo.config.load import read_settings_file
 
-    return check_settings_file(folder / name)
+    return read_settings_file(folder / name)
 
 
 def read_command(folder: Path, name: str) -> object:
     """Parse a command line with a settings file, and check what came of it."""
     from jsonargparse import Namespace
 
-    from hrpo.cli.main import Parser, _train_config, _train_parser
+    from hrpo.cli.parser import Parser
+    from hrpo.cli.train import COMMANDS, train_config
     from hrpo.tasks import check_task
     from hrpo.training.validate import check_config
 
@@ -435,23 +436,23 @@ def read_command(folder: Path, name: str) -> object:
     with contextlib.redirect_stderr(io.StringIO()) as said:
         try:
             parser = Parser(prog="hrpo train")
-            _train_parser(parser)
+            COMMANDS["train"][0](parser)
             args: Namespace = parser.instantiate(parser.parse_args(["--config", str(folder / "a.yaml"), *words]))
         except SystemExit as exit:
             if exit.code != 2 or "Traceback" in said.getvalue():
                 raise RuntimeError(f"exit code {exit.code}: {said.getvalue()}") from exit
             raise InputError(said.getvalue()) from exit
-    config = _train_config(args)
+    config = train_config(args)
     check_config(config)
     check_task(config.task)
-    inside = Path(os.path.realpath(config.folder))
+    inside = Path(os.path.realpath(config.output_dir))
     if inside not in Path(os.path.realpath(config.run_folder)).parents:
-        raise RuntimeError(f"{config.run_folder} is outside {config.folder}")
+        raise RuntimeError(f"{config.run_folder} is outside {config.output_dir}")
     return config
 
 
 WORDS = (
-    b"--updates=4\n--name=run-{seed}\n--latent.r_min=0.9\n--task.rewards={correct: 1.0}\n--model.name=tiny\n--seed=3"
+    b"--max_steps=4\n--name=run-{seed}\n--latent.r_min=0.9\n--task.rewards={correct: 1.0}\n--model.name=tiny\n--seed=3"
 )
 
 
@@ -482,7 +483,7 @@ HYBRID = {
     "top_k": 50,
     "max_new_tokens": 64,
     "preamble": [{"role": "system", "content": "Think."}, {"role": "user", "content": "1+1"}],
-    "task": {"name": "arithmetic", "rewards": {"correct": 1.0}, "min_terms": 2, "shots": 1},
+    "task": {"name": "arithmetic", "rewards": {"correct": 1.0}, "min_terms": 2, "num_fewshot": 1},
     "seed": 0,
     "step": 2,
     "mixed_in": "interpolation",
@@ -902,7 +903,7 @@ def quiet() -> None:
     """Ask no Hub, and leave out what the libraries print."""
     import rich.console
 
-    from hrpo.cli.main import _quiet
+    from hrpo.cli.quiet import quiet_libraries
     from hrpo.common import console
 
     console.console = rich.console.Console(file=io.StringIO())
@@ -910,7 +911,7 @@ def quiet() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     logging.disable()
     warnings.simplefilter("ignore")
-    _quiet()
+    quiet_libraries()
 
 
 def guard() -> None:

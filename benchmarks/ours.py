@@ -30,8 +30,8 @@ def trainer(folder: Path, model: str, dtype: str, problems: Sequence[str], **rol
     return Run(
         TrainConfig(
             name="benchmark",
-            folder=str(folder),
-            updates=1000,
+            output_dir=str(folder),
+            max_steps=1000,
             model=ModelConfig(name=model, dtype=DTYPES[dtype]),  # type: ignore[arg-type]
             task=TaskConfig(name="gsm8k", path=str(folder / "train.jsonl")),
             rollout=RolloutConfig(**rollout),

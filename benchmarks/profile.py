@@ -66,7 +66,7 @@ def main() -> None:
                 options.model,
                 dtype,
                 problems(options.prompts)[:4],
-                prompts=4,
+                prompts_per_step=4,
                 group_size=8,
                 max_new_tokens=64,
             )

@@ -24,7 +24,7 @@ import numpy as np
 RUN = {
     "name": "soak",
     "model.lora_rank": "0",
-    "rollout.prompts": "2",
+    "rollout.prompts_per_step": "2",
     "rollout.group_size": "8",
     "rollout.max_new_tokens": "64",
     "optimizer.lr": "0",
@@ -56,7 +56,7 @@ def main() -> None:
 
 def watch(updates: int, folder: Path) -> tuple[list[dict[str, float]], list[dict[str, Any]]]:
     """Run, and return what was seen from outside, by update, and the run's metrics."""
-    words = [f"--{name}={value}" for name, value in {**RUN, "folder": folder, "updates": updates}.items()]
+    words = [f"--{name}={value}" for name, value in {**RUN, "output_dir": folder, "max_steps": updates}.items()]
     command = [sys.executable, "-c", "from hrpo.cli.main import main; main()", "train", *words]
     looks: list[dict[str, float]] = []
     lines = folder / "soak" / "metrics.jsonl"

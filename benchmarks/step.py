@@ -51,7 +51,7 @@ from .ours import decode_products
 PROMPTS, GROUP, TOKENS = 4, 8, 64
 KEEPING, PRODUCTS = "hrpo, recompute: false", "its matrix products alone"
 RECOMPUTE = {"hrpo": "auto", KEEPING: False}
-ROLLOUT = {"prompts": PROMPTS, "group_size": GROUP, "max_new_tokens": TOKENS}
+ROLLOUT = {"prompts_per_step": PROMPTS, "group_size": GROUP, "max_new_tokens": TOKENS}
 
 
 def main() -> None:
@@ -188,7 +188,7 @@ def work(options: argparse.Namespace) -> None:
             prompts = [len(prompt) for prompt in prompt_ids(trainer.model.tokenizer, options.prompts, PROMPTS)]
             while True:
                 asked.answer(seconds=products_alone(trainer.model, prompts, int(asked.wait()["length"])))
-        trainer.config = dataclasses.replace(trainer.config, recompute=RECOMPUTE[options.child])
+        trainer.config = dataclasses.replace(trainer.config, gradient_checkpointing=RECOMPUTE[options.child])
         forget_peak()
         while True:
             asked.wait()

@@ -57,7 +57,7 @@ def measure(
     texts = problems(options.prompts)
     with tempfile.TemporaryDirectory() as folder:
         trainer = ours.trainer(
-            Path(folder), options.model, dtype, texts, prompts=count, group_size=GROUP, max_new_tokens=TOKENS
+            Path(folder), options.model, dtype, texts, prompts_per_step=count, group_size=GROUP, max_new_tokens=TOKENS
         )
         rollout = roll_out(trainer, options.prompts, count, retrieval=retrieval)
         advantages = torch.linspace(-1, 1, GROUP).repeat(count).to(trainer.model.device)

@@ -64,10 +64,10 @@ def of_micro_batches(dtype: str, prompts: int) -> dict[str, tuple[int, int]]:
         for budget in (100_000, 200):
             config = TrainConfig(
                 name=str(budget),
-                folder=folder,
-                token_budget=budget,
+                output_dir=folder,
+                max_tokens_per_microbatch=budget,
                 model=ModelConfig(lora_rank=0, dtype=dtype),
-                rollout=RolloutConfig(prompts=8, group_size=G, max_new_tokens=MAX_NEW_TOKENS),
+                rollout=RolloutConfig(prompts_per_step=8, group_size=G, max_new_tokens=MAX_NEW_TOKENS),
                 optimizer=OptimizerConfig(lr=1e-3, warmup=0.0),
                 eval=EvalConfig(problems=0),
             )

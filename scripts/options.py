@@ -6,7 +6,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from docstring_parser import parse
 
-from hrpo.cli.main import COMMANDS, Parser
+from hrpo.cli.main import COMMANDS
+from hrpo.cli.parser import Parser
 from hrpo.config.schema import TrainConfig
 
 TYPES = {int: "whole number", float: "number", bool: "`true` or `false`", str: "text"}

@@ -289,10 +289,10 @@ def test_a_base_model_trains(tmp_path):
     lm.save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     config = TrainConfig(
-        folder=str(tmp_path / "runs"),
-        updates=1,
+        output_dir=str(tmp_path / "runs"),
+        max_steps=1,
         model=ModelConfig(name=str(tmp_path / "base"), lora_rank=4),
-        rollout=RolloutConfig(prompts=3, group_size=2, max_new_tokens=8, temperature=2.0),
+        rollout=RolloutConfig(prompts_per_step=3, group_size=2, max_new_tokens=8, temperature=2.0),
         eval=EvalConfig(problems=0),
     )
     begun = Run(config)

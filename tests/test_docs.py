@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hrpo.cli.main import COMMANDS, Parser, main
+from hrpo.cli.main import COMMANDS, main
+from hrpo.cli.parser import Parser
 from hrpo.reports.run_report import read_lines
 
 ROOT = Path(__file__).parent.parent
@@ -129,7 +130,7 @@ def documented(heading):
     return re.findall(r"^\| `([\w/]+)` \|", section, re.MULTILINE)
 
 
-SMALL = ["--updates=1", "--rollout.prompts=2", "--rollout.group_size=2", "--rollout.max_new_tokens=8"]
+SMALL = ["--max_steps=1", "--rollout.prompts_per_step=2", "--rollout.group_size=2", "--rollout.max_new_tokens=8"]
 TASK = """
 kind, system = "number", ""
 train = [{"prompt": f"{a}+{b}", "gold": str(a + b), "solution": f"#### {a + b}"} for a in range(3) for b in range(3)]
@@ -143,7 +144,19 @@ def metric(completions, **columns):
 
 def run(folder, command, *words):
     """Train once, and return the run's folder."""
-    main([command, "--folder", str(folder), "--name", "run", *SMALL, "--eval.problems=2", "--check.prompts=2", *words])
+    main(
+        [
+            command,
+            "--output_dir",
+            str(folder),
+            "--name",
+            "run",
+            *SMALL,
+            "--eval.problems=2",
+            "--check.prompts=2",
+            *words,
+        ]
+    )
     return folder / "run"
 
 

@@ -1,11 +1,13 @@
 """The package's names."""
 
+import importlib
 import subprocess
 import sys
 
 import pytest
 
 import hrpo
+from hrpo.common.moved import MOVED
 
 
 def run(code):
@@ -39,3 +41,14 @@ def test_every_name_is_what_it_says():
 @pytest.mark.parametrize("first", ["hrpo.trainer", "hrpo.logprobs"])
 def test_replay_is_the_function_whatever_was_imported_first(first):
     run(f"import {first}\nfrom hrpo import replay\nassert replay.__name__ == 'replay' and callable(replay)")
+
+
+@pytest.mark.parametrize("old", MOVED)
+def test_old_names_of_modules_work_in_this_version(old):
+    if old == "harness":
+        pytest.importorskip("lm_eval")
+    new = importlib.import_module(f"hrpo.{MOVED[old]}")
+    sys.modules.pop(f"hrpo.{old}", None)
+    with pytest.warns(FutureWarning, match=rf"hrpo\.{old} is hrpo\.{MOVED[old]} since 0\.2"):
+        assert importlib.import_module(f"hrpo.{old}") is new
+    assert new.__spec__.name == new.__name__ == f"hrpo.{MOVED[old]}"

@@ -14,7 +14,7 @@ RECIPE = Path(__file__).parent.parent / "recipes" / "quickstart.yaml"
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_quickstart_learns(seed, tmp_path):
-    main(["train", "--config", str(RECIPE), "--seed", str(seed), "--folder", str(tmp_path)])
+    main(["train", "--config", str(RECIPE), "--seed", str(seed), "--output_dir", str(tmp_path)])
     folder = tmp_path / f"quickstart-hybrid-{seed}"
     evaluation = json.loads((folder / "evaluation.json").read_text())
     for how in ("greedy", "sampled"):

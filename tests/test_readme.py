@@ -12,7 +12,8 @@ import huggingface_hub
 import pytest
 import yaml
 
-from hrpo.cli.main import COMMANDS, Parser, main
+from hrpo.cli.main import COMMANDS, main
+from hrpo.cli.parser import Parser
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -57,7 +58,7 @@ def test_main_job_and_trace(tmp_path, monkeypatch, capsys):
     assert f"hrpo train {recipe}" in README
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     monkeypatch.chdir(tmp_path)
-    main(["train", *recipe.split(), *["--updates", "1", "--eval.problems", "2", "--rollout.prompts", "2"]])
+    main(["train", *recipe.split(), *["--max_steps", "1", "--eval.problems", "2", "--rollout.prompts_per_step", "2"]])
     (trace,) = [words for words in COMMAND_LINES if words[1] == "generate"]
     main(trace[1:])
     assert "latent candidates" in capsys.readouterr().out
@@ -106,10 +107,10 @@ def test_dry_run_of_the_papers_recipes(recipe, monkeypatch, tmp_path, capsys):
     header = recipe.read_text()
     rollout = config["rollout"]
     assert (
-        f"{config['updates']:,} updates of {rollout['prompts'] * rollout['group_size']} completions"
+        f"{config['max_steps']:,} updates of {rollout['prompts_per_step'] * rollout['group_size']} completions"
         in header.replace("\n# ", " ")
     )
-    assert f"{config['updates']:,}" in printed
+    assert f"{config['max_steps']:,}" in printed
     assert config["optimizer"]["lr"] == 5e-6
     assert config["model"]["name"].lower() == f"qwen/qwen2.5-{recipe.stem.rpartition('-')[2]}-instruct"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["FILE", "TEST"]

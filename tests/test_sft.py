@@ -80,8 +80,8 @@ def test_loss_is_cross_entropy_of_the_written_tokens(config, target):
     gradients = torch.autograd.grad(expected, parameters)
     for budget in (10_000, 40):
         model.zero_grad()
-        begun.config = dataclasses.replace(begun.config, token_budget=budget)
-        nll = begun.likelihood_gradients(written)
+        begun.trainer.settings = dataclasses.replace(begun.trainer.settings, max_tokens=budget)
+        nll = begun.trainer.gradients(written, torch.ones(len(written)))["nll"]
         assert nll == pytest.approx(expected.item(), abs=1e-6)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             torch.testing.assert_close(parameter.grad, gradient, atol=1e-6, rtol=0)

@@ -36,13 +36,13 @@ from hrpo.training.train import train
 def config(tmp_path):
     return TrainConfig(
         name="test",
-        folder=str(tmp_path),
-        updates=4,
+        output_dir=str(tmp_path),
+        max_steps=4,
         seed=3,
         save_every=2,
         model=ModelConfig(lora_rank=0),
         latent=LatentConfig(r_min=0.9),
-        rollout=RolloutConfig(prompts=3, group_size=4, max_new_tokens=48),
+        rollout=RolloutConfig(prompts_per_step=3, group_size=4, max_new_tokens=48),
         optimizer=OptimizerConfig(lr=1e-4, gate_lr=1e-3, lambda_lr=1e-2),
         eval=EvalConfig(problems=6, batch=4),
     )
@@ -124,7 +124,7 @@ def test_run_folder(config, tmp_path):
         Run(config)
     with pytest.raises(InputError, match="no run"):
         Run(dataclasses.replace(config, name="mistyped"), resume=True)
-    assert Run(dataclasses.replace(config, token_budget=50), resume=True).step == 4
+    assert Run(dataclasses.replace(config, max_tokens_per_microbatch=50), resume=True).step == 4
     with pytest.raises(InputError, match="seed"):
         Run(dataclasses.replace(config, seed=4), resume=True)
 
@@ -199,7 +199,7 @@ def test_recomputing_some_blocks_changes_nothing(config, monkeypatch):
 
     def step(setting):
         name = f"{setting}-{checkpointing.LEAST_KEPT}"
-        begun = Run(dataclasses.replace(config, name=name, recompute=setting))
+        begun = Run(dataclasses.replace(config, name=name, gradient_checkpointing=setting))
         metrics = begun.train_step()
         rollout = begun.trainer.roll_out(begun.trainer.batch(0), key=0)
         return metrics["grad_norm"], begun.trainer.recompute(rollout)
@@ -248,7 +248,7 @@ def test_micro_batches_and_masking(config):
     """The size of micro-batches changes the update by rounding alone; so an update can be split at will."""
     norms = []
     for budget in (10_000, 100):
-        config = dataclasses.replace(config, name=f"budget-{budget}", token_budget=budget)
+        config = dataclasses.replace(config, name=f"budget-{budget}", max_tokens_per_microbatch=budget)
         norms.append(Run(config).train_step()["grad_norm"])
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
     masked = dataclasses.replace(
@@ -270,7 +270,7 @@ def state(begun):
 @pytest.mark.parametrize("objective", ["hrpo", "sft"])
 def test_an_update_that_is_not_finite_is_skipped(config, objective, capsys):
     """It leaves nothing behind: not in weights, nor in the optimizer, nor in the next gradients."""
-    begun = Run(dataclasses.replace(config, objective=objective, sft=SftConfig(batch=4)))
+    begun = Run(dataclasses.replace(config, algorithm=objective, sft=SftConfig(batch=4)))
     begun.train_step()
     before = state(begun)
     embedding = begun.model.embedding.weight
@@ -306,7 +306,7 @@ def test_logits_that_are_not_finite(config, monkeypatch, capsys):
 
     monkeypatch.setattr("hrpo.training.train.Run", spoiled)
     check = CheckConfig(prompts=0, max_skipped=7)
-    config = dataclasses.replace(config, updates=9, check=check, eval=EvalConfig(problems=0))
+    config = dataclasses.replace(config, max_steps=9, check=check, eval=EvalConfig(problems=0))
     with pytest.raises(StoppedError, match=r"the last 7 updates were skipped.*check\.max_skipped"):
         train(config)
     assert "the logits, while sampling" in capsys.readouterr().out
@@ -320,7 +320,7 @@ def test_logits_that_are_not_finite(config, monkeypatch, capsys):
 @pytest.mark.parametrize(("damage", "named"), [(-1.0, "lm."), (float("nan"), "lm."), (float("inf"), "second moment")])
 def test_weights_that_are_not_finite_are_not_saved(config, objective, damage, named):
     """Also where the second moment is infinite: the weights would never move again."""
-    begun = Run(dataclasses.replace(config, objective=objective, sft=SftConfig(batch=4)))
+    begun = Run(dataclasses.replace(config, algorithm=objective, sft=SftConfig(batch=4)))
     begun.train_step()
     begun.save()
     begun.trainer.optimizer.state[begun.model.embedding.weight]["exp_avg_sq"][3, 4] = damage
@@ -384,13 +384,13 @@ def test_learning_rate_factor():
     [
         ({"rollout": RolloutConfig(group_size=1)}, "rollout.group_size"),
         ({"rollout": RolloutConfig(temperature=0)}, "rollout.temperature"),
-        ({"token_budget": -1}, "token_budget"),
+        ({"max_tokens_per_microbatch": -1}, "max_tokens_per_microbatch"),
         ({"seed": -1}, "seed"),
         ({"name": "{mode.x}"}, "name"),
         ({"model": ModelConfig(lora_targets="nothing")}, "model.lora_targets"),
-        ({"task": TaskConfig(shots=-1)}, "task.shots"),
+        ({"task": TaskConfig(num_fewshot=-1)}, "task.num_fewshot"),
         ({"rollout": RolloutConfig(max_new_tokens=0)}, "rollout.max_new_tokens"),
-        ({"updates": 0}, "updates"),
+        ({"max_steps": 0}, "max_steps"),
         ({"latent": LatentConfig(r_min=1.0)}, "latent.r_min"),
         ({"latent": LatentConfig("soft_thinking")}, "latent.mode: soft_thinking is training-free"),
         ({"latent": LatentConfig("mixture_of_inputs")}, "latent.mode: mixture_of_inputs is training-free"),
@@ -414,7 +414,7 @@ def test_freed_memory_is_kept_until_it_is_given_back(keep):
     """Tensors are in the heap, which stays, and not mapped one by one; or they are, whatever was freed before."""
     code = f"""
 import ctypes, resource, torch
-from hrpo.engine.cpu.malloc import give_back, keep_freed, map_tensors
+from hrpo.engine.cpu.malloc import keep_freed, map_tensors, release_memory
 class Info(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks mapped usmblks".split()]
     _fields_ += [(name, ctypes.c_size_t) for name in "fsmblks uordblks fordblks keepcost".split()]
@@ -433,7 +433,7 @@ tensor = torch.ones(2_000_000)
 print(info().mapped - before)
 if {keep!r} == "keep_freed":
     print(min([faults() for _ in range(5)]))
-    give_back(torch.device("cpu"))
+    release_memory()
     print(faults())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -447,7 +447,7 @@ if {keep!r} == "keep_freed":
 @pytest.mark.parametrize("begun_with", [0, 2])
 def test_other_test_problems_on_resuming_are_asked_before_and_after(config, begun_with):
     """The model before training is made once more, so that both are of as many problems."""
-    config = dataclasses.replace(config, updates=1, check=CheckConfig(prompts=0), eval=EvalConfig(problems=3))
+    config = dataclasses.replace(config, max_steps=1, check=CheckConfig(prompts=0), eval=EvalConfig(problems=3))
     whole = train(dataclasses.replace(config, name="whole"))
     begun = Run(dataclasses.replace(config, eval=EvalConfig(problems=begun_with)))
     begun.evaluate("before")
@@ -462,7 +462,11 @@ def test_other_test_problems_on_resuming_are_asked_before_and_after(config, begu
 
 def test_a_lost_evaluation_before_training_is_not_made_with_the_trained_model(config):
     config = dataclasses.replace(
-        config, updates=2, check=CheckConfig(prompts=0), optimizer=OptimizerConfig(lr=1e-2), eval=EvalConfig(problems=4)
+        config,
+        max_steps=2,
+        check=CheckConfig(prompts=0),
+        optimizer=OptimizerConfig(lr=1e-2),
+        eval=EvalConfig(problems=4),
     )
     evaluation = train(config)
     (config.run_folder / "evaluation.json").unlink()

@@ -31,13 +31,13 @@ from hrpo.training.run import Run
 EXACT = ModelConfig(dtype="float64", lora_rank=0)
 CASES: dict[str, dict] = {
     "full": {"model": EXACT},
-    "lora": {"model": ModelConfig(lora_rank=4), "token_budget": 60},
+    "lora": {"model": ModelConfig(lora_rank=4), "max_tokens_per_microbatch": 60},
     "no-reference": {"loss": LossConfig(beta=0.0)},
-    "token-mean": {"model": EXACT, "loss": LossConfig(reduction="token", mask_truncated=True)},
+    "token-mean": {"model": EXACT, "loss": LossConfig(loss_aggregation="token", mask_truncated=True)},
     "one-prompt": {"model": EXACT, "rollout": RolloutConfig(1, 4, 24, 1.0)},
-    "sft": {"objective": "sft"},
+    "sft": {"algorithm": "sft"},
     "hidden": {"latent": LatentConfig("hybrid", "hidden", 0.9)},
-    "recompute": {"recompute": True, "token_budget": 60},
+    "recompute": {"gradient_checkpointing": True, "max_tokens_per_microbatch": 60},
     "bfloat16": {"model": ModelConfig(dtype="bfloat16", lora_rank=4)},
 }
 SHARDED = "sharded-"  # before a case's name: the same, with sharding
@@ -45,7 +45,7 @@ SHARDED = "sharded-"  # before a case's name: the same, with sharding
 
 def config_of(case: str, folder: Path) -> TrainConfig:
     settings = {
-        "updates": 4,
+        "max_steps": 4,
         "model": ModelConfig(lora_rank=0),
         "latent": LatentConfig(r_min=0.9),
         "rollout": RolloutConfig(3, 4, 24, 1.0),
@@ -54,10 +54,10 @@ def config_of(case: str, folder: Path) -> TrainConfig:
         "optimizer": OptimizerConfig(lr=1e-4, gate_lr=1e-3, lambda_lr=1e-2, warmup=0.0),
         "check": CheckConfig(prompts=0),
         "eval": EvalConfig(problems=3, batch=4),
-        "sharding": "full" if case.startswith(SHARDED) else "none",
+        "sharding": "fsdp" if case.startswith(SHARDED) else "none",
         **CASES[case.removeprefix(SHARDED)],
     }
-    return TrainConfig(name=case, folder=str(folder), **settings)
+    return TrainConfig(name=case, output_dir=str(folder), **settings)
 
 
 def in_processes(count: int, words: list[str]) -> None:
@@ -78,7 +78,7 @@ def look(begun: Run) -> dict:
     """The first update's completions and gradients, two updates' metrics, answers; a checkpoint stays."""
     seen: dict = {"sharded": [isinstance(p, DTensor) for p in begun.model.parameters()]}
     examples = begun.trainer.batch(0)
-    if begun.config.objective == "hrpo":
+    if begun.config.algorithm == "hrpo":
         rollout = begun.trainer.roll_out(examples, key=0)
         seen["ids"], seen["mask"] = rollout.completion_ids, rollout.completion_mask
         advantages = torch.linspace(-1, 1, len(rollout), dtype=torch.float64)

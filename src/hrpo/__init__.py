@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hrpo.rollout import generate as generate
 
 
+from hrpo.common.moved import find_moved_modules
 from hrpo.common.version import __version__ as __version__
 
 _HOME = {
@@ -39,6 +40,7 @@ _HOME = {
     "replay": "logprobs",
 }
 __all__ = list(_HOME)
+find_moved_modules()
 
 
 def __getattr__(name: str) -> Any:

@@ -50,7 +50,7 @@ class Algorithm:
     @classmethod
     def of(cls, settings: LossConfig) -> "Algorithm":
         """Return the algorithm with the settings that it leaves open."""
-        return cls(settings.beta, settings.advantage_scale, settings.reduction)
+        return cls(settings.beta, settings.scale_rewards, settings.loss_aggregation)
 
     def advantages(self, rewards: Tensor, group_size: int) -> Tensor:
         """(N,) rewards, the group's side by side -> (N,)."""
@@ -91,7 +91,7 @@ class DAPO(Algorithm):
     @classmethod
     def of(cls, settings: LossConfig) -> "DAPO":
         """See `Algorithm`."""
-        return cls(0.0, settings.advantage_scale, "token")
+        return cls(0.0, settings.scale_rewards, "token")
 
     def loss(self, inputs: LossInputs) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Algorithm`."""

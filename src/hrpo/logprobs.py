@@ -26,6 +26,7 @@ def replay(
     with_reference: bool = True,
     recompute: float = 0.0,
     options: EngineOptions = DEFAULT,
+    techniques: EngineOptions | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Feed a rollout again and return the log-probability of each of its tokens.
 
@@ -43,6 +44,7 @@ def replay(
         recompute: share of the model's blocks (True: all) that keep only their inputs, and are computed anew in the
             backward pass.
         options: of the engine; for tests and benchmarks.
+        techniques: the name of `options` in 0.1, for this version.
 
     Returns:
         (N, T) each, 0 where completion_mask is 0; the second is None without reference.
@@ -52,6 +54,7 @@ def replay(
         InputError: sequences beyond the length at which the model's position embedding changes, see `rope_limit`.
 
     """
+    options = techniques or options
     _check_length(model, rollout)
     kept = rollout.support_ids.shape[2]
     if policy == "sampler" and rollout.top_k > kept:

@@ -43,6 +43,7 @@ def generate(
     max_rows: int | None = None,
     on_finished: Callable[[int], None] | None = None,
     options: EngineOptions = DEFAULT,
+    techniques: EngineOptions | None = None,
 ) -> Rollout:
     """Complete prompts, feeding each sampled token mixed with its latent until the delimiter has appeared.
 
@@ -66,6 +67,7 @@ def generate(
             bounds memory; None takes all at once.
         on_finished: called with the number of completions that have just been finished.
         options: of the engine; for tests and benchmarks.
+        techniques: the name of `options` in 0.1, for this version.
 
     Raises:
         ValueError: an argument outside its range.
@@ -73,6 +75,7 @@ def generate(
             context; or more completions than memory holds.
 
     """
+    options = techniques or options
     loose = SamplingParams(temperature, top_k, max_new_tokens, greedy, seed)
     if sampling is not None and loose != SamplingParams():
         raise ValueError("sampling: give it, or temperature, top_k, max_new_tokens, greedy and seed, not both")

@@ -10,13 +10,13 @@ import pytest
 from hrpo.cli.main import main
 
 RECIPE = ["--config", "recipes/quickstart.yaml", "--name", "small"]
-SMALL = [*RECIPE, "--updates=2", "--save_every=1", "--rollout.prompts=3", "--eval.problems=4"]
+SMALL = [*RECIPE, "--max_steps=2", "--save_every=1", "--rollout.prompts_per_step=3", "--eval.problems=4"]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    main(["train", *SMALL, "--folder", str(folder)])
+    main(["train", *SMALL, "--output_dir", str(folder)])
     return folder / "small"
 
 
@@ -85,8 +85,8 @@ def test_unknown_key_in_yaml(capsys, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("rollout:\n  grup_size: 4\n")
     assert "did you mean rollout.group_size?" in failure(capsys, "train", "--config", str(recipe))
-    recipe.write_text("tsk:\n  shots: 1\n")
-    assert "did you mean task.shots?" in failure(capsys, "train", "--config", str(recipe))
+    recipe.write_text("tsk:\n  num_fewshot: 1\n")
+    assert "did you mean task.num_fewshot?" in failure(capsys, "train", "--config", str(recipe))
     recipe.write_text("")
     assert "no settings" in failure(capsys, "train", "--config", str(recipe))
     recipe.write_text("name: no\n")
@@ -97,13 +97,13 @@ def test_unknown_key_in_yaml(capsys, tmp_path):
 
 def test_existing_run_is_refused(capsys, run):
     before = sorted(path.stat().st_mtime_ns for path in run.rglob("*"))
-    assert "--resume" in failure(capsys, "train", *SMALL, "--folder", str(run.parent))
+    assert "--resume" in failure(capsys, "train", *SMALL, "--output_dir", str(run.parent))
     assert sorted(path.stat().st_mtime_ns for path in run.rglob("*")) == before
 
 
 def test_resume_of_a_finished_run_changes_no_metrics(run):
     metrics = (run / "metrics.jsonl").read_text()
-    main(["train", *SMALL, "--folder", str(run.parent), "--resume"])
+    main(["train", *SMALL, "--output_dir", str(run.parent), "--resume"])
     assert (run / "metrics.jsonl").read_text() == metrics
 
 

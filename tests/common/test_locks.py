@@ -15,6 +15,7 @@ from hrpo.config.schema import CheckConfig, EvalConfig, ModelConfig, RolloutConf
 from hrpo.evaluation.run import evaluate_checkpoints
 from hrpo.hub.export import export
 from hrpo.storage.run_dir import checkpoints, damage, lock_run
+from hrpo.training import run
 from hrpo.training.run import Run
 from hrpo.training.train import train
 
@@ -23,11 +24,11 @@ from hrpo.training.train import train
 def config(tmp_path):
     return TrainConfig(
         name="run",
-        folder=str(tmp_path / "runs"),
-        updates=4,
+        output_dir=str(tmp_path / "runs"),
+        max_steps=4,
         save_every=4,
         model=ModelConfig(lora_rank=0),
-        rollout=RolloutConfig(prompts=2, group_size=2, max_new_tokens=4),
+        rollout=RolloutConfig(prompts_per_step=2, group_size=2, max_new_tokens=4),
         check=CheckConfig(prompts=0, patience=0),
         eval=EvalConfig(problems=0),
     )
@@ -108,16 +109,16 @@ def test_a_folder_deleted_while_it_trains(config, monkeypatch):
 def test_a_folder_renamed_while_it_trains(config, tmp_path, monkeypatch, when):
     """The run goes on where the folder is, saves, and says so; under its own name it goes on from there."""
     place, moved = config.run_folder, tmp_path / "moved"
-    name = {"in an update": "train_step", "in a write": "optimizer_state", "at the end": "evaluate"}[when]
-    method = getattr(Run, name)
+    places = {"in an update": (Run, "train_step"), "in a write": (run, "seal"), "at the end": (Run, "evaluate")}
+    method = getattr(*places[when])
 
-    def renamed(self, *args):
-        if place.exists() and args != ("before",):
+    def renamed(*args):
+        if place.exists() and args[1:] != ("before",):
             place.rename(moved)
-        return method(self, *args)
+        return method(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, name, renamed)
+        patch.setattr(*places[when], renamed)
         with pytest.raises(StoppedError, match=f"was renamed to {moved}, .*--resume"):
             train(config)
     assert not place.exists()

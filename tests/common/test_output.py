@@ -98,6 +98,7 @@ def test_what_was_typed_is_no_command_either(capsys, words):
 
 @pytest.mark.parametrize("name", ["a[/b]", "lr[bold]x", ":bomb:"])
 def test_a_run_of_any_name(tmp_path, capsys, name):
-    words = "--rollout.prompts 1 --rollout.group_size 2 --rollout.max_new_tokens 4 --check.prompts 0 --eval.problems 1"
-    main(["train", "--name", name, "--folder", str(tmp_path), "--updates", "1", *words.split()])
+    words = "--rollout.prompts_per_step 1 --rollout.group_size 2 --rollout.max_new_tokens 4 --check.prompts 0"
+    words += " --eval.problems 1"
+    main(["train", "--name", name, "--output_dir", str(tmp_path), "--max_steps", "1", *words.split()])
     assert f"report: {tmp_path / name / 'report.md'}\n" in capsys.readouterr().out

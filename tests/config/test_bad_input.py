@@ -23,7 +23,8 @@ from hrpo.models.names import local_folder
 from hrpo.storage.run_dir import seal
 
 # What makes `train` short; cases come after it, and the last value of an option counts.
-TRAIN = "train --folder runs --name new --updates 2 --save_every 1 --rollout.prompts 2 --rollout.group_size 2"
+TRAIN = "train --output_dir runs --name new --max_steps 2 --save_every 1 --rollout.prompts_per_step 2"
+TRAIN += " --rollout.group_size 2"
 TRAIN += " --rollout.max_new_tokens 8 --eval.problems 1 --check.prompts 0 "
 GSM8K = TRAIN + "--task.name gsm8k --task.path "
 DRY = TRAIN + "--dry-run "
@@ -57,12 +58,12 @@ SETTINGS = {
     "list": "- 1\n- 2\n",
     "text": "hello\n",
     "nothing": "",
-    "twice": "updates: 3\nseed: 0\nupdates: 4\n",
+    "twice": "max_steps: 3\nseed: 0\nmax_steps: 4\n",
     "twice-within": "rollout:\n  prompts: 3\n  prompts: 4\n",
     "unknown": "updats: 3\n",
     "unknown-within": "rollout:\n  prmpts: 3\n",
-    "word": "updates: many\n",
-    "fraction": "updates: 3.5\n",
+    "word": "max_steps: many\n",
+    "fraction": "max_steps: 3.5\n",
     "number": "name: 3\n",
     "yes": "name: yes\n",
     "tab": "rollout:\n\tprompts: 3\n",
@@ -70,7 +71,7 @@ SETTINGS = {
     "scalar": "model: tiny\n",
     "empty": "optimizer:\n  lr:\n",
     "bracket": "rollout: [\n",
-    "two": "updates: 3\n---\nupdates: 4\n",
+    "two": "max_steps: 3\n---\nmax_steps: 4\n",
     "python": "name: !!python/object/apply:os.getcwd []\n",
     "rewards": "task:\n  rewards: [correct]\n",
     "nan": "optimizer:\n  lr: .nan\n",
@@ -278,13 +279,17 @@ CASES = [
     ("tain", "unknown command tain", "did you mean train?"),
     ("train --rollout.grup_size 4", "unknown option rollout.grup_size", "did you mean rollout.group_size?"),
     ("train stray", "stray", "options begin with --"),
-    ("train --updates", "--updates", "expected one argument"),
+    ("train --max_steps", "--max_steps", "expected one argument"),
     ("train --resume=yes", "--resume", "takes no value"),
-    ("train --updates many", "updates", "a whole number"),
-    ("train --updates 1e3", "updates", "a whole number"),
+    ("train --max_steps many", "max_steps", "a whole number"),
+    ("train --max_steps 1e3", "max_steps", "a whole number"),
     ("train --optimizer.lr fast", "optimizer.lr", "a number"),
     ("train --latent.mode off", "latent.mode", "one of 'hybrid', 'discrete'"),
-    ("train --recompute maybe", "recompute", "Expected true or false, or one of 'auto'; got maybe"),
+    (
+        "train --gradient_checkpointing maybe",
+        "gradient_checkpointing",
+        "Expected true or false, or one of 'auto'; got maybe",
+    ),
     ("train --model.trust_remote_code maybe", "model.trust_remote_code", "true or false"),
     ("eval", "checkpoint", "required"),
     ("generate --checkpoint tiny", "prompts", "required"),
@@ -300,9 +305,9 @@ CASES = [
     ("train --config twice.yaml", "--config: twice.yaml, line 3: updates is set twice"),
     ("train --config twice-within.yaml", "--config: twice-within.yaml, line 3: prompts is set twice"),
     ("train --config unknown.yaml", "unknown option updats", "did you mean updates?"),
-    ("train --config unknown-within.yaml", "unknown option rollout.prmpts", "did you mean rollout.prompts?"),
-    ("train --config word.yaml", "updates", "a whole number"),
-    ("train --config fraction.yaml", "updates", "a whole number"),
+    ("train --config unknown-within.yaml", "unknown option rollout.prmpts", "did you mean rollout.prompts_per_step?"),
+    ("train --config word.yaml", "max_steps", "a whole number"),
+    ("train --config fraction.yaml", "max_steps", "a whole number"),
     ("train --config number.yaml", "name", "text (quote it)"),
     ("train --config yes.yaml", "name", "text (quote it)"),
     ("train --config tab.yaml", "--config: tab.yaml, line 2", "indented below it with spaces"),
@@ -316,7 +321,7 @@ CASES = [
     ("train --config rewards.yaml", "task.rewards", "{NAME: VALUE}"),
     ("train --config latin-1.yaml", "--config: latin-1.yaml", "save it as UTF-8"),
     ("train --config nan.yaml", "optimizer.lr", "from 0 to 1"),
-    ("train --config hidden.yaml", "name: ", "--folder"),
+    ("train --config hidden.yaml", "name: ", "--output_dir"),
     ("train --config endless.yaml", "--config: endless.yaml", "over 10,000 values"),
     ("check --config tab.yaml", "--config: tab.yaml, line 2", "indented below it with spaces"),
     ("sft --config twice.yaml", "--config: twice.yaml, line 3: updates is set twice"),
@@ -327,14 +332,14 @@ CASES = [
     (TRAIN + "--rollout.temperature .inf", "rollout.temperature", "finite"),
     (TRAIN + "--rollout.top_k=-1", "rollout.top_k", "at least 0"),
     (TRAIN + "--rollout.top_k 21", "rollout.top_k: the model has 20 tokens", "0 takes all"),
-    (TRAIN + "--rollout.prompts 0", "rollout.prompts", "at least 1"),
-    (TRAIN + "--updates 0", "updates", "at least 1"),
+    (TRAIN + "--rollout.prompts_per_step 0", "rollout.prompts_per_step", "at least 1"),
+    (TRAIN + "--max_steps 0", "max_steps", "at least 1"),
     (TRAIN + "--seed=-1", "seed", "from 0"),
     (TRAIN + "--seed 4294967296", "seed", "2^32 - 1"),
     (TRAIN + "--latent.r_min 1", "latent.r_min", "r_max < 1"),
-    (TRAIN + "--keep.last=-1", "keep.last", "at least 0"),
-    (TRAIN + "--keep.last 1 --keep.best 1", "keep.best: nothing tells which are best", "set keep.problems"),
-    (TRAIN + "--keep.best 1 --keep.problems 9", "keep.best: all checkpoints stay", "set keep.last"),
+    (TRAIN + "--keep.save_total_limit=-1", "keep.save_total_limit", "at least 0"),
+    (TRAIN + "--keep.save_total_limit 1 --keep.best 1", "keep.best: nothing tells which are best", "set keep.problems"),
+    (TRAIN + "--keep.best 1 --keep.problems 9", "keep.best: all checkpoints stay", "set keep.save_total_limit"),
     (GSM8K + "data/good --keep.problems 8", "keep.problems: 8 held out of 8 training problems", "lower it"),
     (TRAIN + "--loss.beta=-1", "loss.beta", "at least 0"),
     (TRAIN + "--loss.beta .nan", "loss.beta", "at least 0"),
@@ -360,10 +365,10 @@ CASES = [
     (TRAIN + "--rollout.group_size 100000000", "rollout.group_size: must be at most 10,000"),
     *(
         (TRAIN + f"--rollout.max_new_tokens 400 --rollout.group_size 10000 --{name} 10000", "100,000,000 completions")
-        for name in ("rollout.prompts", "check.prompts")
+        for name in ("rollout.prompts_per_step", "check.prompts")
     ),
     (TRAIN + "--task.max_terms 1000000000", "task.max_terms: must be at most 100"),
-    (DRY + "--updates 99999999999999999999999", "updates: must be at most"),
+    (DRY + "--max_steps 99999999999999999999999", "max_steps: must be at most"),
     (
         TRAIN + "--rollout.group_size 1 --seed=-1 --optimizer.lr 3 --task.name gsmk8",
         "rollout.group_size: must be at least 2",
@@ -412,7 +417,7 @@ CASES = [
     (GSM8K + "data/digits", "data/digits/train.jsonl, line 9: no JSON"),
     (GSM8K + "data/same", "task.path: no training problems are left; left out 8", "other problems"),
     (GSM8K + "data/good --task.max_solution_chars 1", "left out 8", "above task.max_solution_chars"),
-    (GSM8K + "data/good --task.shots 9", "task.shots: 9 worked examples, but there are 8"),
+    (GSM8K + "data/good --task.num_fewshot 9", "task.num_fewshot: 9 worked examples, but there are 8"),
     (TRAIN + "--task.name gsm8k --task.test_path data/good", "task.path: no training problems", "give a file"),
     (TRAIN + "--task.name math --task.path data/good", "no row of math", "'problem'"),
     (TRAIN + "--task.path data/good", "task.path: the problems of arithmetic are generated", "leave path out"),
@@ -544,7 +549,7 @@ CASES = [
     ("compare --config nowhere.yaml", "nowhere.yaml"),
     ("report nowhere", "RUN: no file or folder nowhere"),
     ("report .", "RUN: . is no run folder"),
-    ("compare --modes [hybrid] --seeds [] --folder new", "seeds"),
+    ("compare --modes [hybrid] --seeds [] --output_dir new", "seeds"),
     # eval
     ("eval --checkpoint tiny", "--tasks: tiny is a plain model that remembers no task", "name one"),
     ("eval --checkpoint tiny --tasks gsm9k", "--tasks: there is no task 'gsm9k'", "did you mean gsm8k?"),
@@ -639,15 +644,15 @@ CASES = [
     # run folders
     (TRAIN + "--name whole", "name: runs/whole is a run already", "--resume"),
     (DRY + "--name whole", "name: runs/whole is a run already", "--resume"),
-    (TRAIN + "--folder file", "folder: cannot write in file", "name another folder"),
-    (TRAIN + "--folder /proc/runs", "folder: cannot write in /proc/runs", "name another folder"),
-    (DRY + "--folder file", "folder: cannot write in file", "name another folder"),
-    (TRAIN + "--folder . --name file", "folder: cannot write in file", "name another folder"),
-    (TRAIN + "--name ../elsewhere", "name: '../elsewhere' is no name within runs", "--folder"),
-    (TRAIN + "--name /elsewhere", "name: '/elsewhere' is no name within runs", "--folder"),
-    (TRAIN + "--name ''", "name: '' is no name within runs", "--folder"),
+    (TRAIN + "--output_dir file", "output_dir: cannot write in file", "name another folder"),
+    (TRAIN + "--output_dir /proc/runs", "output_dir: cannot write in /proc/runs", "name another folder"),
+    (DRY + "--output_dir file", "output_dir: cannot write in file", "name another folder"),
+    (TRAIN + "--output_dir . --name file", "output_dir: cannot write in file", "name another folder"),
+    (TRAIN + "--name ../elsewhere", "name: '../elsewhere' is no name within runs", "--output_dir"),
+    (TRAIN + "--name /elsewhere", "name: '/elsewhere' is no name within runs", "--output_dir"),
+    (TRAIN + "--name ''", "name: '' is no name within runs", "--output_dir"),
     (TRAIN + "--name {mode}-{sed}", "name: ", "may hold {mode} and {seed}"),
-    (TRAIN + "--name " + "x" * 300, "folder: cannot write in", "File name too long"),
+    (TRAIN + "--name " + "x" * 300, "output_dir: cannot write in", "File name too long"),
     # resuming
     (RESUME + "new", "--resume: there is no run runs/new", "leave --resume out"),
     (RESUME + "whole --optimizer.lr 1e-3", "--resume: optimizer.lr differ from", "--name for another run"),
@@ -736,7 +741,7 @@ def test_files_of_windows_are_read(place, capfd, tmp_path, change):
 
 def test_a_torn_line_of_metrics_is_dropped(place, capfd, tmp_path):
     shutil.copytree("runs/torn-metrics", tmp_path / "torn-metrics")
-    main([*shlex.split(RESUME), "torn-metrics", "--folder", str(tmp_path)])
+    main([*shlex.split(RESUME), "torn-metrics", "--output_dir", str(tmp_path)])
     steps = [
         json.loads(line)["step"] for line in (tmp_path / "torn-metrics" / "metrics.jsonl").read_text().splitlines()
     ]
@@ -747,11 +752,11 @@ def test_long_prompts_are_counted(place, capfd, tmp_path):
     (tmp_path / "test.jsonl").write_bytes(LINES)
     long = {"question": "1 + " * 200 + "1?", "answer": "#### 201"}
     (tmp_path / "train.jsonl").write_text(json.dumps(long) + '\n{"question": "2 + 3?", "answer": "#### 5"}\n')
-    main([*shlex.split(GSM8K), str(tmp_path), "--folder", str(tmp_path), "--updates", "1"])
+    main([*shlex.split(GSM8K), str(tmp_path), "--output_dir", str(tmp_path), "--max_steps", "1"])
     assert "left out 1 training problems with a prompt above 504 tokens" in " ".join(capfd.readouterr().out.split())
 
 
-@pytest.mark.parametrize("function", ["hrpo.training.train.train", "hrpo.cli.main.Parser.parse_args"])
+@pytest.mark.parametrize("function", ["hrpo.training.train.train", "hrpo.cli.parser.Parser.parse_args"])
 def test_ctrl_c_is_silent(place, capfd, monkeypatch, function):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt

@@ -12,8 +12,14 @@ from hrpo.training.preflight import check_run
 from hrpo.training.train import train
 
 # What makes a run short and leaves all lengths open.
-FEW = RolloutConfig(prompts=1, group_size=2)
-SMALL = ["--updates=1", "--rollout.prompts=1", "--rollout.group_size=2", "--eval.problems=1", "--sft.batch=1"]
+FEW = RolloutConfig(prompts_per_step=1, group_size=2)
+SMALL = [
+    "--max_steps=1",
+    "--rollout.prompts_per_step=1",
+    "--rollout.group_size=2",
+    "--eval.problems=1",
+    "--sft.batch=1",
+]
 
 
 @pytest.mark.parametrize(
@@ -33,7 +39,7 @@ def test_length_limit(asked, context, limit):
 
 
 def test_train_with_the_defaults(tmp_path):
-    config = TrainConfig(folder=str(tmp_path), updates=1, rollout=FEW, eval=EvalConfig(problems=1))
+    config = TrainConfig(output_dir=str(tmp_path), max_steps=1, rollout=FEW, eval=EvalConfig(problems=1))
     train(config)
     assert yaml.safe_load((config.run_folder / "config.yaml").read_text()) == dataclasses.asdict(config)
     settings = json.loads((config.run_folder / "checkpoint-1" / "hybrid.json").read_text())
@@ -51,7 +57,7 @@ def test_commands_with_the_defaults(tmp_path, monkeypatch, capsys):
 
 
 def test_check_with_the_defaults(tmp_path):
-    checked = check_run(TrainConfig(folder=str(tmp_path), rollout=FEW))
+    checked = check_run(TrainConfig(output_dir=str(tmp_path), rollout=FEW))
     assert checked.longest <= 256
 
 

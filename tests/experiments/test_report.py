@@ -9,8 +9,9 @@ import pytest
 
 from hrpo.cli.main import main
 from hrpo.config.schema import EvalConfig, ModelConfig, RolloutConfig, TrainConfig
-from hrpo.experiments.report import CURVES, arms_of, report
+from hrpo.experiments.report import arms_of, report
 from hrpo.experiments.sweep import compare, of_modes
+from hrpo.reports.plots import OF_REPORT
 
 
 @pytest.fixture(scope="module")
@@ -19,10 +20,10 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     config = TrainConfig(
         name="{mode}-{seed}",
-        folder=str(folder),
-        updates=3,
+        output_dir=str(folder),
+        max_steps=3,
         model=ModelConfig(lora_rank=0),
-        rollout=RolloutConfig(prompts=2, group_size=2, max_new_tokens=16),
+        rollout=RolloutConfig(prompts_per_step=2, group_size=2, max_new_tokens=16),
         eval=EvalConfig(problems=6, batch=6),
     )
     compare(of_modes(config, ["hybrid", "discrete"]), [0, 1])
@@ -107,7 +108,7 @@ def test_what_a_model_wrote_is_text(runs, tmp_path):
 
 def test_every_curve_is_a_metric(runs):
     metrics = json.loads((runs / "hybrid-0.json").read_text())["metrics"].keys()
-    assert CURVES.keys() - metrics == {"nll", "accuracy"}
+    assert set(OF_REPORT) - metrics == {"nll", "accuracy"}
 
 
 @pytest.mark.parametrize(

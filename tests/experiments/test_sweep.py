@@ -15,6 +15,8 @@ from hrpo.experiments import sweep as module
 from hrpo.experiments.report import report
 from hrpo.experiments.summary import markdown, plot_curves, summarize
 from hrpo.experiments.sweep import compare, of_modes
+from hrpo.reports.comparisons import Change
+from hrpo.reports.results import RunResult
 
 MODES, SEEDS = ["hybrid", "hidden", "sft"], [0, 4]
 
@@ -60,12 +62,12 @@ def test_runs(config, tmp_path, monkeypatch, capsys):
     names = ["hybrid-0", "hidden-0", "hidden-0", "sft-0", "hybrid-4", "hidden-4", "sft-4"]
     assert trained == [(name, place == 2) for place, name in enumerate(names)]
     assert files(folder / "hybrid-0") == before
-    assert json.loads((folder / "comparison.json").read_text()) == json.loads(json.dumps(comparison))
+    assert json.loads((folder / "comparison.json").read_text()) == json.loads(json.dumps(comparison.to_json()))
     assert (folder / "comparison.md").read_text() == markdown(comparison)
     assert (folder / "comparison.png").read_bytes().startswith(b"\x89PNG")
     assert [len((folder / name / "metrics.jsonl").read_text().splitlines()) for name in set(names)] == [3] * 6
-    assert comparison["results"]["hidden"]["hidden_ratio"]["mean"] == 1
-    assert comparison["results"]["sft"]["hidden_ratio"]["mean"] == 0
+    assert comparison.results["hidden"]["hidden_ratio"].mean == 1
+    assert comparison.results["sft"]["hidden_ratio"].mean == 0
     kept = json.loads((folder / "hybrid-4.json").read_text())
     assert kept["settings"] == json.loads(json.dumps(dataclasses.asdict(of_modes(config, MODES)["hybrid"]))) | {
         "seed": 4,
@@ -109,13 +111,13 @@ def test_trained_models_decoded_in_other_modes(config, tmp_path, monkeypatch):
     decode = {"hybrid": ["hybrid", "discrete", "swapped", "noise"]}
     comparison = compare(of_modes(config, ["hybrid", "discrete"]), SEEDS, decode=decode)
     again = [f"hybrid as {mode}" for mode in decode["hybrid"]]
-    assert comparison["arms"] == ["hybrid", "discrete", *again]
-    assert len(comparison["differences"]) == 2 * 5
-    results = comparison["results"]
+    assert comparison.arms == ["hybrid", "discrete", *again]
+    assert len(comparison.differences) == 2 * 5
+    results = comparison.results
     assert results["hybrid as hybrid"] == results["hybrid"]  # the same numbers, problems and models
-    assert results["hybrid as discrete"]["hidden_ratio"]["mean"] == 0
-    assert results["hybrid as noise"]["hidden_ratio"]["mean"] > 0
-    assert all(results[arm]["greedy"]["before"] == results["hybrid"]["greedy"]["before"] for arm in again)
+    assert results["hybrid as discrete"]["hidden_ratio"].mean == 0
+    assert results["hybrid as noise"]["hidden_ratio"].mean > 0
+    assert all(results[arm]["greedy"].before == results["hybrid"]["greedy"].before for arm in again)
     runs, path = tmp_path / "runs", tmp_path / "runs" / "hybrid-4-as-noise.json"
     kept = json.loads(path.read_text())
     assert (kept["run"], kept["decoded"], kept["metrics"]) == ("hybrid-4", "noise", {})
@@ -212,21 +214,29 @@ def test_a_damaged_run_folder_is_told(config, tmp_path):
 
 
 def evaluated(accuracy, length=10.0, ratio=0.1):
-    part = {"accuracy": accuracy, "length": length, "hidden_ratio": ratio, "problems": 100}
+    names = ("accuracy", "lenient_accuracy", "format_rate", "truncation_rate")
+    part = {"problems": 100, **dict.fromkeys(names, accuracy), "length": length, "hidden_ratio": ratio}
+    part |= {f"{name}_interval": (0.0, 1.0) for name in names[:2]}
     return {"greedy": part, "sampled": {**part, "accuracy": accuracy - 0.1}}
 
 
 @pytest.fixture
 def finished():
     """Results of two arms from three seeds; the second gains .1, .2 and .3 over the first."""
-    settings = {"updates": 2, "task": {"name": "arithmetic"}}
+    settings = {"max_steps": 2, "task": {"name": "arithmetic"}, "eval": {"problems": 100}}
+    right = {phase: dict.fromkeys(("greedy", "sampled"), "01" * 50) for phase in ("before", "after")}
     metrics = {"step": [1, 2], "rollout_seconds": [30, 30], "update_seconds": [31, 31], "length": [9, 8]}
     return {
-        (arm, seed): {
-            "settings": settings,
-            "metrics": metrics,
-            "evaluation": {"before": evaluated(0.2), "after": evaluated(0.4 + gain * (seed + 1), 10 + seed)},
-        }
+        (arm, seed): RunResult.from_json(
+            {
+                "run": f"{arm}-{seed}",
+                "settings": {**settings, "seed": seed},
+                "versions": {},
+                "right": right,
+                "metrics": metrics,
+                "evaluation": {"before": evaluated(0.2), "after": evaluated(0.4 + gain * (seed + 1), 10 + seed)},
+            }
+        )
         for seed in (0, 1, 2)
         for arm, gain in (("discrete", 0.0), ("hybrid", 0.1))
     }
@@ -234,22 +244,22 @@ def finished():
 
 def test_numbers_by_hand(finished):
     comparison = summarize(finished)
-    hybrid = comparison["results"]["hybrid"]["greedy"]
-    assert hybrid["before"] == [0.2] * 3
-    assert hybrid["after"] == pytest.approx([0.5, 0.6, 0.7])
+    hybrid = comparison.results["hybrid"]["greedy"]
+    assert hybrid.before == [0.2] * 3
+    assert hybrid.after == pytest.approx([0.5, 0.6, 0.7])
     half = t_quantile(2) * 0.1 / math.sqrt(3)
-    assert (hybrid["mean"], *hybrid["interval"]) == pytest.approx((0.6, 0.6 - half, 0.6 + half))
-    assert comparison["results"]["discrete"]["sampled"]["interval"] == pytest.approx((0.3, 0.3))
-    greedy, sampled = comparison["differences"]
-    assert (greedy["arm"], greedy["measure"], sampled["measure"]) == ("hybrid", "greedy", "sampled")
-    assert (greedy["difference"], *greedy["interval"]) == pytest.approx((0.2, 0.2 - half, 0.2 + half))
-    assert greedy["p"] == pytest.approx(0.07418, abs=1e-5)  # t = 2 sqrt(3) of 2 degrees
-    assert greedy["p_holm"] == pytest.approx(2 * 0.07418, abs=1e-5)
-    length = comparison["results"]["hybrid"]["length"]
-    assert (length["mean"], *length["interval"]) == pytest.approx((11, 11 - 10 * half, 11 + 10 * half))
-    assert comparison["seconds"] == {"discrete": 122, "hybrid": 122}
-    change = {"updates": 1, "first": [9] * 3, "last": [8] * 3, "change": -1, "interval": (-1, -1)}
-    assert comparison["training"] == {arm: {"length": change} for arm in ("discrete", "hybrid")}
+    assert (hybrid.mean, *hybrid.interval) == pytest.approx((0.6, 0.6 - half, 0.6 + half))
+    assert comparison.results["discrete"]["sampled"].interval == pytest.approx((0.3, 0.3))
+    greedy, sampled = comparison.differences
+    assert (greedy.arm, greedy.measure, sampled.measure) == ("hybrid", "greedy", "sampled")
+    assert (greedy.difference, *greedy.interval) == pytest.approx((0.2, 0.2 - half, 0.2 + half))
+    assert greedy.p == pytest.approx(0.07418, abs=1e-5)  # t = 2 sqrt(3) of 2 degrees
+    assert greedy.p_holm == pytest.approx(2 * 0.07418, abs=1e-5)
+    length = comparison.results["hybrid"]["length"]
+    assert (length.mean, *length.interval) == pytest.approx((11, 11 - 10 * half, 11 + 10 * half))
+    assert comparison.seconds == {"discrete": 122, "hybrid": 122}
+    change = Change(1, first=[9] * 3, last=[8] * 3, change=-1, interval=(-1, -1))
+    assert comparison.training == {arm: {"length": change} for arm in ("discrete", "hybrid")}
     text = markdown(comparison)
     assert "| hybrid | 20.0% | 60.0% [35.2%, 84.8%] | 10.0% | 50.0% [25.2%, 74.8%] | 11.0 [8.5, 13.5] | " in text
     assert "| 0.100 [0.100, 0.100] | 2:02 |" in text
@@ -259,14 +269,14 @@ def test_numbers_by_hand(finished):
 
 def test_runs_without_such_metrics_have_no_table_of_them(finished):
     """As where every one of them skipped an update."""
-    bare = {key: {**result, "metrics": {"step": [1, 2]}} for key, result in finished.items()}
+    bare = {key: dataclasses.replace(result, metrics={"step": [1, 2]}) for key, result in finished.items()}
     assert "while training" not in markdown(summarize(bare))
     assert "while training" in markdown(summarize(finished))
 
 
 def test_one_seed_has_no_intervals(finished):
     comparison = summarize({key: result for key, result in finished.items() if key[1] == 1})
-    assert comparison["differences"] == []
+    assert comparison.differences == []
     assert "| hybrid | 20.0% | 60.0% | 10.0% | 50.0% | 11.0 | 0.100 |" in markdown(comparison)
 
 

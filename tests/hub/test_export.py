@@ -157,8 +157,14 @@ def test_a_run_starts_from_an_exported_model(pair):
 
 
 def test_the_card_of_a_run(tmp_path, capsys):
-    words = ["--config", "recipes/quickstart.yaml", "--name", "small", "--folder", str(tmp_path)]
-    small = ["--updates=2", "--save_every=1", "--rollout.prompts=2", "--eval.problems=4", "--model.lora_rank=4"]
+    words = ["--config", "recipes/quickstart.yaml", "--name", "small", "--output_dir", str(tmp_path)]
+    small = [
+        "--max_steps=2",
+        "--save_every=1",
+        "--rollout.prompts_per_step=2",
+        "--eval.problems=4",
+        "--model.lora_rank=4",
+    ]
     main(["train", *words, *small])
     capsys.readouterr()
     main(["export", "--checkpoint", str(tmp_path / "small"), "--out", str(tmp_path / "out")])

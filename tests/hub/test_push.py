@@ -51,8 +51,8 @@ class Recorder:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    words = ["--config", "recipes/quickstart.yaml", "--name", "small", "--folder", str(folder), "--updates=1"]
-    main(["train", *words, "--rollout.prompts=2", "--eval.problems=3", "--model.lora_rank=4"])
+    words = ["--config", "recipes/quickstart.yaml", "--name", "small", "--output_dir", str(folder), "--max_steps=1"]
+    main(["train", *words, "--rollout.prompts_per_step=2", "--eval.problems=3", "--model.lora_rank=4"])
     return folder / "small"
 
 

@@ -84,10 +84,10 @@ def today_in(tokenizer):
 def test_a_run_keeps_to_its_day(plain, clock, tmp_path, capsys):
     config = TrainConfig(
         name="run",
-        folder=str(tmp_path),
-        updates=2,
+        output_dir=str(tmp_path),
+        max_steps=2,
         model=ModelConfig(name=plain, lora_rank=0),
-        rollout=RolloutConfig(prompts=1, group_size=2, max_new_tokens=4),
+        rollout=RolloutConfig(prompts_per_step=1, group_size=2, max_new_tokens=4),
         check=CheckConfig(prompts=0),
         eval=EvalConfig(problems=0),
     )

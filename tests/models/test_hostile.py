@@ -29,7 +29,7 @@ from benchmarks import fuzz, harness
 from hrpo import HybridCausalLM, Lora
 from hrpo.chat import encode
 from hrpo.common.errors import InputError
-from hrpo.config.load import check_settings_file, parse
+from hrpo.config.load import parse, read_settings_file
 from hrpo.config.schema import TaskConfig, TrainConfig
 from hrpo.evaluation.run import _plain
 from hrpo.models import templates
@@ -148,7 +148,7 @@ def test_settings_are_parsed_or_refused(text):
 @given(TEXT, st.sampled_from(["runs", "/nowhere/runs", "."]))
 def test_a_run_stays_in_its_folder(name, folder):
     try:
-        path = TrainConfig(name=name, folder=folder).run_folder
+        path = TrainConfig(name=name, output_dir=folder).run_folder
     except InputError:
         return
     assert Path(os.path.normpath(folder)) in Path(os.path.normpath(path)).parents
@@ -434,7 +434,7 @@ def test_a_gate_is_as_wide_as_its_model(plain, tmp_path):
         ({"step": 10**12}, "step"),
         ({"temperature": 1e-300}, "temperature"),
         ({"temperature": True}, "temperature"),
-        ({"task": {"shots": True}}, r"task\.shots"),
+        ({"task": {"num_fewshot": True}}, r"task\.num_fewshot"),
     ],
 )
 def test_numbers_of_hybrid_json(tmp_path, values, said):
@@ -446,7 +446,7 @@ def test_numbers_of_hybrid_json(tmp_path, values, said):
         read_settings(path)
 
 
-@pytest.mark.parametrize("name", ["min_terms", "max_terms", "shots", "max_solution_chars"])
+@pytest.mark.parametrize("name", ["min_terms", "max_terms", "num_fewshot", "max_solution_chars"])
 def test_numbers_of_a_task(name):
     numbers = {"min_terms": 10**9, "max_terms": 10**9} if "terms" in name else {name: 10**12}
     with pytest.raises(InputError, match=r"^task\.\w+: must be at most "):
@@ -617,7 +617,7 @@ def test_settings_run_nothing(tmp_path):
     for tag in ("!!python/object/apply:os.mkdir [run]", "!!python/name:os.mkdir x", "!own {a: 1}", "!!binary eA=="):
         (tmp_path / "a.yaml").write_text(f"name: {tag}\n")
         with pytest.raises(InputError, match=r"a\.yaml, line 1: a tag, "):
-            check_settings_file(tmp_path / "a.yaml")
+            read_settings_file(tmp_path / "a.yaml")
 
 
 def test_no_source_unpickles_or_evaluates():

@@ -163,10 +163,10 @@ def test_training_and_resuming(kind, tmp_path):
     pytest.importorskip("bitsandbytes")
     config = TrainConfig(
         name=kind,
-        folder=str(tmp_path),
-        updates=2,
+        output_dir=str(tmp_path),
+        max_steps=2,
         model=ModelConfig(lora_rank=4, quantization=kind),
-        rollout=RolloutConfig(prompts=2, group_size=4, max_new_tokens=24),
+        rollout=RolloutConfig(prompts_per_step=2, group_size=4, max_new_tokens=24),
         eval=EvalConfig(problems=0),
     )
     begun = Run(config)
@@ -195,7 +195,7 @@ def test_refusals(monkeypatch, tmp_path):
     refused("must be one of none, 4bit, 8bit, got 2bit", lora=LORA, quantization="2bit")
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     refused(r"4bit needs bitsandbytes; pip install 'hrpo\[quantization\]'$", lora=LORA, quantization="4bit")
-    config = TrainConfig(folder=str(tmp_path / "runs"), model=ModelConfig(quantization="8bit"))
+    config = TrainConfig(output_dir=str(tmp_path / "runs"), model=ModelConfig(quantization="8bit"))
     with pytest.raises(InputError, match="needs bitsandbytes"):
         Run(config)
     assert not (tmp_path / "runs").exists()

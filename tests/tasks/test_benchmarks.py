@@ -111,7 +111,7 @@ def test_math_rows(folder):
     ]
     assert task.test[1].gold == "\\frac{\\sqrt{3}}{2}"
     assert task.test[0].solution == "It is $\\boxed{4}$.\n#### 4"
-    shots = load("math", folder, shots=1).preamble
+    shots = load("math", folder, num_fewshot=1).preamble
     assert shots[2]["content"].endswith(f"#### {shots[2]['content'].rpartition('#### ')[2]}")
 
 
@@ -288,7 +288,7 @@ def test_rows_without_an_answer_are_dropped_and_counted(tmp_path, folder):
             {"name": "nq", "path": str(Path(__file__).parent)},
             r"^task\.test_path: give the test file of nq; no file NQ-",
         ),
-        ({"name": "math", "shots": -1}, r"^task\.shots: must be at least 0"),
+        ({"name": "math", "num_fewshot": -1}, r"^task\.num_fewshot: must be at least 0"),
         ({"name": "mathh"}, r"did you mean math\?"),
         ({"min_terms": 6}, r"^task\.min_terms"),
     ],
@@ -444,7 +444,7 @@ def test_reasoning_gym_problems_never_coincide():
     [
         ({"name": "reasoning_gym/chess"}, r"has no data set 'chess'"),
         ({"name": "reasoning_gym/gcd", "path": "x"}, r"^task\.path: .* are generated"),
-        ({"name": "reasoning_gym/gcd", "shots": 1}, r"^task\.shots"),
+        ({"name": "reasoning_gym/gcd", "num_fewshot": 1}, r"^task\.num_fewshot"),
         ({"name": "reasoning_gym/composite"}, r"reasoning-gym cannot make composite"),
     ],
 )

@@ -77,8 +77,8 @@ def test_example_gives_part_of_a_point():
 
 
 def test_example_trains_and_is_evaluated(tmp_path, capsys):
-    recipe = ["--config", str(ROOT / "recipes" / "quickstart.yaml"), "--name", "own", "--folder", str(tmp_path)]
-    small = ["--updates=2", "--rollout.prompts=2", "--rollout.max_new_tokens=8", "--eval.problems=3"]
+    recipe = ["--config", str(ROOT / "recipes" / "quickstart.yaml"), "--name", "own", "--output_dir", str(tmp_path)]
+    small = ["--max_steps=2", "--rollout.prompts_per_step=2", "--rollout.max_new_tokens=8", "--eval.problems=3"]
     rewards = json.dumps({"correct": 1, "format": 0.5, BREVITY: 0.25})
     main(["train", *recipe, *small, "--task.name", str(WORD_ORDER), "--task.rewards", rewards])
     assert "sampled metric" in capsys.readouterr().out
@@ -113,8 +113,8 @@ def test_evaluation_runs_no_file_that_a_checkpoint_names(tmp_path, task_file, ca
     ran = tmp_path / "ran"
     harmful = f"from pathlib import Path\nPath({str(ran)!r}).touch()\n"
     path = task_file(f"{harmful}train = test = {ROWS}\nkind = 'number'\ndef f(completions, **c): return [0] * 99\n")
-    recipe = ["--config", str(ROOT / "recipes" / "quickstart.yaml"), "--name", "run", "--folder", str(tmp_path)]
-    small = ["--updates=1", "--rollout.prompts=2", "--rollout.max_new_tokens=4", "--eval.problems=0"]
+    recipe = ["--config", str(ROOT / "recipes" / "quickstart.yaml"), "--name", "run", "--output_dir", str(tmp_path)]
+    small = ["--max_steps=1", "--rollout.prompts_per_step=2", "--rollout.max_new_tokens=4", "--eval.problems=0"]
     main(["train", *recipe, *small])
     for settings in tmp_path.glob("run/checkpoint-1/hybrid.json"):
         saved = json.loads(settings.read_text())
@@ -186,14 +186,14 @@ def test_several_golds(task_file):
 def test_shots_have_solutions_and_leave_the_training_rows(task_file):
     rows = "[{'prompt': str(i), 'gold': str(i), 'solution': 'So.' * (i % 2)} for i in range(10)]"
     path = task_file(f"kind = 'number'\ntest = []\nsystem = ''\ntrain = lambda seed: {rows}")
-    task = load(path, shots=2)
+    task = load(path, num_fewshot=2)
     shots = [turn["content"] for turn in task.preamble]
     assert [text.partition("\n")[0] for text in shots[1::2]] == ["So.", "So."]
     assert all(answer == f"So.\n#### {question}" for question, answer in zip(shots[::2], shots[1::2], strict=True))
     assert len(task.train) == 8
     assert not {example.question for example in task.train} & set(shots)
-    with pytest.raises(InputError, match=r"^task\.shots: 6 .* 5 training problems with a solution$"):
-        load(path, shots=6)
+    with pytest.raises(InputError, match=r"^task\.num_fewshot: 6 .* 5 training problems with a solution$"):
+        load(path, num_fewshot=6)
 
 
 def test_dataclasses_in_a_file(task_file):
@@ -418,7 +418,7 @@ def test_prompts_that_are_conversations(task_file):
     assert task.assess(["#### 4", "3", "0"], examples)[1] == [1, 0, 1]
     for copied in (copy.deepcopy(question), pickle.loads(pickle.dumps(question))):
         assert (copied, copied.turns) == (question, question.turns)
-    shown = load(task_file(TALK.replace("turns], ", "turns[:1]], ")), shots=1).messages(question)
+    shown = load(task_file(TALK.replace("turns], ", "turns[:1]], ")), num_fewshot=1).messages(question)
     assert [message["content"] for message in shown] == ["Add.", "1+1?", "Four.\n#### 4", "1+1?", "2", "+2?"]
 
 
@@ -502,8 +502,8 @@ async def reward(completions, completion_ids, trainer_state, log_extra, log_metr
     return [None if trainer_state.global_step == 1 or n % 2 else float(n) for n in range(len(completions))]
 """
     )
-    recipe = ["--config", str(ROOT / "recipes" / "quickstart.yaml"), "--name", "run", "--folder", str(tmp_path)]
-    small = ["--updates=3", "--rollout.prompts=2", "--rollout.max_new_tokens=4", "--eval.problems=2"]
+    recipe = ["--config", str(ROOT / "recipes" / "quickstart.yaml"), "--name", "run", "--output_dir", str(tmp_path)]
+    small = ["--max_steps=3", "--rollout.prompts_per_step=2", "--rollout.max_new_tokens=4", "--eval.problems=2"]
     main(["train", *recipe, *small, "--task.name", path])
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["seen"] for row in rows] == [0, 1, 2]
@@ -541,7 +541,7 @@ def test_a_metric_lies_in_0_to_1(task_file, value, right):
         ({"rewards": {"nowhere.py:f": 1.0}}, r"^task\.rewards: no file nowhere\.py"),
         ({"rewards": {"correct": float("inf")}}, r"^task\.rewards: the weight of correct must be a number, got inf"),
         ({"rewards": {BREVITY: 1.0, BREVITY.replace("/brev", "//brev"): 1.0}}, r"two rewards are called brevity"),
-        ({"shots": -1}, r"^task\.shots"),
+        ({"num_fewshot": -1}, r"^task\.num_fewshot"),
         ({"max_solution_chars": -1}, r"^task\.max_solution_chars"),
     ],
 )
@@ -566,8 +566,8 @@ def test_rewards_of_a_file_for_any_task(task_file):
 
 def test_an_error_in_user_code_ends_with_2(task_file, tmp_path, capsys):
     path = task_file(f"train = {ROWS}\ntest = []\ndef reward(completions, **columns):\n    return [1 / 0]")
-    recipe = ["--config", str(ROOT / "recipes" / "quickstart.yaml"), "--name", "run", "--folder", str(tmp_path)]
+    recipe = ["--config", str(ROOT / "recipes" / "quickstart.yaml"), "--name", "run", "--output_dir", str(tmp_path)]
     with pytest.raises(SystemExit) as exit_info:
-        main(["train", *recipe, "--updates=1", "--rollout.max_new_tokens=4", "--task.name", path])
+        main(["train", *recipe, "--max_steps=1", "--rollout.max_new_tokens=4", "--task.name", path])
     assert exit_info.value.code == 2
     assert capsys.readouterr().err == f"hrpo: error: {path}, line 4, in reward: ZeroDivisionError: division by zero\n"

@@ -119,7 +119,7 @@ def test_refused_terms(fewest, most):
 
 
 def test_arithmetic_examples():
-    task = load_task(TaskConfig("arithmetic", shots=2), seed=4)
+    task = load_task(TaskConfig("arithmetic", num_fewshot=2), seed=4)
     shots = [task.train[-1], task.train[-2]]
     assert task.messages("1+1") == [
         {"role": "user", "content": shots[0].question},
@@ -212,7 +212,7 @@ def test_gsm8k_gold_scores_1(train_file):
 
 
 def test_gsm8k_shots_leave_the_training_rows(train_file):
-    task = load(train_file, shots=2)
+    task = load(train_file, num_fewshot=2)
     system, *turns = task.preamble
     assert system == {"role": "system", "content": SYSTEM_PROMPT}
     assert [turn["role"] for turn in turns] == ["user", "assistant"] * 2
@@ -223,11 +223,11 @@ def test_gsm8k_shots_leave_the_training_rows(train_file):
     assert shots | left == {question.strip() for question, _ in ROWS}
     by_question = {example.question: example.solution for example in read(train_file)}
     assert all(by_question[turns[i]["content"]] == turns[i + 1]["content"] for i in (0, 2))
-    assert load(train_file, shots=2).preamble == task.preamble
-    assert any(load(train_file, seed, shots=2).preamble != task.preamble for seed in range(1, 6))
+    assert load(train_file, num_fewshot=2).preamble == task.preamble
+    assert any(load(train_file, seed, num_fewshot=2).preamble != task.preamble for seed in range(1, 6))
     assert task.messages("Why?") == [*task.preamble, {"role": "user", "content": "Why?"}]
-    with pytest.raises(InputError, match=r"^task\.shots: 6 .* 5 training problems with a solution$"):
-        load(train_file, shots=6)
+    with pytest.raises(InputError, match=r"^task\.num_fewshot: 6 .* 5 training problems with a solution$"):
+        load(train_file, num_fewshot=6)
 
 
 def test_gsm8k_training_rows_of_the_test_set_are_dropped(train_file):
@@ -242,8 +242,8 @@ def test_gsm8k_max_solution_chars(train_file):
     lengths = [len(example.solution) for example in read(train_file)]
     assert lengths == [28, 25, 40, 25, 19]
     assert [len(example.solution) for example in load(train_file, max_solution_chars=25).train] == [25, 25, 19]
-    with pytest.raises(InputError, match=r"^task\.shots: 1 .* 0 training problems with a solution$"):
-        load(train_file, max_solution_chars=18, shots=1)
+    with pytest.raises(InputError, match=r"^task\.num_fewshot: 1 .* 0 training problems with a solution$"):
+        load(train_file, max_solution_chars=18, num_fewshot=1)
 
 
 def test_gsm8k_paths(train_file, tmp_path):

@@ -29,7 +29,9 @@ def test_parts_by_hand():
     assert parts["adapters and gate"] == 4 * (adapters + GATE)
     assert parts["AdamW"] == 8 * (adapters + GATE)
     assert "reference" not in parts
-    full = dataclasses.replace(CONFIG, model=ModelConfig(lora_rank=0), token_budget=30)  # decoding takes more
+    full = dataclasses.replace(
+        CONFIG, model=ModelConfig(lora_rank=0), max_tokens_per_microbatch=30
+    )  # decoding takes more
     parts = estimate_memory(full, LLAMA, cpu=True)
     assert parts["reference"] == parts["weights"] == 4 * WEIGHTS
     assert parts["AdamW"] == 8 * (WEIGHTS + GATE)
@@ -42,18 +44,22 @@ def test_what_saves_memory_saves_it():
     def total(**changes):
         return sum(estimate_memory(dataclasses.replace(CONFIG, **changes), LLAMA, cpu=False).values())
 
-    assert total(recompute=True) < total()
-    assert total(token_budget=200) < total(token_budget=2000) < total(token_budget=20_000)
-    assert total(token_budget=20_000) == total(token_budget=40_000)  # there are not as many
+    assert total(gradient_checkpointing=True) < total()
+    assert (
+        total(max_tokens_per_microbatch=200)
+        < total(max_tokens_per_microbatch=2000)
+        < total(max_tokens_per_microbatch=20_000)
+    )
+    assert total(max_tokens_per_microbatch=20_000) == total(max_tokens_per_microbatch=40_000)  # there are not as many
 
 
 def test_processes_share_groups_and_shards_share_parameters():
-    rolls = dataclasses.replace(CONFIG, token_budget=30)  # decoding takes more than the update
+    rolls = dataclasses.replace(CONFIG, max_tokens_per_microbatch=30)  # decoding takes more than the update
     alone = estimate_memory(rolls, LLAMA, cpu=True)
     shared = estimate_memory(rolls, LLAMA, cpu=True, processes=4)
     assert shared["keys and values"] * 4 == alone["keys and values"]
     assert shared["weights"] == alone["weights"]
-    full = dataclasses.replace(CONFIG, model=ModelConfig(lora_rank=0), sharding="full")
+    full = dataclasses.replace(CONFIG, model=ModelConfig(lora_rank=0), sharding="fsdp")
     alone, sharded = (estimate_memory(full, LLAMA, cpu=True, processes=count) for count in (1, 4))
     assert "gathered weights" not in alone
     for name in ("weights", "reference", "AdamW", "gradients"):
@@ -62,9 +68,11 @@ def test_processes_share_groups_and_shards_share_parameters():
     running = root * (4 + 4) + 2 * (WEIGHTS + GATE - root) // 3 * 4
     assert sharded["gathered weights"] == running
     long = dataclasses.replace(CONFIG.rollout, max_new_tokens=400)
-    rolls = dataclasses.replace(full, token_budget=30, rollout=long)
+    rolls = dataclasses.replace(full, max_tokens_per_microbatch=30, rollout=long)
     assert estimate_memory(rolls, LLAMA, cpu=True, processes=4)["gathered weights"] == 4 * (WEIGHTS + GATE)
-    short = dataclasses.replace(full, token_budget=5, rollout=dataclasses.replace(CONFIG.rollout, max_new_tokens=8))
+    short = dataclasses.replace(
+        full, max_tokens_per_microbatch=5, rollout=dataclasses.replace(CONFIG.rollout, max_new_tokens=8)
+    )
     parts = estimate_memory(short, LLAMA, cpu=True, processes=4)  # then a checkpoint takes most
     assert parts["whole AdamW"] == 8 * (WEIGHTS + GATE)
     assert parts.keys().isdisjoint({"keys and values", "activations"})
@@ -73,7 +81,9 @@ def test_processes_share_groups_and_shards_share_parameters():
 
 def test_blocks_are_recomputed_on_a_cpu_where_it_tells():
     def activations(recompute, cpu, **changes):
-        config = dataclasses.replace(CONFIG, recompute=recompute, token_budget=10**6, **changes)
+        config = dataclasses.replace(
+            CONFIG, gradient_checkpointing=recompute, max_tokens_per_microbatch=10**6, **changes
+        )
         return estimate_memory(config, LLAMA, cpu=cpu)["activations"]
 
     many = {"rollout": RolloutConfig(80, 8, 100, max_prompt_tokens=50)}
@@ -83,7 +93,7 @@ def test_blocks_are_recomputed_on_a_cpu_where_it_tells():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [[], ["--recompute=true"], ["--model.dtype=bfloat16"]], ids=" ".join)
+@pytest.mark.parametrize("words", [[], ["--gradient_checkpointing=true"], ["--model.dtype=bfloat16"]], ids=" ".join)
 def test_measured_on_smollm2(words, tmp_path):
     """Within a third of the peak of two real updates, which pack and fragment more than shapes tell."""
     if not local_folder("smollm2-135m").is_dir():
@@ -95,14 +105,14 @@ from hrpo.common.memory import peak_memory
 main(["train", *sys.argv[1:]])
 print(peak_memory(torch.device("cpu")))
 """
-    settings = ["--model.name=smollm2-135m", "--eval.problems=0", "--check.prompts=0", "--updates=2"]
-    settings += ["--rollout.prompts=4", "--rollout.max_new_tokens=64", f"--folder={tmp_path}", *words]
+    settings = ["--model.name=smollm2-135m", "--eval.problems=0", "--check.prompts=0", "--max_steps=2"]
+    settings += ["--rollout.prompts_per_step=4", "--rollout.max_new_tokens=64", f"--output_dir={tmp_path}", *words]
     done = subprocess.run([sys.executable, "-c", code, *settings], capture_output=True, text=True, check=True)
     peak = int(done.stdout.splitlines()[-1])
     (folder,) = tmp_path.iterdir()
     longest = max(json.loads(line)["length"] for line in (folder / "metrics.jsonl").read_text().splitlines())
     config = TrainConfig(
-        recompute=True if "--recompute=true" in words else "auto",
+        gradient_checkpointing=True if "--gradient_checkpointing=true" in words else "auto",
         model=ModelConfig("smollm2-135m", "bfloat16" if "--model.dtype=bfloat16" in words else "float32"),
         rollout=RolloutConfig(4, 8, round(longest), max_prompt_tokens=30),
     )
@@ -112,14 +122,14 @@ print(peak_memory(torch.device("cpu")))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("lora_rank", "sharding"), [(32, "none"), (32, "full"), (0, "none"), (0, "full")])
+@pytest.mark.parametrize(("lora_rank", "sharding"), [(32, "none"), (32, "fsdp"), (0, "none"), (0, "fsdp")])
 def test_measured_in_two_processes(lora_rank, sharding, tmp_path):
     """Within a fifth of the peak of each process."""
     if not local_folder("smollm2-135m").is_dir():
         pytest.skip("run `hrpo model smollm2-135m` first")
     words = ["--model.name=smollm2-135m", f"--model.lora_rank={lora_rank}", f"--sharding={sharding}"]
-    words += ["--eval.problems=0", "--check.prompts=0", "--updates=2", "--rollout.prompts=4"]
-    words += ["--rollout.max_new_tokens=64", f"--folder={tmp_path}", "--name=run"]
+    words += ["--eval.problems=0", "--check.prompts=0", "--max_steps=2", "--rollout.prompts_per_step=4"]
+    words += ["--rollout.max_new_tokens=64", f"--output_dir={tmp_path}", "--name=run"]
     script = tmp_path / "peak.py"
     script.write_text(
         "import os, sys, torch\n"

@@ -13,9 +13,9 @@ import pytest
 from hrpo.cli.main import main
 from hrpo.storage.run_dir import checkpoints
 
-COMMAND = "train --name run --save_every 2 --rollout.prompts 2 --rollout.group_size 4"
+COMMAND = "train --name run --save_every 2 --rollout.prompts_per_step 2 --rollout.group_size 4"
 COMMAND += " --rollout.max_new_tokens 24 --latent.r_min 0.9 --model.lora_rank 0 --optimizer.lr 1e-4 --loss.beta 0.01"
-COMMAND += " --eval.problems 8 --check.prompts 2 --keep.last 2 --keep.best 1 --keep.problems 8 --seed 1"
+COMMAND += " --eval.problems 8 --check.prompts 2 --keep.save_total_limit 2 --keep.best 1 --keep.problems 8 --seed 1"
 
 # Libraries are loaded once, in a process that every run is a fork of.
 FORKS = multiprocessing.get_context("forkserver")
@@ -25,7 +25,7 @@ FORKS.set_forkserver_preload(
 
 
 def start(folder: Path, *words: str) -> multiprocessing.Process:
-    process = FORKS.Process(target=main, args=([*shlex.split(COMMAND), "--folder", str(folder), *words],))
+    process = FORKS.Process(target=main, args=([*shlex.split(COMMAND), "--output_dir", str(folder), *words],))
     process.start()
     return process
 
@@ -80,7 +80,7 @@ def outcome(run: Path) -> dict:
 @pytest.mark.parametrize(("updates", "kills", "seed"), [(12, 5, 0), pytest.param(100, 25, 1, marks=pytest.mark.slow)])
 def test_killed_and_resumed(tmp_path, updates, kills, seed):
     """Two kills of three in the write of a checkpoint or just after it, the third anywhere."""
-    options, rng = [f"--updates={updates}"], random.Random(seed)
+    options, rng = [f"--max_steps={updates}"], random.Random(seed)
     assert finished(start(tmp_path / "whole", *options, "--dry-run")) == 0  # the libraries are loaded
     began = time.monotonic()
     assert finished(start(tmp_path / "whole", *options)) == 0

@@ -62,7 +62,7 @@ def test_context(model, task):
 
 
 def test_top_k_above_the_vocabulary(model, tmp_path):
-    settings = dataclasses.replace(config(top_k=model.vocab_size + 1), folder=str(tmp_path))
+    settings = dataclasses.replace(config(top_k=model.vocab_size + 1), output_dir=str(tmp_path))
     with pytest.raises(InputError, match=rf"rollout\.top_k: the model has {model.vocab_size} tokens"):
         Run(settings)
     assert list(tmp_path.iterdir()) == []
@@ -76,7 +76,7 @@ def test_solutions_that_leave_the_context_are_left_out(model):
     longest = "1" * (room - len(model.tokenizer.encode(answer)))  # a token a digit
     examples = [Example("1+2", "3", longest + answer), Example("1+2", "3", longest + "1" + answer)]
     task = Task("mine", "number", examples, [])
-    sft = dataclasses.replace(config(), objective="sft")
+    sft = dataclasses.replace(config(), algorithm="sft")
     kept = fitting(task, model, sft)
     assert kept.train == examples[:1]
     assert list(kept.dropped.items()) == [(f"training problems that have with their solution over {context} tokens", 1)]

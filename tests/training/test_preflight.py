@@ -34,10 +34,10 @@ from hrpo.training.train import train, without_signal
 def config(tmp_path):
     return TrainConfig(
         name="test",
-        folder=str(tmp_path / "runs"),
-        updates=6,
+        output_dir=str(tmp_path / "runs"),
+        max_steps=6,
         model=ModelConfig(lora_rank=0),
-        rollout=RolloutConfig(prompts=3, group_size=4, max_new_tokens=48),
+        rollout=RolloutConfig(prompts_per_step=3, group_size=4, max_new_tokens=48),
         optimizer=OptimizerConfig(lr=1e-4),
         check=CheckConfig(prompts=5, patience=3),
         eval=EvalConfig(problems=0),
@@ -52,7 +52,7 @@ GOOD = Signs(reward=0.4, signal=0.8, format_rate=0.95, truncation_rate=0.0, dist
     [
         ({}, []),
         ({"truncation_rate": 0.5}, ["rollout.max_new_tokens (now 512)"]),
-        ({"format_rate": 0.1}, ["task.shots 2"]),
+        ({"format_rate": 0.1}, ["task.num_fewshot 2"]),
         ({"format_rate": 0.1, "signal": 0.0, "reward": 0.0}, ["hrpo sft"]),
         ({"signal": 0.1, "reward": 0.97}, ["harder problems"]),
         ({"signal": 0.1, "distinct": 0.2}, ["rollout.temperature (now 0.5)"]),
@@ -60,7 +60,7 @@ GOOD = Signs(reward=0.4, signal=0.8, format_rate=0.95, truncation_rate=0.0, dist
         ({"signal": 0.2}, ["rollout.group_size (now 8)"]),
         (
             {"signal": 0.0, "reward": 0.0, "format_rate": 0.0, "truncation_rate": 1.0},
-            ["rollout.max_new_tokens", "task.shots"],
+            ["rollout.max_new_tokens", "task.num_fewshot"],
         ),
     ],
 )
@@ -84,15 +84,15 @@ def test_advice_asks_first_whether_an_end_is_known():
 
 
 def test_advice_does_not_repeat_what_was_done():
-    config = TrainConfig(task=TaskConfig(shots=4))
+    config = TrainConfig(task=TaskConfig(num_fewshot=4))
     (tip,) = advice(dataclasses.replace(GOOD, format_rate=0.2), config)
     assert "in spite of 4 worked examples" in tip
-    assert "task.shots" not in tip
+    assert "task.num_fewshot" not in tip
     assert memory_advice(5, 10, config) == []
     (tip,) = memory_advice(10, 10, config)
-    assert "recompute" in tip
-    (tip,) = memory_advice(10, 10, dataclasses.replace(config, recompute=True))
-    assert "recompute" not in tip
+    assert "gradient_checkpointing" in tip
+    (tip,) = memory_advice(10, 10, dataclasses.replace(config, gradient_checkpointing=True))
+    assert "gradient_checkpointing" not in tip
 
 
 def test_distinct_share():
@@ -120,7 +120,8 @@ def test_estimates(tmp_path):
 import sys, torch
 from hrpo.cli.main import main
 from hrpo.common.memory import peak_memory
-main(["train", "--config", "recipes/quickstart.yaml", "--updates=3", "--eval.problems=0", "--folder", sys.argv[1]])
+words = ["--config", "recipes/quickstart.yaml", "--max_steps=3", "--eval.problems=0", "--output_dir", sys.argv[1]]
+main(["train", *words])
 print(peak_memory(torch.device("cpu")))
 """
     done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
@@ -165,8 +166,8 @@ def test_a_run_without_a_signal_stops(config):
 
 
 def test_stopped_run_exits_with_3(capsys, tmp_path):
-    words = ["train", "--folder", str(tmp_path), "--model.lora_rank=0", "--eval.problems=0", "--check.prompts=0"]
-    words += ["--rollout.max_new_tokens=2", "--rollout.prompts=2", "--check.patience=1"]
+    words = ["train", "--output_dir", str(tmp_path), "--model.lora_rank=0", "--eval.problems=0", "--check.prompts=0"]
+    words += ["--rollout.max_new_tokens=2", "--rollout.prompts_per_step=2", "--check.patience=1"]
     with pytest.raises(SystemExit) as exit_info:
         main(words)
     assert exit_info.value.code == 3

@@ -20,7 +20,8 @@ from torch import nn
 from two_processes import SHARDED, config_of, in_processes, look
 
 from hrpo import Rollout
-from hrpo.cli.main import COMMANDS, Parser
+from hrpo.cli.main import COMMANDS
+from hrpo.cli.parser import Parser
 from hrpo.common import distributed
 from hrpo.common.errors import InputError
 from hrpo.config.schema import ModelConfig, TrainConfig
@@ -128,7 +129,7 @@ def test_rollouts_are_joined_as_if_sampled_at_once():
 
 
 def test_quantized_weights_are_not_sharded():
-    config = TrainConfig(sharding="full", model=ModelConfig(quantization="4bit"))
+    config = TrainConfig(sharding="fsdp", model=ModelConfig(quantization="4bit"))
     with pytest.raises(InputError, match=r"^sharding: .*model\.quantization"):
         check_config(config)
 
@@ -143,7 +144,7 @@ def test_leaving_says_what_was_said_and_no_farewell():
 
 @pytest.mark.slow
 def test_bad_input_is_said_once(tmp_path):
-    done = subprocess.run(launched("--updates=-1", f"--folder={tmp_path}"), capture_output=True, text=True)
+    done = subprocess.run(launched("--max_steps=-1", f"--output_dir={tmp_path}"), capture_output=True, text=True)
     assert done.returncode == 1  # the launcher's own
     assert done.stderr.count("hrpo: error: updates") == 1
     assert re.search(r"rank +: 0 .*\n +exitcode +: 2", done.stderr)
@@ -161,17 +162,17 @@ def rows(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-RUN = ["--model.dtype=float64", "--model.lora_rank=0", "--rollout.prompts=3", "--rollout.group_size=4"]
-RUN += ["--rollout.max_new_tokens=16", "--eval.problems=2", "--check.prompts=2", "--save_every=2", "--updates=4"]
+RUN = ["--model.dtype=float64", "--model.lora_rank=0", "--rollout.prompts_per_step=3", "--rollout.group_size=4"]
+RUN += ["--rollout.max_new_tokens=16", "--eval.problems=2", "--check.prompts=2", "--save_every=2", "--max_steps=4"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sharding", ["none", "full"])
+@pytest.mark.parametrize("sharding", ["none", "fsdp"])
 def test_launched_and_resumed_with_another_number_of_processes(sharding, tmp_path):
-    alone = [sys.executable, "-m", "hrpo", "train", *RUN, f"--folder={tmp_path}"]
+    alone = [sys.executable, "-m", "hrpo", "train", *RUN, f"--output_dir={tmp_path}"]
     subprocess.run([*alone, "--name=one"], check=True, capture_output=True)
     done = subprocess.run(
-        launched(*RUN, f"--folder={tmp_path}", "--name=two", f"--sharding={sharding}"),
+        launched(*RUN, f"--output_dir={tmp_path}", "--name=two", f"--sharding={sharding}"),
         check=True,
         capture_output=True,
         text=True,
@@ -182,7 +183,7 @@ def test_launched_and_resumed_with_another_number_of_processes(sharding, tmp_pat
     for resume in (launched, lambda *words: [*alone[:4], *words]):
         for name in ("checkpoint-4", "evaluation.json"):
             subprocess.run(["rm", "-r", two / name], check=True)
-        words = [*RUN, f"--folder={tmp_path}", "--name=two", f"--sharding={sharding}", "--resume"]
+        words = [*RUN, f"--output_dir={tmp_path}", "--name=two", f"--sharding={sharding}", "--resume"]
         subprocess.run(resume(*words), check=True, capture_output=True)
         for row, expected in zip(rows(two), rows(one), strict=True):
             same = {name for name in expected if "second" not in name}
@@ -195,7 +196,7 @@ def test_launched_and_resumed_with_another_number_of_processes(sharding, tmp_pat
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_one_process_dying_ends_the_job(rank, tmp_path):
-    words = [*RUN, f"--folder={tmp_path}", "--name=run", "--updates=100000"]
+    words = [*RUN, f"--output_dir={tmp_path}", "--name=run", "--max_steps=100000"]
     with subprocess.Popen(launched(*words), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as job:
         metrics = tmp_path / "run" / "metrics.jsonl"
         while not metrics.is_file() or len(rows(metrics.parent)) < 2:
@@ -212,7 +213,7 @@ def test_one_process_dying_ends_the_job(rank, tmp_path):
 @contextlib.contextmanager
 def training(folder: Path):
     """A launched run that has done some updates: the launcher, and its processes by rank."""
-    words = [*RUN, f"--folder={folder}", "--name=run", "--updates=100000", "--save_every=100000"]
+    words = [*RUN, f"--output_dir={folder}", "--name=run", "--max_steps=100000", "--save_every=100000"]
     with subprocess.Popen(launched(*words), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as job:
         metrics = folder / "run" / "metrics.jsonl"
         while not metrics.is_file() or len(rows(metrics.parent)) < 2:

@@ -20,12 +20,12 @@ def base(tmp_path):
 def config_of(folder: Path, base: Path, lora_rank: int = 4, beta: float = 0.01, **task) -> TrainConfig:
     return TrainConfig(
         name="run",
-        folder=str(folder / "runs"),
-        updates=2,
+        output_dir=str(folder / "runs"),
+        max_steps=2,
         model=ModelConfig(str(base), lora_rank=lora_rank),
         task=TaskConfig(**task),
         loss=LossConfig(beta=beta),
-        rollout=RolloutConfig(prompts=2, group_size=2, max_new_tokens=4),
+        rollout=RolloutConfig(prompts_per_step=2, group_size=2, max_new_tokens=4),
         check=CheckConfig(prompts=0),
         eval=EvalConfig(problems=0),
     )

@@ -46,11 +46,11 @@ from hrpo.training.train import train
 def settings(folder: Path) -> TrainConfig:
     return TrainConfig(
         name="run",
-        folder=str(folder),
-        updates=6,
+        output_dir=str(folder),
+        max_steps=6,
         save_every=2,
         model=ModelConfig(lora_rank=0),
-        rollout=RolloutConfig(prompts=2, group_size=4, max_new_tokens=16),
+        rollout=RolloutConfig(prompts_per_step=2, group_size=4, max_new_tokens=16),
         loss=LossConfig(beta=0.01),
         sft=SftConfig(batch=4),
         optimizer=OptimizerConfig(lr=1e-4),
@@ -92,9 +92,9 @@ def words(config: TrainConfig) -> list[str]:
 @pytest.mark.parametrize(("objective", "lora_rank"), [("hrpo", 0), ("hrpo", 4), ("sft", 0), ("sft", 4)])
 def test_the_same_run_twice(config, tmp_path, objective, lora_rank):
     config = dataclasses.replace(
-        config, updates=2, objective=objective, model=ModelConfig(lora_rank=lora_rank), eval=EvalConfig(problems=1)
+        config, max_steps=2, algorithm=objective, model=ModelConfig(lora_rank=lora_rank), eval=EvalConfig(problems=1)
     )
-    runs = [dataclasses.replace(config, folder=str(tmp_path / name)) for name in "ab"]
+    runs = [dataclasses.replace(config, output_dir=str(tmp_path / name)) for name in "ab"]
     for run in runs:
         train(run)
     assert outcome(runs[0].run_folder) == outcome(runs[1].run_folder)
@@ -117,8 +117,9 @@ def test_other_threads_are_told(config, capsys, monkeypatch):
 def trained(tmp_path_factory):
     """A finished run, and a copy of it to damage for each test: its settings, and what it left."""
     folder = tmp_path_factory.mktemp("trained")
-    words = "train --name run --updates 4 --save_every 2 --rollout.prompts 2 --rollout.group_size 4 --check.prompts 0"
-    main([*words.split(), "--rollout.max_new_tokens", "16", "--eval.problems", "2", "--folder", str(folder)])
+    words = "train --name run --max_steps 4 --save_every 2 --rollout.prompts_per_step 2 --rollout.group_size 4"
+    words += " --check.prompts 0"
+    main([*words.split(), "--rollout.max_new_tokens", "16", "--eval.problems", "2", "--output_dir", str(folder)])
     return folder
 
 
@@ -138,9 +139,9 @@ DAMAGES = {
     "one bit of the optimizer": lambda c: flip(c / "optimizer.safetensors"),
     "edited": lambda c: (c / "hybrid.json").write_text((c / "hybrid.json").read_text().replace("0.5", "0.6")),
     "cut": lambda c: os.truncate(c / "gate.safetensors", 100),
-    "empty": lambda c: os.truncate(c / "begun.json", 0),
+    "empty": lambda c: os.truncate(c / "trainer.json", 0),
     "a file is gone": lambda c: (c / "tokenizer.json").unlink(),
-    "a folder in its place": lambda c: ((c / "begun.json").unlink(), (c / "begun.json").mkdir()),
+    "a folder in its place": lambda c: ((c / "trainer.json").unlink(), (c / "trainer.json").mkdir()),
     "checksums are cut": lambda c: os.truncate(c / SUMS_FILE, 200),
     "checksums are empty": lambda c: os.truncate(c / SUMS_FILE, 0),
     "checksums are gone": lambda c: (c / SUMS_FILE).unlink(),
@@ -176,7 +177,7 @@ def test_a_run_goes_back_from_a_damaged_checkpoint(trained, run, capsys):
     flip(run / "checkpoint-4" / "optimizer.safetensors")
     (run / "checkpoint-3.tmp").mkdir()  # of killed writes
     (run / "checkpoint-1.replaced").mkdir()
-    main(["train", "--config", str(run / "config.yaml"), "--folder", str(run.parent), "--resume"])
+    main(["train", "--config", str(run / "config.yaml"), "--output_dir", str(run.parent), "--resume"])
     assert "checkpoint-4 is damaged (optimizer.safetensors is not as" in capsys.readouterr().err
     assert outcome(run) == outcome(trained / "run")
     assert {path.name for path in run.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4", "checkpoint-4.damaged"}
@@ -187,7 +188,7 @@ def test_where_no_checkpoint_is_whole_nothing_is_thrown_away(run, capsys):
     for checkpoint in checkpoints(run).values():
         flip(checkpoint / "gate.safetensors")
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
-    command = ["train", "--config", str(run / "config.yaml"), "--folder", str(run.parent), "--resume"]
+    command = ["train", "--config", str(run / "config.yaml"), "--output_dir", str(run.parent), "--resume"]
     with pytest.raises(SystemExit) as exit_info:
         main(command)
     assert exit_info.value.code == 2
@@ -204,7 +205,7 @@ def test_an_optimizer_that_no_update_makes_is_refused(run, capsys, name, value):
     save_file(state, path)
     seal(path.parent)
     with pytest.raises(SystemExit):
-        main(["train", "--config", str(run / "config.yaml"), "--folder", str(run.parent), "--resume"])
+        main(["train", "--config", str(run / "config.yaml"), "--output_dir", str(run.parent), "--resume"])
     assert f"optimizer.safetensors is damaged (0.{name} has values that no update makes)" in capsys.readouterr().err
 
 
@@ -296,7 +297,7 @@ def exit_code(words) -> int:
 )
 def test_a_run_saves_and_ends_when_asked(config, never, tmp_path, monkeypatch, capfd, number, when, saved):
     shutil.copy(never / "config.yaml", tmp_path)
-    command = ["train", "--config", str(tmp_path / "config.yaml"), "--folder", str(tmp_path)]
+    command = ["train", "--config", str(tmp_path / "config.yaml"), "--output_dir", str(tmp_path)]
     with monkeypatch.context() as patch:
         signalled(patch, [number], when=when)
         assert exit_code(command) == 4
@@ -330,7 +331,7 @@ def test_asked_before_there_is_a_folder(config, tmp_path, monkeypatch, capfd):
         begin(self, *args, **options)
 
     monkeypatch.setattr(Run, "__init__", asked)
-    command = ["train", "--name", "run", "--folder", str(tmp_path), "--rollout.max_new_tokens", "16"]
+    command = ["train", "--name", "run", "--output_dir", str(tmp_path), "--rollout.max_new_tokens", "16"]
     assert exit_code(command) == 4
     assert capfd.readouterr().err == "hrpo: interrupted; nothing is lost, the same command begins the run\n"
     assert not config.run_folder.exists()
@@ -340,7 +341,7 @@ def test_a_comparison_ends_and_goes_on(config, tmp_path, monkeypatch):
     Run(dataclasses.replace(config, name="begun"))
     file = tmp_path / "begun" / "config.yaml"
     command = ["compare", "--config", str(file), "--name", "{arm}-{seed}", "--modes", "[hybrid,discrete]"]
-    command += ["--seeds", "[0]", "--updates", "3"]
+    command += ["--seeds", "[0]", "--max_steps", "3"]
     with monkeypatch.context() as patch:
         signalled(patch, [signal.SIGTERM], when=1)
         assert exit_code(command) == 4
@@ -362,7 +363,7 @@ def test_an_ignored_signal_stays_ignored(config, monkeypatch):
 
 def test_a_thread_can_train(config):
     results = []
-    thread = threading.Thread(target=lambda: results.append(train(dataclasses.replace(config, updates=1))))
+    thread = threading.Thread(target=lambda: results.append(train(dataclasses.replace(config, max_steps=1))))
     thread.start()
     thread.join()
     assert results[0].keys() == {"before", "after"}
@@ -410,7 +411,7 @@ def test_supervised_updates_are_saved_too(config, monkeypatch):
     batch = Trainer.batch
     monkeypatch.setattr(Trainer, "batch", ending)
     with pytest.raises(RuntimeError, match="odd"):
-        train(dataclasses.replace(config, objective="sft", eval=EvalConfig(problems=0)))
+        train(dataclasses.replace(config, algorithm="sft", eval=EvalConfig(problems=0)))
     assert sorted(checkpoints(config.run_folder)) == [1]
 
 
@@ -447,8 +448,17 @@ def test_an_output_that_takes_nothing(config, nobody_reads, tmp_path, monkeypatc
     """As in `hrpo train | head`, or with output to a full disk, which is not that of the run folder."""
     with monkeypatch.context() as patch, Path("/dev/full").open("w") as full:
         patch.setattr(sys, "stdout", nobody_reads if output == "nobody reads" else full)
-        command = ["train", "--name", "run", "--folder", str(tmp_path), "--rollout.max_new_tokens", "16"]
-        command += ["--eval.problems", "0", "--check.prompts", "0", "--rollout.prompts", "2", "--updates", "3"]
+        command = ["train", "--name", "run", "--output_dir", str(tmp_path), "--rollout.max_new_tokens", "16"]
+        command += [
+            "--eval.problems",
+            "0",
+            "--check.prompts",
+            "0",
+            "--rollout.prompts_per_step",
+            "2",
+            "--max_steps",
+            "3",
+        ]
         code = exit_code(command)
         sys.stdout.close()
     console.begin_capture()
@@ -492,7 +502,7 @@ def fill(folder: Path, leave: int) -> Path:
 
 @pytest.mark.parametrize("what", ["checkpoint", "metrics"])
 def test_a_full_disk(config, never, small_disk, capfd, monkeypatch, what):
-    there = dataclasses.replace(config, folder=str(small_disk))
+    there = dataclasses.replace(config, output_dir=str(small_disk))
     step = Run.train_step
 
     def filled(self):
@@ -507,7 +517,7 @@ def test_a_full_disk(config, never, small_disk, capfd, monkeypatch, what):
     with monkeypatch.context() as patch:
         patch.setattr(Run, "train_step", filled)
         shutil.copy(never / "config.yaml", small_disk / "settings.yaml")
-        command = ["train", "--config", str(small_disk / "settings.yaml"), "--folder", str(small_disk)]
+        command = ["train", "--config", str(small_disk / "settings.yaml"), "--output_dir", str(small_disk)]
         assert exit_code(command) == 3
     assert "Traceback" not in (said := capfd.readouterr().err)
     assert said.count("\n") == 1
@@ -521,7 +531,7 @@ def test_a_full_disk(config, never, small_disk, capfd, monkeypatch, what):
         train(there, resume=True)
     assert damage(there.run_folder / "checkpoint-2") is None
     (small_disk / "ballast").unlink()
-    train(dataclasses.replace(there, keep=KeepConfig(last=1)), resume=True)
+    train(dataclasses.replace(there, keep=KeepConfig(save_total_limit=1)), resume=True)
     assert outcome(there.run_folder) == outcome(never)
 
 
@@ -530,15 +540,15 @@ def test_a_full_disk(config, never, small_disk, capfd, monkeypatch, what):
 
 @pytest.mark.parametrize("task", ["arithmetic", "list"])
 def test_held_out_problems_are_not_trained_on(tmp_path, task):
-    settings = TaskConfig(shots=2)
+    settings = TaskConfig(num_fewshot=2)
     if task == "list":
         rows = [{"question": f"What is {i} + {i % 7}?", "answer": f"#### {i + i % 7}"} for i in range(60)]
         lines = [json.dumps(row) + "\n" for row in [*rows, *rows]]  # each twice
         (tmp_path / "train.jsonl").write_text("".join(lines))
         (tmp_path / "test.jsonl").write_text('{"question": "1?", "answer": "#### 1"}\n')
-        settings = TaskConfig("gsm8k", path=str(tmp_path), shots=2)
+        settings = TaskConfig("gsm8k", path=str(tmp_path), num_fewshot=2)
     else:
-        settings = TaskConfig(shots=2, min_terms=2, max_terms=2)  # so few different ones that they come again
+        settings = TaskConfig(num_fewshot=2, min_terms=2, max_terms=2)  # so few different ones that they come again
     whole = load_task(settings, seed=5)
     held_out, rest = hold_out(whole, 20, seed=5)
     kept = {essence(example) for example in held_out}
@@ -576,7 +586,7 @@ def test_which_checkpoints_stay(tmp_path, last, best, stay):
 
 
 def test_a_run_keeps_the_last_and_the_best(config, tmp_path, monkeypatch, capfd):
-    config = dataclasses.replace(config, keep=KeepConfig(last=1, best=1, problems=4))
+    config = dataclasses.replace(config, keep=KeepConfig(save_total_limit=1, best=1, problems=4))
     found = []
 
     def watch(path):

@@ -20,12 +20,12 @@ from hrpo.training.train import train
 def config(tmp_path):
     return TrainConfig(
         name="test",
-        folder=str(tmp_path),
-        updates=4,
+        output_dir=str(tmp_path),
+        max_steps=4,
         save_every=2,
-        tracker="tensorboard",
+        report_to="tensorboard",
         model=ModelConfig(lora_rank=0),
-        rollout=RolloutConfig(prompts=2, group_size=2, max_new_tokens=16),
+        rollout=RolloutConfig(prompts_per_step=2, group_size=2, max_new_tokens=16),
         eval=EvalConfig(problems=0),
     )
 
@@ -96,7 +96,7 @@ def test_a_tracker_that_fails_stops_nothing(config, tmp_path, monkeypatch, capsy
     monkeypatch.setitem(accelerate.accelerator.LOGGER_TYPE_TO_CLASS, "wandb", stand_in)
     monkeypatch.setattr("accelerate.tracking._available_trackers", [LoggerType.WANDB])
     monkeypatch.setattr("hrpo.training.validate.is_installed", lambda name: True)
-    train(dataclasses.replace(config, tracker="wandb"))
+    train(dataclasses.replace(config, report_to="wandb"))
     assert len(read_lines(tmp_path / "test" / "metrics.jsonl")) == 4
     warnings = capsys.readouterr().out.count("warning: wandb has failed and is off, training goes on: no network")
     assert warnings == (when != "never")
@@ -110,5 +110,5 @@ def test_a_missing_package_is_told_before_anything_is_written(config, tmp_path, 
     assert is_installed("tensorboard")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"tracker: trackio is not installed; pip install trackio"):
-        train(dataclasses.replace(config, tracker="trackio"))
+        train(dataclasses.replace(config, report_to="trackio"))
     assert not list(tmp_path.iterdir())

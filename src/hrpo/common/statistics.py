@@ -1,6 +1,11 @@
 """How far numbers measured on a few problems or seeds can be trusted: intervals, paired tests, pass@k.
 
-Pure functions. Bootstraps draw from a fixed seed, so that the same values give the same interval.
+Pure functions. The textbook ones are SciPy's and statsmodels'; what is written here are the cases in which these know
+no answer (no spread, nothing right), pass@k, and the bootstraps. Bootstraps draw from a fixed seed, so that the same
+values give the same interval. They are our own because scipy.stats.bootstrap draws every question by itself, which
+takes five to forty times as long as drawing how often each distinct score appears, and has no p-value.
+
+SciPy and statsmodels take a second to import, so each function imports what it needs.
 """
 
 import math
@@ -14,6 +19,7 @@ Values = Any  # what numpy makes an array of
 
 DRAWS = 10_000  # resamples; a p-value cannot be below 1 / (DRAWS + 1)
 ROUNDING = 1e-12  # of the largest value: what differs by less differs by rounding alone
+Z = 1.96  # the normal quantile of 95 %, to the digits in which intervals are published
 BLOCK = 4_000_000  # counts of resampled values held at a time
 
 
@@ -25,18 +31,26 @@ class Difference(NamedTuple):
     p: float
 
 
-def wilson(right: float, total: float, z: float = 1.96) -> Interval:
-    """95 % interval of a proportion.
+def wilson(right: float, total: float, z: float = Z) -> Interval:
+    """95 % interval of a proportion, which always holds the proportion itself.
 
     Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
+
+    Args:
+        right: successes; with an effective number of trials no whole number.
+        total: trials.
+        z: the normal quantile; another one stands for another coverage.
+
     """
-    share = right / total
-    centre = (share + z**2 / (2 * total)) / (1 + z**2 / total)
-    half = z / (1 + z**2 / total) * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
-    return max(min(centre - half, share), 0.0), min(max(centre + half, share), 1.0)
+    from scipy.special import ndtr
+    from statsmodels.stats.proportion import proportion_confint
+
+    share = min(right / total, 1.0)  # sums of shares may exceed their number by a rounding
+    low, high = proportion_confint(share * total, total, alpha=2 * ndtr(-z), method="wilson")
+    return max(min(float(low), share), 0.0), min(max(float(high), share), 1.0)
 
 
-def metric_interval(values: Sequence[float], z: float = 1.96) -> Interval:
+def metric_interval(values: Sequence[float], z: float = Z) -> Interval:
     """95 % interval of the mean of a task's own metric over problems.
 
     In 0..1 it is Wilson's, which shares of right answers have: no values there have a larger variance for their mean.
@@ -58,12 +72,12 @@ def mean_interval(values: Sequence[float]) -> Interval:
         ValueError: fewer than two values; one run says nothing about how much runs differ.
 
     """
+    from scipy import stats
+
     n = len(values)
     if n < 2:
         raise ValueError(f"an interval over runs needs two of them, got {n}")
-    mean = math.fsum(values) / n
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    half = t_quantile(n - 1) * deviation / math.sqrt(n)
+    mean, half = math.fsum(values) / n, t_quantile(n - 1) * float(stats.sem(values))
     return mean - half, mean + half
 
 
@@ -77,55 +91,24 @@ def paired_t(a: Sequence[float], b: Sequence[float]) -> Difference:
         ValueError: fewer than two pairs, or different numbers of values.
 
     """
+    from scipy import stats
+
     differences = [left - right for left, right in zip(a, b, strict=True)]
-    low, high = mean_interval(differences)
+    interval = mean_interval(differences)
     n, mean = len(differences), math.fsum(differences) / len(differences)
     rounding = ROUNDING * max(map(abs, [*a, *b]))
     if max(map(abs, differences)) <= rounding:
         return Difference(0.0, (0.0, 0.0), 1.0)
     if max(differences) - min(differences) <= rounding:
         return Difference(mean, (mean, mean), 2.0 ** (1 - n))
-    t = abs(mean) / ((high - low) / 2) * t_quantile(n - 1)
-    return Difference(mean, (low, high), _t_beyond(math.atan(t / math.sqrt(n - 1)), n - 1))
+    return Difference(mean, interval, float(stats.ttest_rel(a, b).pvalue))
 
 
 def t_quantile(freedom: int, coverage: float = 0.95) -> float:
-    """Return t with P(|T| <= t) = `coverage` for Student's T of `freedom` degrees, to 1e-12.
+    """Return t with P(|T| <= t) = `coverage` for Student's T of `freedom` degrees."""
+    from scipy import stats
 
-    Bisection on the closed form of P: Abramowitz & Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4.
-    """
-    low, high = 0.0, math.pi / 2  # of the angle atan(t / sqrt(freedom)), in which P is monotone
-    while high - low > 1e-15:
-        middle = (low + high) / 2
-        low, high = (middle, high) if _t_within(middle, freedom) < coverage else (low, middle)
-    return math.sqrt(freedom) * math.tan((low + high) / 2)
-
-
-def _t_within(angle: float, freedom: int) -> float:
-    """Return P(|T| <= sqrt(freedom) tan(angle))."""
-    odd = freedom % 2
-    term, total = (math.cos(angle) if odd else 1.0), 0.0
-    for power in range(1 + odd, freedom, 2):
-        total += term
-        term *= math.cos(angle) ** 2 * power / (power + 1)
-    return (angle + math.sin(angle) * total) * 2 / math.pi if odd else math.sin(angle) * total
-
-
-def _t_beyond(angle: float, freedom: int) -> float:
-    """Return P(|T| > sqrt(freedom) tan(angle)), accurate where it is far below the rounding of 1.
-
-    The series of `_t_within`, never broken off, adds up to 1: this is the sum of the terms that it leaves out.
-    """
-    within = _t_within(angle, freedom)
-    if within < 0.5:  # many terms would be left
-        return 1 - within
-    odd = freedom % 2
-    term, total, power = (math.cos(angle) if odd else 1.0), 0.0, 1 + odd
-    while power < freedom or term > total * 1e-17:
-        total += term if power > freedom else 0.0
-        term *= math.cos(angle) ** 2 * power / (power + 1)
-        power += 2
-    return math.sin(angle) * total * (2 / math.pi if odd else 1.0)
+    return float(stats.t.isf((1 - coverage) / 2, freedom))
 
 
 def clustered_bootstrap(values: Values, *, draws: int = DRAWS, seed: int = 0) -> Interval:
@@ -220,14 +203,11 @@ def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
         ValueError: different numbers of questions.
 
     """
+    from statsmodels.stats.contingency_tables import mcnemar as test
+
     pairs = [(bool(left), bool(right)) for left, right in zip(a, b, strict=True)]
-    only_a, only_b = pairs.count((True, False)), pairs.count((False, True))
-    n = only_a + only_b
-    tail = ways = 1  # C(n, 0)
-    for count in range(min(only_a, only_b)):
-        ways = ways * (n - count) // (count + 1)
-        tail += ways
-    return min(2 * tail / (1 << n), 1.0)
+    table = [[pairs.count((left, right)) for right in (True, False)] for left in (True, False)]
+    return float(test(table, exact=True).pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -235,11 +215,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
     The i-th smallest of m, from 0, times m - i; none smaller than the one before it, none above 1.
     """
-    corrected, largest = [0.0] * len(p_values), 0.0
-    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda place: p_values[place])):
-        largest = max(largest, min((len(p_values) - rank) * p_values[place], 1.0))
-        corrected[place] = largest
-    return corrected
+    from statsmodels.stats.multitest import multipletests
+
+    return multipletests(p_values, method="holm")[1].tolist() if p_values else []
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:

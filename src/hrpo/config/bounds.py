@@ -11,14 +11,14 @@ SEED = 2**32 - 1  # the largest that numpy takes
 MIN_TEMPERATURE = 1e-6  # far below, logits over it overflow float32
 
 SETTINGS = {
-    "updates": (1, COUNT),
+    "max_steps": (1, COUNT),
     "save_every": (1, COUNT),
-    "token_budget": (0, COUNT),
-    "task.shots": (0, SHOTS),
+    "max_tokens_per_microbatch": (0, COUNT),
+    "task.num_fewshot": (0, SHOTS),
     "task.max_solution_chars": (0, COUNT),
     "model.lora_rank": (0, RANK),
     "model.lora_alpha": (1, COUNT),
-    "rollout.prompts": (1, BATCH),
+    "rollout.prompts_per_step": (1, BATCH),
     "rollout.max_new_tokens": (1, TOKENS),
     "rollout.max_prompt_tokens": (0, TOKENS),
     "rollout.top_k": (0, COUNT),
@@ -26,7 +26,7 @@ SETTINGS = {
     "check.prompts": (0, BATCH),
     "check.patience": (0, COUNT),
     "check.max_skipped": (1, COUNT),
-    "keep.last": (0, COUNT),
+    "keep.save_total_limit": (0, COUNT),
     "keep.best": (0, COUNT),
     "keep.problems": (0, 10**4),  # some are drawn for each
     "eval.problems": (0, COUNT),

@@ -64,8 +64,8 @@ def parse(text: str) -> Any:
         raise yaml.YAMLError(f"a value cannot be read: {error}") from error
 
 
-def check_settings_file(path: Path) -> None:
-    """Refuse a file that is no YAML, or whose sections are none; names and values are looked at later.
+def read_settings_file(path: Path) -> dict[str, Any]:
+    """Return what a file holds, which is YAML with sections; names and values are looked at later.
 
     Raises:
         InputError: names the file and the line.
@@ -86,3 +86,5 @@ def check_settings_file(path: Path) -> None:
     for section in SECTIONS:
         if section in settings and not isinstance(settings[section], dict):
             raise InputError(f"{section}: {path} gives no fields of it, got {settings[section]!r}; {FORM}")
+    found: dict[str, Any] = settings
+    return found

@@ -17,7 +17,7 @@ LongPrompts = Literal["drop", "refuse"]
 Target = Literal["solution", "answer"]
 Tracker = Literal["none", "tensorboard", "wandb", "trackio"]
 Scorer = Literal["own", "math_string"]
-Sharding = Literal["none", "full"]
+Sharding = Literal["none", "fsdp"]
 
 
 LONGEST = 512  # tokens of a completion where nobody says another limit; the paper's
@@ -85,7 +85,7 @@ class TaskConfig:
         scorer: how answers are judged: "own", by the task's rule, or mathematical ones by the release's, "math_string".
         rewards: what is rewarded, each with its weight: correct (the task's own reward), format (exactly one
             delimiter), or FILE.py:FUNCTION in TRL's signature.
-        shots: worked examples that every prompt begins with.
+        num_fewshot: worked examples that every prompt begins with.
         max_solution_chars: train only on problems whose written solution is at most this long; 0 takes all.
         min_terms: fewest terms of a problem (arithmetic).
         max_terms: most terms of a problem (arithmetic).
@@ -96,7 +96,7 @@ class TaskConfig:
     test_path: str = ""
     scorer: Scorer = "own"
     rewards: dict[str, float] = field(default_factory=lambda: {"correct": 1.0})
-    shots: int = 0
+    num_fewshot: int = 0
     max_solution_chars: int = 0
     min_terms: int = 3
     max_terms: int = 5
@@ -107,7 +107,7 @@ class RolloutConfig:
     """How completions are sampled.
 
     Args:
-        prompts: prompts per update, B.
+        prompts_per_step: prompts per update, B.
         group_size: completions per prompt, G; the paper uses 4 or 8.
         max_new_tokens: length limit of a completion, T; auto takes the paper's 512, or half of a shorter context of the
             model.
@@ -118,7 +118,7 @@ class RolloutConfig:
         static_shapes: decode in steps that are all alike, which CUDA repeats as a captured graph; finished rows stay.
     """
 
-    prompts: int = 8
+    prompts_per_step: int = 8
     group_size: int = 8
     max_new_tokens: int | Auto = "auto"
     temperature: float = 0.5
@@ -136,15 +136,15 @@ class LossConfig:
         beta: weight of the KL term; 0 needs no reference.
         policy: the distribution whose log-probability is optimised: "model" (temperature 1, as released),
             "tempered" (the sampler's temperature, as TRL) or "sampler" (its temperature and candidates).
-        reduction: mean over each completion's tokens first ("sequence") or over all tokens at once ("token").
-        advantage_scale: divide advantages by the group's standard deviation ("std") or leave them ("unscaled").
+        loss_aggregation: mean over each completion's tokens first ("sequence") or over all tokens at once ("token").
+        scale_rewards: divide advantages by the group's standard deviation ("std") or leave them ("unscaled").
         mask_truncated: leave completions that were cut off at the length limit out of the loss.
     """
 
     beta: float = 0.005
     policy: Policy = "model"
-    reduction: Reduction = "sequence"
-    advantage_scale: AdvantageScale = "std"
+    loss_aggregation: Reduction = "sequence"
+    scale_rewards: AdvantageScale = "std"
     mask_truncated: bool = False
 
 
@@ -207,12 +207,12 @@ class KeepConfig:
     """Which checkpoints stay.
 
     Args:
-        last: the newest so many; 0 keeps all.
+        save_total_limit: the newest so many; 0 keeps all.
         best: beside them the so many that answer the most held-out training problems right.
         problems: training problems that are held out for that, and never trained on.
     """
 
-    last: int = 0
+    save_total_limit: int = 0
     best: int = 0
     problems: int = 0
 
@@ -235,20 +235,21 @@ class TrainConfig:
     """One run.
 
     Args:
-        name: of the run; it lives in FOLDER/NAME. {mode} and {seed} stand for the latent mode (or sft) and the seed.
-        folder: where runs are kept.
-        updates: optimizer steps, one rollout each.
+        name: of the run; it lives in OUTPUT_DIR/NAME. {mode} and {seed} stand for the latent mode (or sft) and the
+            seed.
+        output_dir: where runs are kept.
+        max_steps: optimizer steps, one rollout each.
         seed: of data order, sampling and initial gate.
-        token_budget: tokens of a micro-batch, a group's prompt counted once; lower it when memory runs out. 0 takes
-            a group, or 1,024 to 4,096, on a CPU, where more is no faster, and 16,384 elsewhere.
-        recompute: keep only the inputs of the model's blocks and compute the rest anew in the backward pass: less
-            memory, more time. auto does it on a CPU, for as many blocks as it takes for the others to keep no more than
-            what the weights take, or 256 MB.
-        sharding: with several processes, "full" leaves each its share of the parameters, of their gradients and of the
+        max_tokens_per_microbatch: tokens of a micro-batch, a group's prompt counted once; lower it when memory runs
+            out. 0 takes a group, or 1,024 to 4,096, on a CPU, where more is no faster, and 16,384 elsewhere.
+        gradient_checkpointing: keep only the inputs of the model's blocks and compute the rest anew in the backward
+            pass: less memory, more time. auto does it on a CPU, for as many blocks as it takes for the others to keep
+            no more than what the weights take, or 256 MB.
+        sharding: with several processes, "fsdp" leaves each its share of the parameters, of their gradients and of the
             optimizer's state (torch's fully_shard); "none" gives each all of them.
         save_every: updates between checkpoints; the last is always kept.
-        tracker: where metrics go beside the run folder: "tensorboard" (files in it), "wandb" or "trackio".
-        objective: the algorithm: "hrpo", reinforcement learning in any latent mode; "rloo" or "dapo", the same with
+        report_to: where metrics go beside the run folder: "tensorboard" (files in it), "wandb" or "trackio".
+        algorithm: the algorithm: "hrpo", reinforcement learning in any latent mode; "rloo" or "dapo", the same with
             other advantages or another loss; or "sft", supervised fine-tuning on tokens alone, which `hrpo sft` sets.
         model: the language model.
         latent: what is fed while the model thinks.
@@ -263,15 +264,15 @@ class TrainConfig:
     """
 
     name: str = "run-{mode}-{seed}"
-    folder: str = "runs"
-    updates: int = 100
+    output_dir: str = "runs"
+    max_steps: int = 100
     seed: int = 0
-    token_budget: int = 0
-    recompute: bool | Auto = "auto"
+    max_tokens_per_microbatch: int = 0
+    gradient_checkpointing: bool | Auto = "auto"
     sharding: Sharding = "none"
     save_every: int = 50
-    tracker: Tracker = "none"
-    objective: str = "hrpo"
+    report_to: Tracker = "none"
+    algorithm: str = "hrpo"
     model: ModelConfig = field(default_factory=ModelConfig)
     latent: LatentConfig = field(default_factory=LatentConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
@@ -288,18 +289,18 @@ class TrainConfig:
         """Where the run lives.
 
         Raises:
-            InputError: the name has other braces than {mode} and {seed}, or leads out of the folder.
+            InputError: the name has other braces than {mode} and {seed}, or leads out of output_dir.
         """
         mode = self.latent.mode
-        mode = {"hrpo": mode, "sft": "sft"}.get(self.objective, f"{self.objective}-{mode}")
+        mode = {"hrpo": mode, "sft": "sft"}.get(self.algorithm, f"{self.algorithm}-{mode}")
         try:
             name = self.name.format(mode=mode, seed=self.seed)
         except (AttributeError, KeyError, ValueError, IndexError) as error:
             raise InputError(f"name: {self.name!r} may hold {{mode}} and {{seed}}, and no other braces") from error
         path = Path(name)
         if path == Path() or path.is_absolute() or ".." in path.parts or not name.isprintable():
-            raise InputError(f"name: {self.name!r} is no name within {self.folder}; another place is --folder")
-        return Path(self.folder) / path
+            raise InputError(f"name: {self.name!r} is no name within {self.output_dir}; another place is --output_dir")
+        return Path(self.output_dir) / path
 
 
 @dataclass(frozen=True)

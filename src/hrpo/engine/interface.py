@@ -181,3 +181,4 @@ DEFAULT = EngineOptions()
 REFERENCE = EngineOptions(
     packed=False, compact=False, folded_adapter=False, chunked_head=False, accelerator="torch"
 )  # the model as transformers runs it
+FAST, PLAIN = DEFAULT, REFERENCE  # their names in 0.1

@@ -1,5 +1,6 @@
 """What the answers amount to: numbers with intervals, and paired tests between any two models on the same problems."""
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -10,9 +11,11 @@ import numpy as np
 from hrpo.common.statistics import clustered_bootstrap, holm, mcnemar, paired_bootstrap, pass_at_k
 from hrpo.evaluate import Answer, summarize
 from hrpo.evaluation.text_quality import writing_of
+from hrpo.reports.comparisons import ModelDifference
+from hrpo.reports.results import DecodeMode
 
-HOWS = ("greedy", "sampled")
-Answers = Mapping[str, Sequence[Answer]]  # by "greedy" and, where there are samples, "sampled"
+GREEDY, SAMPLED = DecodeMode
+Answers = Mapping[str, Sequence[Answer]]  # by `DecodeMode`; "sampled" where there are samples
 
 
 def numbers_of(answers: Answers, samples: int) -> dict[str, Any]:
@@ -23,11 +26,11 @@ def numbers_of(answers: Answers, samples: int) -> dict[str, Any]:
         samples: of each problem, k.
 
     """
-    numbers = {"greedy": summarize(answers["greedy"])}
+    numbers = {GREEDY.value: summarize(answers[GREEDY])}
     if samples:
-        numbers["sampled"] = _of_samples(answers["sampled"], samples)
-    for how, part in numbers.items():
-        part["writing"] = writing_of([answer.completion for answer in answers[how]])
+        numbers[SAMPLED.value] = _of_samples(answers[SAMPLED], samples)
+    for mode, part in numbers.items():
+        part["writing"] = writing_of([answer.completion for answer in answers[mode]])
     return numbers
 
 
@@ -63,29 +66,36 @@ def comparisons_of(answers: Mapping[str, Mapping[str, Answers]], samples: int) -
         for the number of all the rows.
 
     """
-    rows = list[dict[str, Any]]()
-    for task, models in answers.items():
-        for first, second in itertools.combinations(models, 2):
-            for how in HOWS[: 2 if samples else 1]:
-                k = samples if how == "sampled" else 1
-                a, b = (_by_problem([answer.strict for answer in models[name][how]], k) for name in (first, second))
-                found = paired_bootstrap(a.mean(axis=1), b.mean(axis=1))
-                rows.append(
-                    {
-                        "task": task,
-                        "how": how,
-                        "first": first,
-                        "second": second,
-                        "problems": len(a),
-                        "difference": found.difference,
-                        "interval": found.interval,
-                        "test": "mcnemar" if how == "greedy" else "paired bootstrap",
-                        "p": mcnemar(a[:, 0], b[:, 0]) if how == "greedy" else found.p,
-                    }
-                )
-    for row, corrected in zip(rows, holm([row["p"] for row in rows]), strict=True):
-        row["p_holm"] = corrected
-    return rows
+    rows = [
+        _difference(task, mode, (first, second), models, samples)
+        for task, models in answers.items()
+        for first, second in itertools.combinations(models, 2)
+        for mode in ((GREEDY, SAMPLED) if samples else (GREEDY,))
+    ]
+    corrected = holm([row.p for row in rows])
+    return [dataclasses.asdict(dataclasses.replace(row, p_holm=p)) for row, p in zip(rows, corrected, strict=True)]
+
+
+def _difference(
+    task: str, mode: DecodeMode, names: tuple[str, str], models: Mapping[str, Answers], samples: int
+) -> ModelDifference:
+    """Return how two models differ on a task, p not corrected yet."""
+    k = samples if mode is SAMPLED else 1
+    first, second = (_by_problem([answer.strict for answer in models[name][mode]], k) for name in names)  # (Q, k)
+    found = paired_bootstrap(first.mean(axis=1), second.mean(axis=1))
+    p = mcnemar(first[:, 0], second[:, 0]) if mode is GREEDY else found.p
+    return ModelDifference(
+        task=task,
+        how=mode.value,
+        first=names[0],
+        second=names[1],
+        problems=len(first),
+        difference=found.difference,
+        interval=found.interval,
+        test="mcnemar" if mode is GREEDY else "paired bootstrap",
+        p=p,
+        p_holm=p,
+    )
 
 
 def _by_problem(values: Sequence[float], k: int) -> Any:

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from hrpo.common.console import print_table
 from hrpo.common.markdown import inline
-from hrpo.common.markdown import table as markdown_table
+from hrpo.reports.comparisons import Benchmark
+from hrpo.reports.results import DecodeMode, ModeScores, Scores
+from hrpo.reports.tables import ACCURACIES, Table, number, p_value, percent, points
 
-Table = tuple[list[str], list[list[str]]]
 LEGEND = (
     "Accuracy is strict: right, and exactly one `####`; lenient: right. Brackets: 95 % intervals, Wilson's for one "
     "answer to each problem, else a bootstrap over problems, widened by Wilson's where successes are rare. Tokens, cut "
@@ -24,108 +24,112 @@ WRITING = (
 
 
 def show(results: dict[str, Any]) -> None:
-    """Print the tables."""
-    print_table(_title(results), *_results(results, brief=True))
-    if results["comparisons"]:
-        print_table(f"differences; {len(results['comparisons'])} comparisons", *_comparisons(results))
+    """Print the tables of what results.json holds."""
+    found = Benchmark.from_json(results)
+    _results(found, brief=True).show(_title(found))
+    if found.comparisons:
+        _comparisons(found).show(f"differences; {len(found.comparisons)} comparisons")
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """Return results.md."""
-    settings = results["settings"]
-    parts = [f"# {inline(_title(results))}\n", LEGEND + "\n", *markdown_table(*_results(results, brief=False))]
-    if results["comparisons"]:
-        parts += ["\n## Differences\n", COMPARED.format(count=len(results["comparisons"])) + "\n"]
-        parts += markdown_table(*_comparisons(results))
-    parts += ["\n## Writing\n", WRITING + "\n", *markdown_table(*_writing(results))]
+    """Return results.md, from what results.json holds."""
+    found = Benchmark.from_json(results)
+    parts = [f"# {inline(_title(found))}\n", LEGEND + "\n", *_results(found, brief=False).markdown()]
+    if found.comparisons:
+        parts += ["\n## Differences\n", COMPARED.format(count=len(found.comparisons)) + "\n"]
+        parts += _comparisons(found).markdown()
+    parts += ["\n## Writing\n", WRITING + "\n", *_writing(found).markdown()]
     parts += ["\n## Settings\n", "Fixed before the first question; all of them: `settings.json`.\n"]
-    parts += markdown_table(
-        ["", "checkpoint", "step", "mode", "tau", "top_k", "tokens at most", "prompt", "shots"],
-        [
-            [
-                label,
-                entry["checkpoint"],
-                str(entry["step"]),
-                *(str(entry["decoding"][name]) for name in ("latent_mode", "temperature", "top_k", "max_new_tokens")),
-                entry["prompt"],
-                str(entry["shots"]),
-            ]
-            for label, entry in settings["checkpoints"].items()
-        ],
-    )
+    parts += _settings(found).markdown()
+    settings = found.settings
     versions = ", ".join(f"{name} {version}" for name, version in settings["versions"].items())
     parts.append(f"\nSeed {settings['seed']}, batch {settings['batch']}, {settings['device']}; {versions}.")
     return "\n".join(parts) + "\n"
 
 
-def _title(results: dict[str, Any]) -> str:
-    tasks = results["settings"]["tasks"]
+def _title(found: Benchmark) -> str:
+    tasks = found.settings["tasks"]
     return "; ".join(f"{name}: {task['problems']:,} of {task['of']:,} test problems" for name, task in tasks.items())
 
 
-def _results(results: dict[str, Any], *, brief: bool) -> Table:
+def _results(found: Benchmark, *, brief: bool) -> Table:
     """Return the table of numbers; a brief one has no lenient accuracy, and no interval of pass@k."""
-    samples = results["settings"]["samples"]
-    with_metric = any("metric" in model["greedy"] for _, _, model in _models(results))
+    samples = found.settings["samples"]
+    with_metric = any(scores[DecodeMode.GREEDY].metric is not None for _, _, scores in _models(found))
     lenient = [] if brief else ["lenient %"]
     header = ["task", "model", "greedy %", *lenient]
     header += [f"avg@{samples} %", *lenient, f"pass@{samples} %"] if samples else []
     header += (["metric"] if with_metric else []) + ["tokens", "cut off %", "format %", "hidden"]
     rows = []
-    for task, label, model in _models(results):
-        row, last = [task, label], model.get("sampled", model["greedy"])
-        for numbers in model.values():
-            row += [_share(numbers, key) for key in ("accuracy", "lenient_accuracy")[: 1 if brief else 2]]
+    for task, label, by_mode in _models(found):
+        row, last = [task, label], _last(by_mode)
+        for scores in by_mode.values():
+            row += [_accuracy(scores, name) for name in ACCURACIES[: 1 if brief else 2]]
         if samples:
-            chance, interval = (last[name][str(samples)] for name in ("pass_at", "pass_at_interval"))
-            row.append(_percent(chance) if brief else _percent(chance, interval))
+            row.append(_pass_at(last, str(samples), brief=brief))
         if with_metric:
-            row.append(f"{last['metric']:.3f}" if "metric" in last else "-")
-        row += [f"{last['length']:.1f}", *(_percent(last[key]) for key in ("truncation_rate", "format_rate"))]
-        rows.append([*row, f"{last['hidden_ratio']:.3f}"])
-    return header, rows
+            row.append(number(last.metric, ".3f"))
+        row += [number(last.length, ".1f"), percent(last.truncation_rate), percent(last.format_rate)]
+        rows.append([*row, number(last.hidden_ratio, ".3f")])
+    return Table(header, rows)
 
 
-def _writing(results: dict[str, Any]) -> Table:
+def _accuracy(scores: Scores, name: str) -> str:
+    return percent(getattr(scores, name), getattr(scores, f"{name}_interval"))
+
+
+def _pass_at(scores: Scores, tries: str, *, brief: bool) -> str:
+    return percent(scores.pass_at[tries], None if brief else scores.pass_at_interval[tries])
+
+
+def _writing(found: Benchmark) -> Table:
     rows = []
-    for task, label, model in _models(results):
-        writing = model.get("sampled", model["greedy"])["writing"]
+    for task, label, by_mode in _models(found):
+        writing = _last(by_mode).writing
         named = [
-            ", ".join(f"{name} {_percent(share)}" for name, share in list(writing[kind].items())[:3]) or "-"
+            ", ".join(f"{name} {percent(share)}" for name, share in list(writing[kind].items())[:3]) or "-"
             for kind in ("scripts", "languages")
         ]
-        shares = [_percent(writing[name]) for name in ("mixed_scripts", "repeated_delimiter", "loops")]
+        shares = [percent(writing[name]) for name in ("mixed_scripts", "repeated_delimiter", "loops")]
         rows.append([task, label, *named, *shares])
-    return ["task", "model", "scripts", "languages", "mixed scripts", "several ####", "loops"], rows
+    return Table(["task", "model", "scripts", "languages", "mixed scripts", "several ####", "loops"], rows)
 
 
-def _comparisons(results: dict[str, Any]) -> Table:
+def _settings(found: Benchmark) -> Table:
+    names = ("latent_mode", "temperature", "top_k", "max_new_tokens")
     rows = [
         [
-            row["task"],
-            f"{row['first']} - {row['second']}",
-            row["how"],
-            "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * value for value in (row["difference"], *row["interval"]))),
-            *(_p(row[name]) for name in ("p", "p_holm")),
+            label,
+            entry["checkpoint"],
+            str(entry["step"]),
+            *(str(entry["decoding"][name]) for name in names),
+            entry["prompt"],
+            str(entry["shots"]),
         ]
-        for row in results["comparisons"]
+        for label, entry in found.settings["checkpoints"].items()
     ]
-    return ["task", "models", "decoding", "points [95 %]", "p", "p Holm"], rows
+    return Table(["", "checkpoint", "step", "mode", "tau", "top_k", "tokens at most", "prompt", "shots"], rows)
 
 
-def _models(results: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
-    return [(task, label, model) for task, models in results["tasks"].items() for label, model in models.items()]
+def _comparisons(found: Benchmark) -> Table:
+    rows = [
+        [
+            row.task,
+            f"{row.first} - {row.second}",
+            row.how,
+            points(row.difference, row.interval),
+            p_value(row.p, 4),
+            p_value(row.p_holm, 4),
+        ]
+        for row in found.comparisons
+    ]
+    return Table(["task", "models", "decoding", "points [95 %]", "p", "p Holm"], rows)
 
 
-def _share(numbers: dict[str, Any], key: str) -> str:
-    return _percent(numbers[key], numbers[f"{key}_interval"])
+def _models(found: Benchmark) -> list[tuple[str, str, ModeScores]]:
+    return [(task, label, by_mode) for task, models in found.tasks.items() for label, by_mode in models.items()]
 
 
-def _percent(share: float, interval: tuple[float, float] | None = None) -> str:
-    if interval is None:
-        return f"{100 * share:.1f}"
-    return "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * value for value in (share, *interval)))
-
-
-def _p(value: float) -> str:
-    return "<.0001" if value < 0.0001 else f"{value:.4f}"
+def _last(by_mode: ModeScores) -> Scores:
+    """Return what the samples scored, where there are any, else the greedy answers."""
+    return by_mode.get(DecodeMode.SAMPLED) or by_mode[DecodeMode.GREEDY]

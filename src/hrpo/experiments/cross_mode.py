@@ -34,7 +34,7 @@ def trained_model(run: TrainConfig) -> Path:
         InputError: it is not there any more, or damaged.
 
     """
-    checkpoint = run.run_folder / f"checkpoint-{run.updates}"
+    checkpoint = run.run_folder / f"checkpoint-{run.max_steps}"
     problem = damage(checkpoint) if checkpoint.is_dir() else "there is no such folder"
     if problem:
         raise InputError(

@@ -1,4 +1,4 @@
-"""What is kept of a finished run, small enough for a repository: settings, numbers, what was right, metrics."""
+"""What is kept of a finished run: made from its folder, read again, decoded once more."""
 
 import platform
 from collections.abc import Iterator, Sequence
@@ -11,32 +11,32 @@ from hrpo.common import files
 from hrpo.common.errors import InputError
 from hrpo.common.files import read_lines
 from hrpo.common.version import __version__
+from hrpo.config.old_names import with_new_names
 from hrpo.config.schema import TrainConfig
 from hrpo.experiments.cross_mode import decode
+from hrpo.reports.results import PHASES, DecodeMode, Evaluation, RunResult, mode_scores
 
-HOWS = ("greedy", "sampled")
 DIGITS = 5  # that a kept metric has
 
-Result = dict[str, Any]  # see `result_in`
 
-
-def evaluation_in(folder: Path) -> dict[str, Any]:
-    """Return a run folder's evaluation so far."""
+def read_evaluation(folder: Path) -> dict[str, Any]:
+    """Return what the evaluation.json of a run folder holds so far."""
     path = folder / "evaluation.json"
     evaluation: dict[str, Any] = files.read_json(path, "results", "delete it") if path.is_file() else {}
     return evaluation
 
 
-def result_in(folder: Path, settings: Any, field: str, fix: str) -> Result:
+def result_of_run(folder: Path, settings: Any, field: str, fix: str) -> RunResult:
     """Return what is kept of a run, from its folder.
 
-    settings: all of them; versions: of hrpo, torch and Python.
-    evaluation: evaluation.json.
-    right: "before" and "after" -> "greedy" and "sampled" -> a 1 or 0 for each test problem, strict; "" if not yet.
-    metrics: name -> a value for each update, five digits; none that an update lacks, as a skipped one does.
+    Args:
+        folder: of the run.
+        settings: all of them.
+        field: what an error begins with.
+        fix: what it ends with.
 
     Raises:
-        InputError: the folder is damaged; begins with `field` and ends with `fix`.
+        InputError: the folder is damaged.
 
     """
     with _damage_told(folder, field, fix):
@@ -46,75 +46,64 @@ def result_in(folder: Path, settings: Any, field: str, fix: str) -> Result:
             "run": folder.name,
             "settings": settings,
             "versions": _versions(),
-            "evaluation": evaluation_in(folder),
+            "evaluation": read_evaluation(folder),
             "right": {
-                when: {
-                    how: "".join(str(int(row["strict"])) for row in read_lines(folder / f"answers-{when}-{how}.jsonl"))
-                    for how in HOWS
-                }
-                for when in ("before", "after")
+                phase: {mode.value: _marks(read_lines(folder / f"answers-{phase}-{mode}.jsonl")) for mode in DecodeMode}
+                for phase in PHASES
             },
             "metrics": {name: [_short(row[name]) for row in rows] for name in names},
         }
-    return checked(result, folder, field, fix)
+        return RunResult.from_json(_renamed(result))
 
 
-def checked(result: Any, place: Path, field: str, fix: str) -> Result:
-    """Return a result as it is, looked through for what tables and curves read.
+def load_result(data: Any, place: Path, field: str, fix: str) -> RunResult:
+    """Return a result from what a file holds, its settings by the names of this version.
+
+    Args:
+        data: what it holds.
+        place: of the file.
+        field: what an error begins with.
+        fix: what it ends with.
 
     Raises:
-        InputError: something is missing, or of another kind; begins with `field` and ends with `fix`.
+        InputError: something is missing, or of another kind.
 
     """
     with _damage_told(place, field, fix):
-        settings, metrics, numbers = result["settings"], result["metrics"], list[Any]()
-        words = [result["run"], settings["task"]["name"]]
-        if not metrics and "decoded" not in result:
-            raise ValueError("it has no update")
-        if "after" in result["evaluation"] and "before" not in result["evaluation"]:
-            raise ValueError("it was not evaluated before training")
-        for when, part in result["evaluation"].items():
-            for how in HOWS:
-                marks, problems = result["right"][when][how], part[how]["problems"]
-                if not isinstance(marks, str) or len(marks) != problems or not set(marks) <= {"0", "1"}:
-                    raise ValueError(f"not every answer {when} training, {how}, is marked as right or wrong")
-                low, high = part[how]["accuracy_interval"]
-                numbers += [low, high, *(part[how][name] for name in ("accuracy", "length", "hidden_ratio"))]
-        for name, values in metrics.items():
-            if len(values) != len(metrics["step"]) or not values:
-                raise ValueError(f"{name} has not a value for each update")
-            numbers += values
-        numbers += [settings["seed"], settings["updates"], settings["eval"]["problems"]]
-        if not all(isinstance(word, str) for word in words) or not all(isinstance(n, int | float) for n in numbers):
-            raise ValueError("a name is no text, or a number none")
-    found: Result = result
-    return found
+        return RunResult.from_json(_renamed(data))
+
+
+def _renamed(data: Any) -> Any:
+    settings, _ = with_new_names(data.get("settings") if isinstance(data, dict) else None)
+    return data if settings is None else {**data, "settings": settings}
+
+
+def decoded_results(run: TrainConfig, modes: Sequence[str], trained: RunResult) -> Iterator[RunResult]:
+    """Yield what is kept of a run decoded once more in each of some modes: as "after", what came out in it."""
+    for mode, numbers, answers in decode(run, modes):
+        right = {name: _marks([{"strict": answer.strict} for answer in part]) for name, part in answers.items()}
+        yield RunResult(
+            run=trained.run,
+            decoded=mode,
+            settings=trained.settings,
+            versions=_versions(),
+            evaluation=Evaluation(trained.evaluation.before, mode_scores(numbers)),
+            right={**trained.right, "after": right},
+            metrics={},
+        )
 
 
 @contextmanager
 def _damage_told(place: Path, field: str, fix: str) -> Iterator[None]:
+    """Turn what reading a file of unknown content raises into one line."""
     try:
         yield
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{field}: {place} is damaged ({type(error).__name__}: {error}); {fix}") from error
 
 
-def decoded_results(run: TrainConfig, modes: Sequence[str], trained: Result) -> Iterator[tuple[str, Result]]:
-    """Yield what is kept of a run decoded once more: `decoded`, the mode, and as "after" what came out in it."""
-    for mode, numbers, answers in decode(run, modes):
-        right = {how: "".join(str(int(answer.strict)) for answer in part) for how, part in answers.items()}
-        yield (
-            mode,
-            {
-                "run": trained["run"],
-                "decoded": mode,
-                "settings": trained["settings"],
-                "versions": _versions(),
-                "evaluation": {**trained["evaluation"], "after": numbers},
-                "right": {**trained["right"], "after": right},
-                "metrics": {},
-            },
-        )
+def _marks(answers: Sequence[dict[str, Any]]) -> str:
+    return "".join(str(int(answer["strict"])) for answer in answers)
 
 
 def _versions() -> dict[str, str]:

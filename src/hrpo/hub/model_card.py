@@ -8,13 +8,14 @@ from huggingface_hub import ModelCard, ModelCardData
 from safetensors import safe_open
 
 from hrpo.common.files import read_json
-from hrpo.common.markdown import code, table
+from hrpo.common.markdown import code
 from hrpo.latent import mode_of
 from hrpo.models.adapter import ADAPTER_CONFIG
 from hrpo.models.gate_file import GATE_FILE
 from hrpo.models.names import BUILT_IN_MODELS, is_hub_name
 from hrpo.models.settings import SETTINGS_FILE, HybridSettings, read_settings
-from hrpo.reports.run_report import summary_rows
+from hrpo.reports.results import mode_scores
+from hrpo.reports.tables import Table, scores_table
 
 CARD_FILE = "README.md"
 PLACEHOLDER = "OWNER/NAME"  # until the repository is known
@@ -57,7 +58,7 @@ def model_card(folder: Path, results: dict[str, Any], repo: str = PLACEHOLDER) -
         f"{code(base_name)}, trained by reinforcement learning to reason {how}, see "
         f"[arXiv:2505.18454](https://arxiv.org/abs/2505.18454){f'; the task was {code(task)}' if task else ''}.\n",
         "## Settings\n",
-        "\n".join([*table(["setting", "value"], _setting_rows(settings, folder)), ""]),
+        "\n".join([*Table(["setting", "value"], _setting_rows(settings, folder)).markdown(), ""]),
         "## Results\n",
         _results(results, task),
         "## Loading it\n",
@@ -82,7 +83,7 @@ def results_of(folder: Path) -> dict[str, Any]:
     run = folder.parent
     if not ((run / "evaluation.json").is_file() and (run / "config.yaml").is_file()):
         return {}
-    updates = re.search(r"^updates: (\d+)$", (run / "config.yaml").read_text(), re.MULTILINE)
+    updates = re.search(r"^(?:max_steps|updates): (\d+)$", (run / "config.yaml").read_text(), re.MULTILINE)
     if updates is None or int(updates[1]) != read_settings(folder / SETTINGS_FILE).step:
         return {}
     again = "delete it to go on without the results"
@@ -111,7 +112,7 @@ def _setting_rows(settings: HybridSettings, folder: Path) -> list[list[str]]:
 def _results(results: dict[str, Any], task: str | None) -> str:
     if not results:
         return "None were recorded with this checkpoint; `hrpo eval` measures them.\n"
-    measured = "\n".join(table(["", "greedy", "sampled"], summary_rows(results)))
+    measured = "\n".join(scores_table(mode_scores(results)).markdown())
     asked = f"Held-out problems of {code(str(task))}, decoded with these settings; 95 % intervals (Wilson) in brackets."
     return f"{measured}\n\n{asked}\n"
 

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from hrpo.common.errors import InputError
 from hrpo.config.bounds import COUNT, MIN_TEMPERATURE, SEED, TOKENS, outside
+from hrpo.config.old_names import with_new_names
 from hrpo.config.schema import LONGEST, Dtype, MixedIn, Quantization, TaskConfig
 from hrpo.latent import mode_names
 from hrpo.models.loading_errors import AGAIN, first_line
@@ -77,7 +78,8 @@ def read_settings(path: Path) -> HybridSettings:
 
     """
     try:
-        settings = HybridSettings(**json.loads(path.read_text()))
+        given, _ = with_new_names(json.loads(path.read_text()))
+        settings = HybridSettings(**given)
     except (OSError, RecursionError, TypeError, ValueError) as error:
         reason = first_line(error)
         raise InputError(f"model.name: {path}: not the settings of a hybrid model: {reason}; {AGAIN}") from error

@@ -24,7 +24,7 @@ def ranked(folder: Path) -> list[Path]:
 def prune(folder: Path, keep: KeepConfig) -> None:
     """Point the link to the best of the checkpoints that stay, then delete those neither new nor good enough."""
     newest, best = list(checkpoints(folder).values()), ranked(folder)
-    stay = {*newest[: keep.last or None], *best[: keep.best]}
+    stay = {*newest[: keep.save_total_limit or None], *best[: keep.best]}
     if best := [path for path in best if path in stay]:
         files.link(folder / BEST, best[0].name)
     for path in newest:

@@ -22,6 +22,7 @@ from hrpo.common.locks import Lock
 from hrpo.common.output import warn
 from hrpo.config.bounds import COUNT
 from hrpo.config.load import parse
+from hrpo.config.old_names import line_about, say_once, with_new_names
 from hrpo.config.schema import TrainConfig
 
 OPTIMIZER_FILE, STATE_FILE, SUMS_FILE = "optimizer.safetensors", "trainer.json", "SHA256SUMS"
@@ -31,18 +32,18 @@ VALIDATION_FILE = "validation.jsonl"
 LOGS = ("metrics.jsonl", "samples.jsonl", VALIDATION_FILE)
 # What a resumed run may change.
 CHANGEABLE = {
-    "token_budget",
-    "recompute",
+    "max_tokens_per_microbatch",
+    "gradient_checkpointing",
     "sharding",
     "save_every",
-    "folder",
-    "tracker",
+    "output_dir",
+    "report_to",
     "check.prompts",
     "check.patience",
     "check.max_skipped",
     "eval.problems",
     "eval.batch",
-    "keep.last",
+    "keep.save_total_limit",
     "keep.best",
 }
 
@@ -132,7 +133,7 @@ def check_run_folder(folder: Path, config: TrainConfig, resume: bool) -> None:
         InputError: it is a run already, or none; its settings are others, or damaged.
 
     """
-    files.check_writable(folder, "folder")
+    files.check_writable(folder, "output_dir")
     config_file = folder / "config.yaml"
     if not resume:
         if config_file.exists():
@@ -164,7 +165,11 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise InputError(f"--resume: {path} is damaged ({error}); start another run, --name") from error
     if not isinstance(config, dict):
         raise InputError(f"--resume: {path} is damaged (it holds no settings); start another run, --name")
-    return config
+    settings, notes = with_new_names(config)
+    if notes and distributed.is_main_process():
+        say_once(f"hrpo: {path}: {line_about(notes)}")
+    found: dict[str, Any] = settings
+    return found
 
 
 def read_step(checkpoint: Path) -> int:

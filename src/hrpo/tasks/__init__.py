@@ -56,7 +56,7 @@ def check_task(config: TaskConfig, *, test_only: bool = False) -> None:
         InputError: an unknown name, a file that does not exist, or a value out of range.
 
     """
-    fields = {f"task.{name}": getattr(config, name) for name in ("shots", "max_solution_chars")}
+    fields = {f"task.{name}": getattr(config, name) for name in ("num_fewshot", "max_solution_chars")}
     if wrong := outside_of(SETTINGS, fields):
         raise InputError(wrong[0])
     if config.scorer == "math_string" and not takes_math_string(config.name):

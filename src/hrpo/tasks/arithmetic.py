@@ -101,7 +101,7 @@ def load(config: TaskConfig, seed: int, *, test_only: bool = False) -> Task:
     """Return the task; problems of the two splits never coincide, whatever the seed."""
     terms = (config.min_terms, config.max_terms)
     train = Problems("train", seed, TRAIN, terms)
-    shots = [train[-1 - i] for i in range(config.shots)]
+    shots = [train[-1 - i] for i in range(config.num_fewshot)]
     return Task(
         "arithmetic",
         "number",

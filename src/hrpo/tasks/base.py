@@ -274,11 +274,12 @@ def prepare(
         every, left = left, [example for example in left if len(example.solution) <= config.max_solution_chars]
         reasons["training problems with a solution above task.max_solution_chars"] = len(every) - len(left)
     solved = [place for place, example in enumerate(left) if example.solution]
-    if len(solved) < config.shots:
+    if len(solved) < config.num_fewshot:
         raise InputError(
-            f"task.shots: {config.shots} worked examples, but there are {len(solved)} training problems with a solution"
+            f"task.num_fewshot: {config.num_fewshot} worked examples, but there are {len(solved)} training problems "
+            "with a solution"
         )
-    places = random.Random(f"shots/{seed}").sample(solved, config.shots)
+    places = random.Random(f"shots/{seed}").sample(solved, config.num_fewshot)
     shots = [left[place] for place in places]
     prompts = {shot.question for shot in shots}
     return Task(

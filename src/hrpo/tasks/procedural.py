@@ -46,8 +46,8 @@ def check(config: TaskConfig, *, test_only: bool = False) -> None:
     for field in ("path", "test_path"):
         if getattr(config, field):
             raise InputError(f"task.{field}: the problems of {config.name} are generated; leave {field} out")
-    if config.shots:
-        raise InputError(f"task.shots: the problems of {config.name} have no worked solutions")
+    if config.num_fewshot:
+        raise InputError(f"task.num_fewshot: the problems of {config.name} have no worked solutions")
 
 
 def load(config: TaskConfig, seed: int, *, test_only: bool = False) -> Task:

@@ -40,7 +40,7 @@ def advice(signs: Signs, config: TrainConfig, ends: Sequence[str] = ("EOS",)) ->
         ends: the tokens that end a completion, as text.
 
     """
-    rollout, shots = config.rollout, config.task.shots
+    rollout, shots = config.rollout, config.task.num_fewshot
     reward = signs.reward / (sum(weight for weight in config.task.rewards.values() if weight > 0) or 1.0)
     tips = []
     if not ends:
@@ -57,7 +57,7 @@ def advice(signs: Signs, config: TrainConfig, ends: Sequence[str] = ("EOS",)) ->
         )
     if signs.format_rate < 0.5:
         shown = f"in spite of {shots} worked examples" if shots else "and none is shown how"
-        examples = "" if shots else "show worked examples (task.shots 2), or "
+        examples = "" if shots else "show worked examples (task.num_fewshot 2), or "
         tips.append(
             f"only {signs.format_rate:.0%} of the completions have exactly one ####, {shown}: {examples}begin with a "
             "warm start (hrpo sft) and train on from it (model.name)"
@@ -75,8 +75,8 @@ def advice(signs: Signs, config: TrainConfig, ends: Sequence[str] = ("EOS",)) ->
     elif reward < 0.05 and signs.format_rate >= 0.5:
         tips.append(
             f"{groups}: the format is right but hardly an answer is: take easier problems (task), show "
-            f"worked examples (task.shots, now {shots}), begin with a warm start on worked solutions (hrpo sft), or "
-            f"raise rollout.group_size (now {rollout.group_size}) so that a group holds a rare success"
+            f"worked examples (task.num_fewshot, now {shots}), begin with a warm start on worked solutions (hrpo sft), "
+            f"or raise rollout.group_size (now {rollout.group_size}) so that a group holds a rare success"
         )
     elif signs.format_rate >= 0.5:
         tips.append(f"{groups}: raise rollout.group_size (now {rollout.group_size}) or rollout.temperature")
@@ -87,9 +87,9 @@ def memory_advice(peak: int, available: int, config: TrainConfig) -> list[str]:
     """Return what to change where the estimated peak, in bytes, comes near what there is."""
     if peak <= 0.9 * available:
         return []
-    ways = ["lower token_budget"]
-    if config.recompute is not True:
-        ways.append("set recompute to true")
+    ways = ["lower max_tokens_per_microbatch"]
+    if config.gradient_checkpointing is not True:
+        ways.append("set gradient_checkpointing to true")
     if config.model.lora_rank == 0:
         ways.append("train adapters (model.lora_rank 32)")
     if config.model.dtype != "bfloat16":

@@ -29,7 +29,7 @@ def estimate_memory(config: TrainConfig, lm_config: Any, *, cpu: bool, processes
             `rollout.max_new_tokens`, the most there can be.
         lm_config: transformers' config of the model.
         cpu: on a CPU weights are packed again for decoding, in float32 all but the head's. There is a compiler.
-        processes: that share the groups, and the parameters where `config.sharding` is "full".
+        processes: that share the groups, and the parameters where `config.sharding` is "fsdp".
 
     """
     from transformers import AutoModelForCausalLM
@@ -58,15 +58,15 @@ def estimate_memory(config: TrainConfig, lm_config: Any, *, cpu: bool, processes
     latent = mode_of(latent_mode_of(config), config.latent.mixed_in).source
     stored_whole = latent == "hidden" or (latent != "none" and not rollout.top_k)
 
-    B, G, P = rollout.prompts, rollout.group_size, rollout.max_prompt_tokens or 512
+    B, G, P = rollout.prompts_per_step, rollout.group_size, rollout.max_prompt_tokens or 512
     T = length_limit(rollout.max_new_tokens, context_of(lm_config))
     group = P + G * T
     own = -(-B // processes)  # groups that a process rolls out and learns from, at most
-    shards = processes if config.sharding == "full" else 1
+    shards = processes if config.sharding == "fsdp" else 1
     root = sum(p.numel() for name, p in lm.named_parameters() if not re.search(r"\.\d+\.", name)) + gate
     accelerator = accelerator_for(torch.device("cpu" if cpu else "cuda"))
     (least, most), tile = accelerator.microbatch_tokens, accelerator.head_tile
-    budget = config.token_budget or min(max(group, least), most)
+    budget = config.max_tokens_per_microbatch or min(max(group, least), most)
     tokens = min(budget, own * group)
     tokens = tokens // group * group if tokens > group else tokens  # groups are not cut where they need not be
     # Bytes that a block keeps for its backward pass, per token: with compiled operations (`TrainedBlock`), or
@@ -82,8 +82,8 @@ def estimate_memory(config: TrainConfig, lm_config: Any, *, cpu: bool, processes
         block += 4 * (6 * D + inner) if half and rank else 0
         passed = act * (outs + sum(layer.in_features for layer in linears))
     block += (D + 4 * kv) * act if not cpu or act == 8 else 0
-    share = float(config.recompute) if config.recompute != "auto" else 0.0
-    if config.recompute == "auto" and cpu:
+    share = float(config.gradient_checkpointing) if config.gradient_checkpointing != "auto" else 0.0
+    if config.gradient_checkpointing == "auto" and cpu:
         share = share_to_recompute(tokens * passed, total * stored)
     again = math.ceil(share * L)  # blocks
     kept = again * D * act + (L - again) * block + (block if again else 0)

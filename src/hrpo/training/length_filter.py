@@ -64,7 +64,7 @@ def fitting(task: Task, model: HybridCausalLM, config: TrainConfig) -> Task:
         raise InputError(
             f"rollout.max_prompt_tokens: training problems have prompts above {limit} tokens, the most that it and "
             f"rollout.max_new_tokens leave in the model's {context_text(model.bare_lm.config)}; raise it, lower "
-            "rollout.max_new_tokens, or show fewer worked examples (task.shots)"
+            "rollout.max_new_tokens, or show fewer worked examples (task.num_fewshot)"
         )
     field = (
         f"rollout.max_prompt_tokens: of {len(train)} training problems {len(drop)} have a prompt above {limit} tokens"
@@ -72,7 +72,7 @@ def fitting(task: Task, model: HybridCausalLM, config: TrainConfig) -> Task:
     if drop and rollout.long_prompts == "refuse":
         raise InputError(f"{field}; raise it, or set rollout.long_prompts to drop")
     if drop and len(drop) == len(train):
-        raise InputError(f"{field}, which leaves none; raise it, or show fewer worked examples (task.shots)")
+        raise InputError(f"{field}, which leaves none; raise it, or show fewer worked examples (task.num_fewshot)")
     check_test_prompts(task, model, task.test[: config.eval.problems], most, "rollout.max_new_tokens")
     task = _without(task, {f"training problems with a prompt above {limit} tokens": drop} if drop else {})
     return task if algorithm_of(config).samples else _written(task, model, config)
@@ -138,7 +138,7 @@ def check_test_prompts(
         raise InputError(
             f"{field}: {count} of {len(problems)} test prompts have over {limit} tokens, so that the model's "
             f"{context_text(model.bare_lm.config)} has no room for {max_new_tokens} more; take shorter prompts "
-            "(task.shots) or answers, or another model"
+            "(task.num_fewshot) or answers, or another model"
         )
 
 

@@ -42,19 +42,19 @@ def show_plan(config: TrainConfig, *, resume: bool = False) -> None:
 def rows(config: TrainConfig, source: str) -> list[list[str]]:
     """Return the rows of the plan's table: what, value."""
     rollout, sft = config.rollout, not algorithm_of(config).samples
-    completions = config.sft.batch if sft else rollout.prompts * rollout.group_size
+    completions = config.sft.batch if sft else rollout.prompts_per_step * rollout.group_size
     prompt = str(rollout.max_prompt_tokens) if rollout.max_prompt_tokens else "what the context leaves"
-    each = "written solutions" if sft else f"{rollout.prompts} prompts x {rollout.group_size}"
+    each = "written solutions" if sft else f"{rollout.prompts_per_step} prompts x {rollout.group_size}"
     lm_config = _lm_config(config, source)
     limit = length_limit(rollout.max_new_tokens, lm_config and context_of(lm_config))
     planned = [
-        ["objective, latent mode", f"{config.objective}, {latent_mode_of(config)}"],
+        ["algorithm, latent mode", f"{config.algorithm}, {latent_mode_of(config)}"],
         ["model", source],
         ["task", config.task.name],
         ["processes, sharding", f"{distributed.planned()}, {config.sharding}"],
-        ["updates", f"{config.updates:,}"],
+        ["updates", f"{config.max_steps:,}"],
         ["completions per update", f"{completions} ({each})"],
-        ["completions in all", f"{config.updates * completions:,}"],
+        ["completions in all", f"{config.max_steps * completions:,}"],
         ["longest prompt, completion (tokens)", f"{prompt}, {limit}"],
     ]
     if lm_config is None:

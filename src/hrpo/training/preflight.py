@@ -60,7 +60,7 @@ def check_run(config: TrainConfig) -> Check:
     if config.check.prompts == 0:
         raise InputError("check.prompts: must be at least 1 to check anything, got 0")
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(dataclasses.replace(config, folder=folder))
+        run = Run(dataclasses.replace(config, output_dir=folder))
         show_dropped(run.trainer.task)
         return check(run)
 
@@ -72,7 +72,7 @@ def check(run: Run) -> Check:
     are fewer, and taken to cost the same per prompt.
     """
     config, model, trainer = run.config, run.model, run.trainer
-    B, G = config.rollout.prompts, config.rollout.group_size
+    B, G = config.rollout.prompts_per_step, config.rollout.group_size
     count = config.check.prompts
     examples = [example for step in range(-(-count // B)) for example in trainer.batch(step)][:count]
     warm = trainer.roll_out(examples[:1], key="warm", max_new_tokens=2)  # what is done once costs a run nothing
@@ -117,7 +117,7 @@ def check(run: Run) -> Check:
         longest=int(lengths.max()),
         tokens_per_second=lengths.sum().item() / rollout_seconds,
         update_seconds=update_seconds,
-        run_seconds=config.updates * update_seconds + answers * per_completion,
+        run_seconds=config.max_steps * update_seconds + answers * per_completion,
         peak_bytes=peak,
         available_bytes=available,
         advice=advice(signs, config, model.end_texts) + memory_advice(peak, available, config),

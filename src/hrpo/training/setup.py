@@ -34,9 +34,9 @@ def algorithm_of(config: TrainConfig) -> type[Algorithm]:
         InputError: there is none of this name.
 
     """
-    if config.objective not in ALGORITHMS:
-        raise InputError(f"objective: must be one of {', '.join(ALGORITHMS)}, got {config.objective!r}")
-    return ALGORITHMS[config.objective]
+    if config.algorithm not in ALGORITHMS:
+        raise InputError(f"algorithm: must be one of {', '.join(ALGORITHMS)}, got {config.algorithm!r}")
+    return ALGORITHMS[config.algorithm]
 
 
 def make_trainer(config: TrainConfig, model: HybridCausalLM, task: Task) -> Trainer:
@@ -60,27 +60,27 @@ def make_trainer(config: TrainConfig, model: HybridCausalLM, task: Task) -> Trai
         seed=config.seed,
     )
     sharded = None
-    if config.sharding == "full" and distributed.count() > 1:
+    if config.sharding == "fsdp" and distributed.count() > 1:
         packs_up_to(model)  # tried while the weights are whole
         sharded = Sharded(model, distributed.count())
     optimizer = make_optimizer(model, config.optimizer)
     settings = Settings(
-        problems=rollout.prompts if algorithm.samples else config.sft.batch,
+        problems=rollout.prompts_per_step if algorithm.samples else config.sft.batch,
         group_size=rollout.group_size if algorithm.samples else 1,
         sampling=SamplingParams(rollout.temperature, rollout.top_k, rollout.max_new_tokens),
         mode=mode_of(model.settings.latent_mode, model.settings.mixed_in),
         policy=config.loss.policy if algorithm.samples else "model",
         mask_truncated=config.loss.mask_truncated and algorithm.samples,
-        max_tokens=config.token_budget,
-        recompute=None if config.recompute == "auto" else float(config.recompute),
-        max_steps=config.updates,
+        max_tokens=config.max_tokens_per_microbatch,
+        recompute=None if config.gradient_checkpointing == "auto" else float(config.gradient_checkpointing),
+        max_steps=config.max_steps,
         warmup=config.optimizer.warmup,
         max_grad_norm=config.optimizer.max_grad_norm,
         seed=config.seed,
         exact=model.rounding != torch.bfloat16 and config.model.quantization == "none",
     )
     engine = ENGINES["hybrid"](
-        EngineOptions(static_shapes=rollout.static_shapes), max_rows=rollout.prompts * rollout.group_size
+        EngineOptions(static_shapes=rollout.static_shapes), max_rows=rollout.prompts_per_step * rollout.group_size
     )
     write = functools.partial(_write, model, task, config)
     return Trainer(model, task, algorithm, optimizer, engine, settings, write=write, sharded=sharded)
@@ -153,16 +153,16 @@ def check_train(task: Task, config: TrainConfig) -> None:
         why = "".join(f"; left out {count} {which}" for which, count in task.dropped.items())
         raise InputError(f"task.path: no training problems are left{why}; give a file with other problems")
     if algorithm_of(config).samples:
-        score(task, [task.train[0]], [""], RewardContext([[]], updates=config.updates))
+        score(task, [task.train[0]], [""], RewardContext([[]], updates=config.max_steps))
     else:
         for example in task.train if isinstance(task.train, list) else task.train[:1]:
             target_text(example, config.sft.target)
-    task.assess([""], [task.train[0]], RewardContext([[]], updates=config.updates))
+    task.assess([""], [task.train[0]], RewardContext([[]], updates=config.max_steps))
 
 
 def check_fit(config: TrainConfig, model: HybridCausalLM, max_new_tokens: int) -> None:
     """Refuse more candidates than the model has tokens, but for the default, or more completions than memory holds."""
-    rollout, prompts = config.rollout, max(config.rollout.prompts, config.check.prompts)
+    rollout, prompts = config.rollout, max(config.rollout.prompts_per_step, config.check.prompts)
     if rollout.top_k > model.vocab_size and rollout.top_k != RolloutConfig().top_k:
         raise InputError(
             f"rollout.top_k: the model has {model.vocab_size} tokens, got {rollout.top_k}; 0 takes all of them"

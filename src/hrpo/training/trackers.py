@@ -31,7 +31,7 @@ def tracking(config: TrainConfig, step: int) -> Iterator[Log]:
         step: updates that are done. TensorBoard forgets later ones, which come again.
 
     """
-    tracker = _Tracker(config, step) if config.tracker != "none" else None
+    tracker = _Tracker(config, step) if config.report_to != "none" else None
     if tracker is None:
         yield lambda metrics: None
         return
@@ -43,7 +43,7 @@ def tracking(config: TrainConfig, step: int) -> Iterator[Log]:
 
 class _Tracker:
     def __init__(self, config: TrainConfig, step: int) -> None:
-        self.name, self.works = config.tracker, True
+        self.name, self.works = config.report_to, True
         self.attempt(lambda: self.start(config, step))
 
     def start(self, config: TrainConfig, step: int) -> None:

@@ -59,7 +59,7 @@ def train(config: TrainConfig, *, resume: bool = False, stop: Stop | None = None
             raise
         raise StoppedError(
             f"the disk of {config.run_folder} is full ({error}); every checkpoint in it is whole: make room, for "
-            "example with keep.last, then --resume"
+            "example with keep.save_total_limit, then --resume"
         ) from error
     except RuntimeError as error:
         if not distributed.has_lost_another(error):
@@ -130,12 +130,12 @@ def _update(run: Run, stop: Stop) -> None:
     main = distributed.is_main_process()
     with (
         tracking(config, run.step) if main else contextlib.nullcontext(lambda metrics: None) as track,
-        bar("update", config.updates, run.step) as progress,
+        bar("update", config.max_steps, run.step) as progress,
     ):
         while True:
             if _due(run.step, config):  # saved already, so that a kill loses nothing here: a resumed run is back
                 _validate(run)
-            if run.step >= config.updates:
+            if run.step >= config.max_steps:
                 break
             stop.unsaved = True
             metrics = run.train_step()
@@ -160,7 +160,7 @@ def _update(run: Run, stop: Stop) -> None:
 
 def _due(step: int, config: TrainConfig) -> bool:
     """Whether a checkpoint is due after so many updates."""
-    return step > 0 and (step % config.save_every == 0 or step == config.updates)
+    return step > 0 and (step % config.save_every == 0 or step == config.max_steps)
 
 
 def _validate(run: Run) -> None:

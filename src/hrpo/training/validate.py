@@ -34,7 +34,10 @@ def check_config(config: TrainConfig) -> None:
             f"rollout.temperature: must be at least {MIN_TEMPERATURE} and finite to sample, got {rollout.temperature}",
         ),
         (0 <= config.seed <= SEED, f"seed: must be from 0 to 2^32 - 1, got {config.seed}"),
-        (is_installed(config.tracker), f"tracker: {config.tracker} is not installed; pip install {config.tracker}"),
+        (
+            is_installed(config.report_to),
+            f"report_to: {config.report_to} is not installed; pip install {config.report_to}",
+        ),
         (
             0 < latent.r_min <= latent.r_max < 1,
             f"latent.r_min: needs 0 < r_min <= r_max < 1, got {latent.r_min} and {latent.r_max}",
@@ -61,8 +64,8 @@ def check_config(config: TrainConfig) -> None:
             "keep.best: nothing tells which are best; set keep.problems to how many training problems shall",
         ),
         (
-            config.keep.best == 0 or config.keep.last > 0,
-            "keep.best: all checkpoints stay while keep.last is 0; set keep.last to how many shall",
+            config.keep.best == 0 or config.keep.save_total_limit > 0,
+            "keep.best: all checkpoints stay while keep.save_total_limit is 0; set it to how many shall",
         ),
     ]
     for name, value in (("loss.beta", config.loss.beta), ("optimizer.weight_decay", optimizer.weight_decay)):
@@ -85,6 +88,6 @@ def check_config(config: TrainConfig) -> None:
 
 
 def _value(config: TrainConfig, name: str) -> Any:
-    """Return a setting by its name, such as rollout.prompts."""
+    """Return a setting by its name, such as rollout.prompts_per_step."""
     section, _, field = name.rpartition(".")
     return getattr(getattr(config, section) if section else config, field)
