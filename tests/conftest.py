@@ -5,7 +5,7 @@ from collections import defaultdict
 import pytest
 
 try:
-    from hrpo.engine.cpu import kernels
+    from hrpo.engine.cpu import blocks, kernels
 except ModuleNotFoundError:  # in tests of the engine without that room
     kernels = None
 
@@ -16,6 +16,7 @@ def pytest_configure() -> None:
     """Use all compiled code that there is, so that it is tested: what is faster differs between runs of tiny models."""
     if kernels is None:
         return
+    blocks.FAILURES_RAISE = True
     kernels._times = lambda library, shape, task, threads: dict.fromkeys(kernels.KERNELS[task], (1.0, 9.0))
 
 
