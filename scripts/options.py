@@ -1,4 +1,4 @@
-"""Print docs/options.md from the dataclasses of config.py: python scripts/options.py > docs/options.md."""
+"""Print docs/options.md from the dataclasses of the settings: python scripts/options.py > docs/options.md."""
 
 import dataclasses
 from argparse import SUPPRESS
@@ -8,14 +8,16 @@ from docstring_parser import parse
 
 from hrpo.cli.main import COMMANDS
 from hrpo.cli.parser import Parser
+from hrpo.config.old_names import NEW_NAMES, NEW_VALUES
 from hrpo.config.schema import TrainConfig
 
 TYPES = {int: "whole number", float: "number", bool: "`true` or `false`", str: "text"}
 HEAD = """# Options
 
-Every setting of `hrpo train`, `hrpo check` and `hrpo sft`, made from [config.py](../src/hrpo/config.py) by
-`python scripts/options.py > docs/options.md`. In a YAML file (`--config FILE`) a section holds its options; on the
-command line an option is `--section.option VALUE`, and what comes later overrides what comes before:
+Every setting of `hrpo train`, `hrpo check` and `hrpo sft`, made from
+[config/schema.py](../src/hrpo/config/schema.py) by `python scripts/options.py > docs/options.md`. In a YAML file
+(`--config FILE`) a section holds its options; on the command line an option is `--section.option VALUE`, and what comes
+later overrides what comes before:
 
 ```bash
 hrpo train --config recipes/quickstart.yaml --rollout.group_size 4 --task.rewards.format 0.2
@@ -110,6 +112,13 @@ def page() -> str:
     )
     for command, (_, _, summary) in COMMANDS.items():
         parts += [f"### hrpo {command}\n\n{summary[0].upper()}{summary[1:]}.", *_table_of(command)]
+    renamed = NEW_NAMES | {
+        f"{name} {old}": f"{name} {new}" for name, to in NEW_VALUES.items() for old, new in to.items()
+    }
+    parts += [
+        "## Names of 0.1\n\nThis version takes them too, in files and on the command line, and says what they are now.",
+        table(["now", "in 0.1"], [[f"`{new}`", f"`{old}`"] for old, new in renamed.items()]),
+    ]
     return "\n\n".join(parts) + "\n"
 
 

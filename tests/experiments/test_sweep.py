@@ -77,7 +77,7 @@ def test_runs(config, tmp_path, monkeypatch, capsys):
     shutil.rmtree(folder / "hybrid-0")  # the result is enough
     assert compare(of_modes(config, MODES), SEEDS) == comparison
     assert len(trained) == 7
-    with pytest.raises(InputError, match="updates differ from"):
+    with pytest.raises(InputError, match="max_steps differ from"):
         compare(of_modes(dataclasses.replace(config, max_steps=4), MODES), SEEDS)
 
 
