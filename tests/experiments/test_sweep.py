@@ -79,8 +79,8 @@ def test_runs(config, tmp_path, monkeypatch, capsys):
     shutil.rmtree(folder / "hybrid-0")  # the result is enough
     assert compare(of_modes(config, MODES), SEEDS) == comparison
     assert len(trained) == 7
-    with pytest.raises(InputError, match="updates differ from"):
-        compare(of_modes(dataclasses.replace(config, updates=4), MODES), SEEDS)
+    with pytest.raises(InputError, match="max_steps differ from"):
+        compare(of_modes(dataclasses.replace(config, max_steps=4), MODES), SEEDS)
 
 
 def test_results_elsewhere(config, tmp_path):

@@ -109,6 +109,6 @@ def test_a_missing_package_is_told_before_anything_is_written(config, tmp_path, 
     assert is_installed("none")
     assert is_installed("tensorboard")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"tracker: trackio is not installed; pip install trackio"):
+    with pytest.raises(InputError, match=r"report_to: trackio is not installed; pip install trackio"):
         train(dataclasses.replace(config, report_to="trackio"))
     assert not list(tmp_path.iterdir())

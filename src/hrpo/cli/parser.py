@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 from hrpo.common.errors import InputError
 from hrpo.common.output import visible, warn
 from hrpo.config.load import read_settings_file
-from hrpo.config.old_names import line_about, with_new_names, words_with_new_names
+from hrpo.config.old_names import NEW_NAMES, line_about, with_new_names, words_with_new_names
 
 # jsonargparse's words, and ours
 UNKNOWN_OPTION = re.compile(
@@ -53,9 +53,10 @@ class Parser(ArgumentParser):
                 message = re.sub(pattern, words, message.strip())
             self.exit(2, f"{self.prog}: error: {message}\n")
         name = ".".join(group for group in unknown.groups() if group)
-        options = [option.removeprefix("--") for option in self._option_string_actions if option.startswith("--")]
-        close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]}?" if close else "see --help"
+        options = {option.removeprefix("--") for option in self._option_string_actions if option.startswith("--")}
+        known = {option: option for option in options} | {old: new for old, new in NEW_NAMES.items() if new in options}
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"did you mean {known[close[0]]}?" if close else "see --help"
         self.exit(2, f"{self.prog}: error: unknown option {name}; {hint}\n")
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
