@@ -35,12 +35,12 @@ from hrpo.training.train import train
 def config(tmp_path):
     return TrainConfig(
         name="warm",
-        folder=str(tmp_path),
-        updates=3,
-        objective="sft",
+        output_dir=str(tmp_path),
+        max_steps=3,
+        algorithm="sft",
         model=ModelConfig(lora_rank=0),
         sft=SftConfig(batch=6),
-        rollout=RolloutConfig(prompts=3, group_size=4, max_new_tokens=48),
+        rollout=RolloutConfig(prompts_per_step=3, group_size=4, max_new_tokens=48),
         optimizer=OptimizerConfig(lr=1e-3, max_grad_norm=1.0),
         check=CheckConfig(prompts=2),
         eval=EvalConfig(problems=3),
@@ -209,7 +209,7 @@ def test_solutions_that_cannot_follow_are_left_out(config):
 
 
 def test_a_run_learns_resumes_and_is_gone_on_from(config, tmp_path):
-    config = dataclasses.replace(config, updates=12, save_every=4)
+    config = dataclasses.replace(config, max_steps=12, save_every=4)
     train(config)
     folder = tmp_path / "warm"
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -221,7 +221,7 @@ def test_a_run_learns_resumes_and_is_gone_on_from(config, tmp_path):
     assert saved.settings.latent_mode == "discrete"
 
     on = dataclasses.replace(
-        config, name="on", objective="hrpo", updates=1, model=ModelConfig(str(folder), lora_rank=4)
+        config, name="on", algorithm="hrpo", max_steps=1, model=ModelConfig(str(folder), lora_rank=4)
     )
     train(on)
     trained = HybridCausalLM.from_pretrained(newest_checkpoint(tmp_path / "on"))

@@ -24,11 +24,11 @@ MODES, SEEDS = ["hybrid", "hidden", "sft"], [0, 4]
 def small(folder):
     return TrainConfig(
         name="{mode}-{seed}",
-        folder=str(folder / "runs"),
-        updates=3,
+        output_dir=str(folder / "runs"),
+        max_steps=3,
         save_every=1,
         model=ModelConfig(lora_rank=0),
-        rollout=RolloutConfig(prompts=2, group_size=2, max_new_tokens=16),
+        rollout=RolloutConfig(prompts_per_step=2, group_size=2, max_new_tokens=16),
         eval=EvalConfig(problems=4, batch=4),
     )
 
@@ -190,7 +190,7 @@ def test_a_damaged_result_is_told_before_anything_is_trained(config, kept_result
     kept = json.loads(text)
     damage(kept)
     (folder / "discrete-0.json").write_text(json.dumps(kept))
-    config = dataclasses.replace(config, folder=str(folder))
+    config = dataclasses.replace(config, output_dir=str(folder))
     with pytest.raises(InputError, match=r"results: \S+discrete-0\.json is damaged \(.+\); delete it"):
         compare(of_modes(config, ["discrete", "hybrid"]), [0])
     assert [path.name for path in folder.iterdir()] == ["discrete-0.json"]
@@ -315,8 +315,8 @@ def test_refusals_write_nothing(config, tmp_path, changes, modes, seeds, message
 
 
 def test_command(tmp_path, capsys):
-    words = ["compare", "--config", "recipes/compare.yaml", "--folder", str(tmp_path), "--modes", "[discrete,sft]"]
-    words += ["--seeds", "[1,2]", "--updates", "1", "--eval.problems", "2", "--rollout.prompts", "2"]
+    words = ["compare", "--config", "recipes/compare.yaml", "--output_dir", str(tmp_path), "--modes", "[discrete,sft]"]
+    words += ["--seeds", "[1,2]", "--max_steps", "1", "--eval.problems", "2", "--rollout.prompts_per_step", "2"]
     main(words)
     assert "sft - discrete" in capsys.readouterr().out
     assert {path.name for path in tmp_path.iterdir()} == {
@@ -327,9 +327,9 @@ def test_command(tmp_path, capsys):
 
 ARMS = {
     "unknown": ("{a: {latent.rmin: 0.9}}", "arms.a: error: unknown option latent.rmin; did you mean latent.r_min?"),
-    "ill-typed": ("{a: {updates: many}}", "arms.a: error: updates: Expected a whole number. Got value: many"),
+    "ill-typed": ("{a: {max_steps: many}}", "arms.a: error: max_steps: Expected a whole number. Got value: many"),
     "out of range": ("{a: {}, b: {latent.r_min: 2}}", "latent.r_min: needs 0 < r_min"),
-    "other budget": ("{a: {}, b: {updates: 2}}", "arms.b: updates and eval.problems must be the same"),
+    "other budget": ("{a: {}, b: {max_steps: 2}}", "arms.b: max_steps and eval.problems must be the same"),
     "no settings": ("{a: 3}", "arms"),
     "a number for a name": ("{0.98: {}}", 'arms: an arm\'s name is text; write "0.98", in quotes'),
     "seed": ("{a: {seed: 3}}", "arms.a: seed is not an arm's own; give seeds"),
@@ -338,7 +338,7 @@ ARMS = {
 
 @pytest.mark.parametrize(("arms", "message"), ARMS.values(), ids=ARMS)
 def test_arms_that_cannot_be(tmp_path, capsys, arms, message):
-    words = ["compare", "--config", "recipes/compare.yaml", "--folder", str(tmp_path / "runs"), "--updates", "1"]
+    words = ["compare", "--config", "recipes/compare.yaml", "--output_dir", str(tmp_path / "runs"), "--max_steps", "1"]
     with pytest.raises(SystemExit, match="2"):
         main([*words, "--name", "{arm}-{seed}", "--arms", arms])
     assert message in capsys.readouterr().err
@@ -346,19 +346,29 @@ def test_arms_that_cannot_be(tmp_path, capsys, arms, message):
 
 
 def test_arms(tmp_path, capsys):
-    words = ["compare", "--config", "recipes/compare.yaml", "--folder", str(tmp_path / "runs"), "--seeds", "[0]"]
-    words += ["--updates", "1", "--eval.problems", "2", "--rollout.prompts", "2", "--name", "{arm}-{seed}"]
-    main([*words, "--arms", "{cold: {rollout.temperature: 0.3}, plain: {latent.mode: discrete, recompute: true}}"])
+    words = ["compare", "--config", "recipes/compare.yaml", "--output_dir", str(tmp_path / "runs"), "--seeds", "[0]"]
+    words += ["--max_steps", "1", "--eval.problems", "2", "--rollout.prompts_per_step", "2", "--name", "{arm}-{seed}"]
+    main(
+        [
+            *words,
+            "--arms",
+            "{cold: {rollout.temperature: 0.3}, plain: {latent.mode: discrete, gradient_checkpointing: true}}",
+        ]
+    )
     assert "plain" in capsys.readouterr().out
     settings = json.loads((tmp_path / "runs" / "cold-0.json").read_text())["settings"]
     assert (settings["rollout"]["temperature"], settings["latent"]["mode"]) == (0.3, "hybrid")
     settings = json.loads((tmp_path / "runs" / "plain-0.json").read_text())["settings"]
-    assert (settings["latent"]["mode"], settings["recompute"], settings["rollout"]["prompts"]) == ("discrete", True, 2)
+    assert (
+        settings["latent"]["mode"],
+        settings["gradient_checkpointing"],
+        settings["rollout"]["prompts_per_step"],
+    ) == ("discrete", True, 2)
 
 
 @pytest.mark.parametrize("name", ["arms", "decode", "results"])
 def test_a_setting_without_a_value(tmp_path, capsys, name):
-    (tmp_path / "more.yaml").write_text(f"updates: 1\n{name}:")
+    (tmp_path / "more.yaml").write_text(f"max_steps: 1\n{name}:")
     with pytest.raises(SystemExit, match="2"):
         main(["compare", "--config", "recipes/compare.yaml", "--config", str(tmp_path / "more.yaml")])
     assert f"{name}: has no value; give one, or leave it out" in capsys.readouterr().err

@@ -11,7 +11,6 @@ from hrpo.common import files
 from hrpo.common.errors import InputError
 from hrpo.common.files import read_lines
 from hrpo.common.version import __version__
-from hrpo.config.old_names import with_new_names
 from hrpo.config.schema import TrainConfig
 from hrpo.experiments.cross_mode import decode
 from hrpo.reports.results import PHASES, DecodeMode, Evaluation, RunResult, mode_scores
@@ -53,7 +52,7 @@ def result_of_run(folder: Path, settings: Any, field: str, fix: str) -> RunResul
             },
             "metrics": {name: [_short(row[name]) for row in rows] for name in names},
         }
-        return RunResult.from_json(_renamed(result))
+        return RunResult.from_json(result)
 
 
 def load_result(data: Any, place: Path, field: str, fix: str) -> RunResult:
@@ -70,12 +69,7 @@ def load_result(data: Any, place: Path, field: str, fix: str) -> RunResult:
 
     """
     with _damage_told(place, field, fix):
-        return RunResult.from_json(_renamed(data))
-
-
-def _renamed(data: Any) -> Any:
-    settings, _ = with_new_names(data.get("settings") if isinstance(data, dict) else None)
-    return data if settings is None else {**data, "settings": settings}
+        return RunResult.from_json(data)
 
 
 def decoded_results(run: TrainConfig, modes: Sequence[str], trained: RunResult) -> Iterator[RunResult]:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Self, TypeVar
 
+from hrpo.config.old_names import with_new_names
+
 Interval = tuple[float, float]
 Kind = TypeVar("Kind")
 
@@ -158,15 +160,16 @@ class RunResult:
 
     @classmethod
     def from_json(cls, data: Any) -> Self:
-        """Return a result as a file has it, looked through for what tables and plots read.
+        """Return a result as a file has it, looked through for what tables and plots read; settings by their new names.
 
         Raises:
             ValueError: something is missing, of another kind, or does not fit the rest.
 
         """
+        settings, _ = with_new_names(read(data, "settings", dict))
         result = cls(
             run=read(data, "run", str),
-            settings=read(data, "settings", dict),
+            settings=settings,
             versions=read(data, "versions", dict),
             evaluation=Evaluation.from_json(read(data, "evaluation", dict)),
             right=read(data, "right", dict),
