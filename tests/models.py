@@ -19,7 +19,6 @@ from transformers import (
 )
 
 from hrpo import HybridCausalLM, HybridGate, Rollout
-from hrpo.engine.cpu.accelerator import CpuAccelerator
 from hrpo.engine.interface import DEFAULT
 from hrpo.model import HybridSettings
 
@@ -158,6 +157,8 @@ class Letters(PreTrainedTokenizer):
 
 def inference_copy(model, *, compiled=True):
     """Return the copy that decodes on a CPU."""
+    from hrpo.engine.cpu.accelerator import CpuAccelerator
+
     return CpuAccelerator(compiled=compiled).decoding(model, DEFAULT).inference_model()
 
 

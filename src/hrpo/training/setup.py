@@ -14,11 +14,11 @@ from hrpo.config.schema import ModelConfig, OptimizerConfig, RolloutConfig, Trai
 from hrpo.data import Rollout, SamplingParams
 from hrpo.engine.interface import EngineOptions
 from hrpo.engine.packing_probe import packs_up_to
+from hrpo.engine.request import check_memory
 from hrpo.engines import ENGINES
 from hrpo.latent import mode_of
 from hrpo.model import HybridCausalLM, Lora
 from hrpo.rewards import score
-from hrpo.rollout import check_memory
 from hrpo.sft import target_text, teacher_forced_rollout
 from hrpo.storage.run_dir import model_in
 from hrpo.tasks import Example, Task, remembered

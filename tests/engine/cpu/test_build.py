@@ -570,3 +570,20 @@ def test_what_a_killed_build_left_goes(makes_a_copy, tmp_path):
     library.with_suffix(".draft").write_bytes(b"half of it")
     build._library(tmp_path / "cache")
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [library.name]
+
+
+def test_a_failure_of_compiled_blocks_is_told(monkeypatch, caplog):
+    """The model's own blocks do the same then; in tests the failure is raised."""
+
+    def broken(self, *args, **options):
+        raise TypeError("odd")
+
+    monkeypatch.setattr(CompiledBlock, "forward", broken)
+    model = random_model("llama", torch.float32)
+    with pytest.raises(TypeError, match="odd"):
+        generate(model, PROMPTS, group_size=2, **SAMPLER)
+    monkeypatch.setattr(blocks, "FAILURES_RAISE", False)
+    with caplog.at_level(logging.ERROR, "hrpo"):
+        rollout = generate(model, PROMPTS, group_size=2, **SAMPLER)
+    assert len(rollout) == 2 * len(PROMPTS)
+    assert "compiled code failed on its blocks, which run as they are; please report it" in caplog.text

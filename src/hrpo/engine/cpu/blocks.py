@@ -8,6 +8,7 @@ compiled code does their products, too.
 
 import contextlib
 import ctypes
+import logging
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
@@ -20,6 +21,8 @@ from hrpo.engine.cpu.decode_attention import Step, step_of
 from hrpo.engine.cpu.linear import CompiledLayer, PackedLinear, PackedProduct
 from hrpo.engine.cpu.norms import CompiledNorm
 
+FAILURES_RAISE = False  # whether a failure of our own code ends the program, as it does in tests
+log = logging.getLogger("hrpo")
 # Largest difference from the model's own block, over 1: they sum in another order. In bfloat16, a few of its steps.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2**-5}
 
@@ -254,7 +257,14 @@ def alike(block: Any, twin: Any, rotary: Any) -> bool:
             return False
         with packed_block(block), laid_out(_Mix()):
             expected = block(x, attention_mask=None, position_embeddings=embeddings)
-            found = twin(x, position_embeddings=embeddings)
-        return bool(((found - expected).abs() <= TOLERANCE[dtype] * (1 + expected.abs())).all())
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):  # of somebody's block
         return False
+    try:
+        with packed_block(block), laid_out(_Mix()):
+            found = twin(x, position_embeddings=embeddings)
+    except Exception:  # of ours, which is a bug: the model's own block does the same
+        if FAILURES_RAISE:
+            raise
+        log.exception("%s: compiled code failed on its blocks, which run as they are; please report it", type(block))
+        return False
+    return bool(((found - expected).abs() <= TOLERANCE[dtype] * (1 + expected.abs())).all())
