@@ -86,10 +86,9 @@ def test_latent_mode_is_checked_as_the_page_says():
 def test_latent_mode_trains_and_is_remembered(tmp_path):
     run_example("add-a-latent-mode.md")
     run = Run(TrainConfig(name="own", output_dir=str(tmp_path), latent=LatentConfig(mode="sharpened"), rollout=SMALL))
-    metrics = run.train_step()
+    metrics = run.train_step()  # a replay that gives other log-probabilities would stop it
     assert metrics["hidden_ratio"] > 0
     assert metrics["skipped"] == 0
-    assert metrics["replay_error"] < 1e-3
     assert HybridCausalLM.from_pretrained(run.save()).settings.latent_mode == "sharpened"
 
 
@@ -148,9 +147,7 @@ def test_engine_decodes_in_a_run(tmp_path, monkeypatch):
     names = run_example("add-an-engine.md", 1, **names)
     run = names["run"]
     assert isinstance(run.trainer.engine, names["InTurn"])
-    (line,) = (run.folder / "metrics.jsonl").read_text().splitlines()
-    assert '"replay_error"' in line
-    assert run.step == 1
+    assert len((run.folder / "metrics.jsonl").read_text().splitlines()) == run.step == 1
 
 
 def test_accelerator_decodes(tiny, monkeypatch):
@@ -199,5 +196,5 @@ def test_commands_know_what_the_file_adds(page, words, tmp_path, monkeypatch, ca
     monkeypatch.chdir(ROOT)
     run_example(page)
     assert "main()" in blocks(page)[1]
-    main([*words, "--folder", str(tmp_path), "--dry-run"])
+    main([*words, "--output_dir", str(tmp_path), "--dry-run"])
     assert words[-1] in capsys.readouterr().out
