@@ -26,7 +26,6 @@ LONG_FILES = {
 }
 LONG_FUNCTIONS = {
     "config/validate.py:check_config": 65,
-    "evaluate.py:answer_round": 65,
     "evaluation/run.py:evaluate_checkpoints": 143,
     "experiments/sweep.py:compare": 65,
     "hub/import_release.py:import_release": 80,
