@@ -29,7 +29,6 @@ LONG_FUNCTIONS = {
     "evaluation/run.py:evaluate_checkpoints": 143,
     "experiments/sweep.py:compare": 65,
     "hub/import_release.py:import_release": 80,
-    "inspection/run.py:inspect_checkpoints": 65,
     "model.py:from_pretrained": 95,
     "retrieval/index.py:build_index": 63,
     "rollout.py:generate": 75,
