@@ -30,7 +30,6 @@ LONG_FUNCTIONS = {
     "experiments/sweep.py:compare": 65,
     "hub/import_release.py:import_release": 80,
     "model.py:from_pretrained": 95,
-    "retrieval/index.py:build_index": 63,
     "rollout.py:generate": 75,
     "trainer.py:__init__": 70,
     "training/estimate.py:estimate_memory": 103,
