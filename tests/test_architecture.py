@@ -32,7 +32,6 @@ LONG_FUNCTIONS = {
     "model.py:from_pretrained": 95,
     "rollout.py:generate": 75,
     "trainer.py:__init__": 70,
-    "training/estimate.py:estimate_memory": 103,
 }
 
 FILES = house.modules()
