@@ -26,7 +26,6 @@ LONG_FILES = {
 }
 LONG_FUNCTIONS = {
     "config/validate.py:check_config": 65,
-    "evaluation/run.py:evaluate_checkpoints": 143,
     "experiments/sweep.py:compare": 65,
     "hub/import_release.py:import_release": 80,
     "model.py:from_pretrained": 95,
