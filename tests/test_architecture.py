@@ -26,16 +26,11 @@ LONG_FILES = {
 }
 LONG_FUNCTIONS = {
     "config/validate.py:check_config": 65,
-    "evaluate.py:answer_round": 65,
-    "evaluation/run.py:evaluate_checkpoints": 143,
     "experiments/sweep.py:compare": 65,
     "hub/import_release.py:import_release": 80,
-    "inspection/run.py:inspect_checkpoints": 65,
     "model.py:from_pretrained": 95,
-    "retrieval/index.py:build_index": 63,
     "rollout.py:generate": 75,
     "trainer.py:__init__": 70,
-    "training/estimate.py:estimate_memory": 103,
 }
 
 FILES = house.modules()

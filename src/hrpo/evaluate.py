@@ -84,12 +84,17 @@ def answer_round(
         on_finished=on_finished,
     )
     check_finite(model, rollout)
+    return _judged(model, task, [example for example in problems for _ in range(samples)], rollout)
+
+
+def _judged(model: HybridCausalLM, task: Task, asked: Sequence[Example], rollout: Rollout) -> list[Answer]:
+    """Return a rollout's completions as answers to the problems that they were asked."""
     ratio = (1 - rollout.gate_mean**2).sqrt()  # 0 where no mixed input was fed
     mixed = rollout.hybrid_mask.sum(1)
     ratios = (ratio.sum(1) / mixed.clamp(min=1)).tolist()
     cut, lengths = rollout.truncated(model.eos_token_ids).tolist(), rollout.lengths.tolist()
-    texts, asked = decode(model.tokenizer, rollout), [example for example in problems for _ in range(samples)]
-    verdicts, metrics = task.assess(texts, asked, RewardContext(id_lists(rollout), settings.step))
+    texts = decode(model.tokenizer, rollout)
+    verdicts, metrics = task.assess(texts, asked, RewardContext(id_lists(rollout), model.settings.step))
     return [
         Answer(
             question=asked[i].question,

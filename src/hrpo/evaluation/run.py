@@ -1,6 +1,7 @@
 """An evaluation from its settings to its tables."""
 
 import dataclasses
+import datetime
 import functools
 import hashlib
 import itertools
@@ -10,7 +11,7 @@ import re
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -18,14 +19,14 @@ from hrpo.common.console import bar, console
 from hrpo.common.errors import InputError
 from hrpo.common.files import check_writable, read_json, write_text
 from hrpo.common.locks import Lock
-from hrpo.config.bounds import OPTIONS, outside_of
-from hrpo.config.schema import Scorer
 from hrpo.data import sample_key
 from hrpo.evaluate import answer_round
 from hrpo.evaluation import store
-from hrpo.evaluation.entries import OWN, Entry, as_settings, make_entries
+from hrpo.evaluation.cells import Cell
+from hrpo.evaluation.entries import Entry, as_settings, make_entries
 from hrpo.evaluation.inference import load_for_inference
 from hrpo.evaluation.numbers import Answers, comparisons_of, numbers_of
+from hrpo.evaluation.options import Options
 from hrpo.evaluation.questions import Questions, make_questions
 from hrpo.evaluation.tables import markdown
 from hrpo.model import HybridCausalLM
@@ -39,66 +40,7 @@ ROUND = 4  # batches of completions in a part: what an interruption loses at mos
 VERSIONS = ("hrpo", "torch", "transformers", "peft", "numpy", "math-verify")
 
 
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """What one model answers on one task, greedily or in samples, and the file it ends up in.
-
-    Args:
-        entry: the model.
-        questions: the task.
-        how: "greedy" or "sampled".
-        samples: answers to each problem, k.
-        size: problems in a part of the file.
-        path: of the file.
-        mark: which tells the file from those of other cells and evaluations.
-
-    """
-
-    entry: Entry
-    questions: Questions
-    how: str
-    samples: int
-    size: int
-    path: Path
-    mark: str
-
-    def parts(self) -> dict[Path, range]:
-        """Return the problems that each part of the file holds, by its path."""
-        count = len(self.questions.problems)
-        return {
-            store.part(self.path, number): range(first, min(first + self.size, count))
-            for number, first in enumerate(range(0, count, self.size))
-        }
-
-    def check(self) -> None:
-        """Refuse a file, or a part of one, that does not hold what it should."""
-        if self.path.is_file():
-            store.check(self.path, range(len(self.questions.problems)), self.samples, self.mark)
-            return
-        parts = self.parts()
-        for path in store.parts(self.path):
-            store.check(path, parts.get(path, range(0)), self.samples, self.mark)
-
-
-def evaluate_checkpoints(
-    checkpoints: Sequence[str],
-    *,
-    tasks: Sequence[str] = (),
-    path: str = "",
-    test_path: str = "",
-    problems: int = 500,
-    samples: int = 1,
-    latent_modes: Sequence[str] = (OWN,),
-    prompts: Sequence[str] = (OWN,),
-    shots: int = 0,
-    shots_path: str = "",
-    scorer: str = "",
-    max_new_tokens: int = 0,
-    batch: int = 64,
-    seed: int | None = None,
-    out: str = "",
-    trust_remote_code: bool = False,
-) -> dict[str, Any]:
+def evaluate_checkpoints(checkpoints: Sequence[str], **options: Any) -> dict[str, Any]:
     """Evaluate models on tasks, greedily and in samples, and compare any two of them.
 
     The folder gets settings.json before the first question is answered, then the answers, a part at a time, and at last
@@ -106,21 +48,7 @@ def evaluate_checkpoints(
 
     Args:
         checkpoints: saved hybrid models, run folders (their newest checkpoint), or plain models.
-        tasks: by name; none takes the task that the checkpoints were trained on.
-        path: a training file, or a folder of one or several benchmarks.
-        test_path: the test file, where it lies elsewhere.
-        problems: test problems of each task, from the first; 0 takes all.
-        samples: sampled answers to each problem, k; 0 leaves only the greedy one.
-        latent_modes: each checkpoint is evaluated in each; "own" is the one it was trained in.
-        prompts: each checkpoint is asked in each way: "own", "direct" or "cot".
-        shots: worked examples before each question, instead of a checkpoint's own.
-        shots_path: a file of rows that these are taken from, instead of the training problems.
-        scorer: "own" or "math_string", of mathematical tasks; default the one of training.
-        max_new_tokens: length limit of a completion; 0 leaves each model its own.
-        batch: completions decoded at a time.
-        seed: of generated problems, worked examples and samples; default that of the first checkpoint's run.
-        out: the folder; default one in evaluations/ that these settings alone have.
-        trust_remote_code: run code that comes with a base model.
+        options: those of `hrpo.evaluation.options.Options`, by their names.
 
     Returns:
         The settings, the numbers by task and model, and the comparisons.
@@ -129,71 +57,124 @@ def evaluate_checkpoints(
         InputError: something cannot be used, or the folder holds an evaluation with other settings.
 
     """
-    given = {"problems": problems, "samples": samples, "shots": shots, "max_new_tokens": max_new_tokens, "batch": batch}
-    if wrong := outside_of(OPTIONS, {**given, "seed": seed or 0}):
-        raise InputError("; also ".join(f"--{said}" for said in wrong))
-    if scorer not in ("", *get_args(Scorer)):
-        raise InputError(f"--scorer: must be one of {', '.join(get_args(Scorer))}, got {scorer!r}")
+    given = Options(**options)
+    entries, questions, seed = _asked(checkpoints, given)
+    settings = _settings_of(entries, questions, given, seed)
+    folder = find(settings, given.out)
+    models = Models(day_of(folder), given.trust_remote_code)
+    check_writable(folder, "--out")
+    if not (folder / SETTINGS_FILE).is_file():
+        _check_prompts(entries, questions, models)
+    lock = Lock.of(folder, f"--out: another process evaluates in {folder}; wait for it, or name another folder")
+    if not (find(settings, given.out) / SETTINGS_FILE).is_file():  # as it is now that nobody else writes there
+        _begin(folder, settings, models)
+    console.print(f"evaluation: {folder}")
+    if (folder / DATE_FILE).is_file():
+        console.print(f"a chat template writes today's date: in this evaluation it stays {models.day}")
+    for asked in questions:
+        show_dropped(asked.task)
+    cells = _cells(entries, questions, given, folder, json.dumps(settings))
+    for cell in cells:
+        cell.check()
+    for cell in cells:
+        if not cell.path.is_file():
+            answer(models.load(cell.entry.checkpoint), cell, seed=seed, batch=given.batch)
+    results = {"settings": settings, **_numbers(cells, given.samples)}
+    write_text(folder / "results.md", markdown(results))
+    write_text(folder / "results.json", json.dumps(results, indent=1) + "\n")
+    lock.release()
+    return results
+
+
+class Models:
+    """The models of an evaluation, loaded one at a time; their chat templates keep to one day.
+
+    Args:
+        day: which they keep to.
+        trust_remote_code: run code that comes with a base model.
+
+    """
+
+    def __init__(self, day: datetime.date, trust_remote_code: bool) -> None:
+        self.day, self.trust_remote_code = day, trust_remote_code
+        self.dated = False  # a template has asked for the date
+        self.loaded: dict[str, HybridCausalLM] = {}
+
+    def load(self, name: str) -> HybridCausalLM:
+        """Return a model; the one before is let go."""
+        if name not in self.loaded:
+            self.loaded.clear()
+            self.loaded[name] = load_for_inference(name, trust_remote_code=self.trust_remote_code)
+            self.dated |= pin_date(self.loaded[name].tokenizer, self.day)
+        return self.loaded[name]
+
+
+def _asked(checkpoints: Sequence[str], given: Options) -> tuple[list[Entry], list[Questions], int]:
+    """Return who is asked, what, and with which seed."""
     entries = make_entries(
-        checkpoints, latent_modes, prompts, shots, max_new_tokens, trust_remote_code=trust_remote_code
+        checkpoints,
+        given.latent_modes,
+        given.prompts,
+        given.shots,
+        given.max_new_tokens,
+        trust_remote_code=given.trust_remote_code,
     )
+    seed = given.seed
     if seed is None:
         seed = next((entry.settings.seed for entry in entries if entry.settings.task), 0)
     questions = make_questions(
-        tasks,
+        given.tasks,
         entries,
         seed,
-        path=path,
-        test_path=test_path,
-        problems=problems,
-        shots=shots,
-        shots_path=shots_path,
-        scorer=scorer,
+        path=given.path,
+        test_path=given.test_path,
+        problems=given.problems,
+        shots=given.shots,
+        shots_path=given.shots_path,
+        scorer=given.scorer,
     )
-    settings = {
+    return entries, questions, seed
+
+
+def _settings_of(entries: Sequence[Entry], questions: Sequence[Questions], given: Options, seed: int) -> dict[str, Any]:
+    """Return what settings.json holds: all that the answers depend on."""
+    return {
         "checkpoints": {entry.label: as_settings(entry) for entry in entries},
         "tasks": {asked.name: asked.as_settings(entries) for asked in questions},
-        "samples": samples,
+        "samples": given.samples,
         "seed": seed,
-        "batch": batch,
+        "batch": given.batch,
         "device": Accelerator().device.type,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}},
     }
-    models: dict[str, HybridCausalLM] = {}
 
-    def loaded(name: str) -> HybridCausalLM:
-        if name not in models:
-            models.clear()  # one at a time
-            models[name] = load_for_inference(name, trust_remote_code=trust_remote_code)
-            dated[name] = pin_date(models[name].tokenizer, day)
-        return models[name]
 
-    folder = find(settings, out)
-    day, dated = day_of(folder), dict[str, bool]()
-    check_writable(folder, "--out")
-    if not (folder / SETTINGS_FILE).is_file():
-        for entry, asked in itertools.product(entries, questions):
-            task, limit = asked_of(entry, asked), entry.settings.max_new_tokens
-            check_test_prompts(task, loaded(entry.checkpoint), asked.problems, limit, "--max_new_tokens")
-    lock = Lock.of(folder, f"--out: another process evaluates in {folder}; wait for it, or name another folder")
-    if not (find(settings, out) / SETTINGS_FILE).is_file():  # as it is now that nobody else writes there
-        write_text(folder / SETTINGS_FILE, json.dumps(settings, indent=1) + "\n")
-        if any(dated.values()):
-            write_text(folder / DATE_FILE, f"{day}\n")
-    console.print(f"evaluation: {folder}")
-    if (folder / DATE_FILE).is_file():
-        console.print(f"a chat template writes today's date: in this evaluation it stays {day}")
-    for asked in questions:
-        show_dropped(asked.task)
-    hows = [("greedy", 1), *([("sampled", samples)] if samples else [])]
-    identity = json.dumps(settings)
-    cells = [
+def _check_prompts(entries: Sequence[Entry], questions: Sequence[Questions], models: Models) -> None:
+    """Refuse questions that leave a model no room for its answer."""
+    for entry, asked in itertools.product(entries, questions):
+        task, limit = asked_of(entry, asked), entry.settings.max_new_tokens
+        check_test_prompts(task, models.load(entry.checkpoint), asked.problems, limit, "--max_new_tokens")
+
+
+def _begin(folder: Path, settings: dict[str, Any], models: Models) -> None:
+    """Write the settings, and the day where a template asks for it."""
+    write_text(folder / SETTINGS_FILE, json.dumps(settings, indent=1) + "\n")
+    if models.dated:
+        write_text(folder / DATE_FILE, f"{models.day}\n")
+
+
+def _cells(
+    entries: Sequence[Entry], questions: Sequence[Questions], given: Options, folder: Path, identity: str
+) -> list[Cell]:
+    """Return all cells of an evaluation; `identity` is of it alone."""
+    hows = [("greedy", 1), *([("sampled", given.samples)] if given.samples else [])]
+    return [
         Cell(
             entry,
             asked,
             how,
             count,
-            max(1, ROUND * batch // count),
+            max(1, ROUND * given.batch // count),
             folder / "answers" / f"{place}-{_plain(entry.label)}" / _file(asked.name, how),
             hashlib.sha256("\n".join([identity, entry.label, asked.name, how]).encode()).hexdigest(),
         )
@@ -201,28 +182,22 @@ def evaluate_checkpoints(
         for asked in questions
         for how, count in hows
     ]
-    for cell in cells:
-        cell.check()
-    for cell in cells:
-        if not cell.path.is_file():
-            answer(loaded(cell.entry.checkpoint), cell, seed=seed, batch=batch)
-    answers: dict[str, dict[str, Answers]] = {asked.name: {} for asked in questions}
+
+
+def _numbers(cells: Sequence[Cell], samples: int) -> dict[str, Any]:
+    """Return the numbers by task and model, and the comparisons, from the answers of all cells."""
+    answers: dict[str, dict[str, Answers]] = {cell.questions.name: {} for cell in cells}
     for cell in cells:
         store.finish(cell.path)
         by_how = answers[cell.questions.name].setdefault(cell.entry.label, {})
         answers[cell.questions.name][cell.entry.label] = {**by_how, cell.how: store.load(cell.path)}
-    results = {
-        "settings": settings,
+    return {
         "tasks": {
             name: {label: numbers_of(by_how, samples) for label, by_how in models.items()}
             for name, models in answers.items()
         },
         "comparisons": comparisons_of(answers, samples),
     }
-    write_text(folder / "results.md", markdown(results))
-    write_text(folder / "results.json", json.dumps(results, indent=1) + "\n")
-    lock.release()
-    return results
 
 
 def find(settings: dict[str, Any], out: str) -> Path:

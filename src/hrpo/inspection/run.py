@@ -59,12 +59,8 @@ def inspect_checkpoints(
         InputError: something cannot be used.
 
     """
-    given = {"problems": problems, "max_new_tokens": max_new_tokens, "batch": batch, "seed": seed or 0}
-    if wrong := outside_of(OPTIONS, given):
-        raise InputError("; also ".join(f"--{said}".replace("--problems", "-n") for said in wrong))
-    if Path(out).is_dir():
-        raise InputError(f"--out: {out} is a folder; name an HTML file")
-    check_writable(Path(out).parent, "--out")
+    _check_bounds(problems=problems, max_new_tokens=max_new_tokens, batch=batch, seed=seed or 0)
+    _check_out(out)
     entries = make_entries(checkpoints, latent_modes, [OWN], 0, max_new_tokens, trust_remote_code=trust_remote_code)
     if seed is None:
         seed = next((entry.settings.seed for entry in entries if entry.settings.task), 0)
@@ -79,6 +75,29 @@ def inspect_checkpoints(
         shots_path="",
         scorer="",
     )
+    columns = _columns(entries, asked, trust_remote_code, sample=sample, seed=seed, batch=batch)
+    page = make_page(asked.name, problems_of(asked.problems), 1, columns)
+    page.save(out)
+    return page
+
+
+def _check_bounds(**given: int) -> None:
+    """Refuse options outside of their bounds."""
+    if wrong := outside_of(OPTIONS, given):
+        raise InputError("; also ".join(f"--{said}".replace("--problems", "-n") for said in wrong))
+
+
+def _check_out(out: str) -> None:
+    """Refuse what cannot become the HTML file."""
+    if Path(out).is_dir():
+        raise InputError(f"--out: {out} is a folder; name an HTML file")
+    check_writable(Path(out).parent, "--out")
+
+
+def _columns(
+    entries: Sequence[Entry], asked: Questions, trust_remote_code: bool, *, sample: bool, seed: int, batch: int
+) -> list[Column]:
+    """Return what each entry answers; a checkpoint is loaded once for all of its modes."""
     columns, name, model = list[Column](), "", None
     for entry in entries:
         gates = None
@@ -86,9 +105,7 @@ def inspect_checkpoints(
             model, name = load_for_inference(entry.checkpoint, trust_remote_code=trust_remote_code), entry.checkpoint
             gates = _map(model, entry) if mode_of(model.settings.latent_mode).gated else None
         columns.append(_column(model, entry, asked, gates, sample=sample, seed=seed, batch=batch))
-    page = make_page(asked.name, problems_of(asked.problems), 1, columns)
-    page.save(out)
-    return page
+    return columns
 
 
 def _map(model: HybridCausalLM, entry: Entry) -> Json:

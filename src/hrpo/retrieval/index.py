@@ -5,12 +5,16 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hrpo.common.errors import InputError
 from hrpo.common.files import check_vacant, new_folder, read_json
 from hrpo.retrieval import bm25, dense
 from hrpo.retrieval.corpus import Passage, check_corpus
 from hrpo.retrieval.store import DAMAGE, Passages, write_passages
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 FORMATS = {"bm25": 2, "dense": 1}  # of an index folder, by retriever
 AGAIN = "build it again"
@@ -56,13 +60,7 @@ def build_index(
         else:
             if vectors and not Path(vectors).is_file():
                 raise InputError(f"--vectors: no file {vectors}")
-            name = model or dense.EMBEDDED
-            if Path(name).is_dir():
-                name = str(Path(name).resolve())
-            encoder = dense.load_model(name)
-            own = dense.prefixes_of(name, encoder)
-            query = own[0] if query_prefix is None else query_prefix
-            passage = own[1] if passage_prefix is None else passage_prefix
+            encoder, name, query, passage = _encoder(model, query_prefix, passage_prefix)
             settings.update(model=name, query_prefix=query, passage_prefix=passage)
         with new_folder(target) as draft:
             check_vacant(target, "--index")  # another build may have ended just now
@@ -79,6 +77,16 @@ def build_index(
             settings.update(count=len(passages), corpus=source.name, corpus_sha256=digest)
             (draft / "index.json").write_text(json.dumps(settings, indent=2) + "\n")
     return len(passages)
+
+
+def _encoder(model: str, query: str | None, passage: str | None) -> tuple["SentenceTransformer", str, str, str]:
+    """Return a dense model, its name, and what is put before questions and before passages."""
+    name = model or dense.EMBEDDED
+    if Path(name).is_dir():
+        name = str(Path(name).resolve())
+    encoder = dense.load_model(name)
+    own = dense.prefixes_of(name, encoder)
+    return encoder, name, own[0] if query is None else query, own[1] if passage is None else passage
 
 
 class Index:

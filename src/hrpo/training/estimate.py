@@ -1,7 +1,9 @@
 """Memory that a training run will need, from the shapes of its model alone: no weights, nothing is run."""
 
+import dataclasses
 import math
 import re
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from torch import nn
 
 from hrpo.config.schema import TrainConfig, length_limit
 from hrpo.engine.checkpointing import share_to_recompute
+from hrpo.engine.interface import Accelerator
 from hrpo.engine.select import accelerator_for
 from hrpo.latent import mode_of
 from hrpo.models.context import context_of
@@ -32,94 +35,76 @@ def estimate_memory(config: TrainConfig, lm_config: Any, *, cpu: bool, processes
         processes: that share the groups, and the parameters where `config.sharding` is "fsdp".
 
     """
+    longest = length_limit(config.rollout.max_new_tokens, context_of(lm_config))
+    need = _Need(config, _shape_of(lm_config), longest, cpu, processes)
+    phase = max((need.update(), need.decoding(), need.saving()), key=lambda phase: sum(phase.values()))
+    return {name: size for name, size in (need.always() | phase).items() if size}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shape:
+    """How wide a model is, and how many numbers its parts hold.
+
+    Args:
+        hidden: the size of a hidden state, D.
+        blocks: how many there are, L.
+        vocabulary: its size, V.
+        heads: the size of all attention heads together.
+        kv: the size of a position's keys, and of its values.
+        inner: the size in the middle of a block's feed-forward part.
+        total: parameters.
+        root: parameters that belong to no block.
+        in_linears: weights of linear layers, without the head.
+        ins: what goes into these layers, their sizes added up.
+        outs: what comes out of them.
+        like_llama: blocks seem to be of Llama's layout.
+
+    """
+
+    hidden: int
+    blocks: int
+    vocabulary: int
+    heads: int
+    kv: int
+    inner: int
+    total: int
+    root: int
+    in_linears: int
+    ins: int
+    outs: int
+    like_llama: bool
+
+    @property
+    def gate(self) -> int:
+        """Parameters of the gate."""
+        return 2 * self.hidden * (self.hidden + 1) + self.hidden
+
+
+def _shape_of(lm_config: Any) -> _Shape:
+    """Return the shape of a model without its weights."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
         lm: Any = AutoModelForCausalLM.from_config(lm_config)  # type: ignore[no-untyped-call]
     text = lm_config.get_text_config()
-    D, L, V = text.hidden_size, text.num_hidden_layers, text.vocab_size
     heads = text.num_attention_heads
-    width = getattr(text, "head_dim", None) or D // heads
-    kv = (getattr(text, "num_key_value_heads", None) or heads) * width
-    inner = getattr(text, "intermediate_size", None) or 4 * D
-    rank, rollout = config.model.lora_rank, config.rollout
-    half = config.model.dtype == "bfloat16"
-    act = 2 if half else 8 if config.model.dtype == "float64" else 4
-    stored = act if rank or not half else 4
-
+    width = getattr(text, "head_dim", None) or text.hidden_size // heads
     head = lm.get_output_embeddings()
     linears = [layer for layer in lm.modules() if isinstance(layer, nn.Linear) and layer is not head]
-    total = sum(p.numel() for p in lm.parameters())
-    in_linears = sum(layer.weight.numel() for layer in linears)
-    adapters = rank * sum(layer.in_features + layer.out_features for layer in linears)
-    gate = 2 * D * (D + 1) + D
-    trained = (adapters or total) + gate
-
-    latent = mode_of(latent_mode_of(config), config.latent.mixed_in).source
-    stored_whole = latent == "hidden" or (latent != "none" and not rollout.top_k)
-
-    B, G, P = rollout.prompts_per_step, rollout.group_size, rollout.max_prompt_tokens or 512
-    T = length_limit(rollout.max_new_tokens, context_of(lm_config))
-    group = P + G * T
-    own = -(-B // processes)  # groups that a process rolls out and learns from, at most
-    shards = processes if config.sharding == "fsdp" else 1
-    root = sum(p.numel() for name, p in lm.named_parameters() if not re.search(r"\.\d+\.", name)) + gate
-    accelerator = accelerator_for(torch.device("cpu" if cpu else "cuda"))
-    (least, most), tile = accelerator.microbatch_tokens, accelerator.head_tile
-    budget = config.max_tokens_per_microbatch or min(max(group, least), most)
-    tokens = min(budget, own * group)
-    tokens = tokens // group * group if tokens > group else tokens  # groups are not cut where they need not be
-    # Bytes that a block keeps for its backward pass, per token: with compiled operations (`TrainedBlock`), or
-    # without. Attention keeps copies where `PackedAttention` does not serve it. In bfloat16 norms of other blocks work
-    # in float32, and so do adapters that are not fused with their layers: they keep their inputs once more.
-    outs = sum(layer.out_features for layer in linears)
-    plain = config.model.quantization == "none" and config.model.dtype != "float64"
-    if cpu and rank and plain and _like_llama(lm, text):
-        block = (4 * D + 2 * kv + 2 * inner + 7 * rank) * act
-        passed = act * (outs + L * heads * width)
-    else:
-        block = (6 * D + 2 * kv + 4 * inner + 7 * rank) * act
-        block += 4 * (6 * D + inner) if half and rank else 0
-        passed = act * (outs + sum(layer.in_features for layer in linears))
-    block += (D + 4 * kv) * act if not cpu or act == 8 else 0
-    share = float(config.gradient_checkpointing) if config.gradient_checkpointing != "auto" else 0.0
-    if config.gradient_checkpointing == "auto" and cpu:
-        share = share_to_recompute(tokens * passed, total * stored)
-    again = math.ceil(share * L)  # blocks
-    kept = again * D * act + (L - again) * block + (block if again else 0)
-    # Gathered while the update runs: what belongs to no block, with its gradients where it is trained, and two blocks.
-    running = root * (stored + (0 if rank else 4)) + 2 * (total + gate - root) // L * stored
-    decoding = {
-        "decoding copy": (in_linears + (D * V if half else 0)) * act
-        if cpu
-        else 0
-        if half or not rank
-        else in_linears * stored,
-        "gathered weights": total * stored + (adapters + gate) * 4 if shards > 1 else 0,
-        "keys and values": 2 * L * kv * act * (own * G * T + own * P),
-        "logits": own * G * 3 * V * 4,
-    }
-    update = {
-        "activations": tokens * kept,
-        "head": 2 * min(tile[0], tokens) * min(V, tile[1]) * 4,
-        "gradients": trained * 4 // shards,
-        "gathered weights": running if shards > 1 else 0,
-    }
-    # The first process gathers AdamW's state into main memory.
-    saving = {"whole AdamW": trained * 8 if shards > 1 and cpu else 0}
-    parts = {
-        "weights": total * stored // shards,
-        "adapters and gate": (adapters + gate) * 4 // shards,
-        "reference": total * stored // shards if not rank and config.loss.beta else 0,
-        "AdamW": trained * 8 // shards,
-        "candidates": B * G * T * (rollout.top_k or 20) * 8,
-        "latents": B * G * T * D * 4 if stored_whole else 0,
-    }
-    if cpu:
-        parts["libraries"] = LIBRARIES
-    phase = max((update, decoding, saving), key=lambda phase: sum(phase.values()))
-    parts |= phase
-    return {name: size for name, size in parts.items() if size}
+    return _Shape(
+        hidden=text.hidden_size,
+        blocks=text.num_hidden_layers,
+        vocabulary=text.vocab_size,
+        heads=heads * width,
+        kv=(getattr(text, "num_key_value_heads", None) or heads) * width,
+        inner=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
+        total=sum(p.numel() for p in lm.parameters()),
+        root=sum(p.numel() for name, p in lm.named_parameters() if not re.search(r"\.\d+\.", name)),
+        in_linears=sum(layer.weight.numel() for layer in linears),
+        ins=sum(layer.in_features for layer in linears),
+        outs=sum(layer.out_features for layer in linears),
+        like_llama=_like_llama(lm, text),
+    )
 
 
 def _like_llama(lm: Any, text: Any) -> bool:
@@ -128,3 +113,162 @@ def _like_llama(lm: Any, text: Any) -> bool:
     has = {"self_attn.q_proj", "mlp.gate_proj", "post_attention_layernorm"}
     lacks = {"self_attn.q_norm", "pre_feedforward_layernorm"}
     return has <= names and not lacks & names and getattr(text, "hidden_act", None) == "silu"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Need:
+    """What a process needs, in bytes by what they are for; see `estimate_memory`.
+
+    Args:
+        config: of the run.
+        shape: of its model.
+        longest: tokens of a completion.
+        cpu: on a CPU.
+        processes: how many there are.
+
+    """
+
+    config: TrainConfig
+    shape: _Shape
+    longest: int
+    cpu: bool
+    processes: int
+
+    @property
+    def rank(self) -> int:
+        """Of adapters; 0 where all parameters are trained."""
+        return self.config.model.lora_rank
+
+    @property
+    def half(self) -> bool:
+        """Whether numbers have two bytes."""
+        return self.config.model.dtype == "bfloat16"
+
+    @property
+    def act(self) -> int:
+        """Bytes of a number in an activation."""
+        return 2 if self.half else 8 if self.config.model.dtype == "float64" else 4
+
+    @property
+    def stored(self) -> int:
+        """Bytes of a weight of the base model."""
+        return self.act if self.rank or not self.half else 4
+
+    @property
+    def adapters(self) -> int:
+        """Parameters of the adapters."""
+        return self.rank * (self.shape.ins + self.shape.outs)
+
+    @property
+    def trained(self) -> int:
+        """Parameters that are trained."""
+        return (self.adapters or self.shape.total) + self.shape.gate
+
+    @property
+    def shards(self) -> int:
+        """Processes that share the parameters."""
+        return self.processes if self.config.sharding == "fsdp" else 1
+
+    @property
+    def own(self) -> int:
+        """Groups that a process rolls out and learns from, at most."""
+        return -(-self.config.rollout.prompts_per_step // self.processes)
+
+    @property
+    def prompt(self) -> int:
+        """Tokens of a prompt."""
+        return self.config.rollout.max_prompt_tokens or 512
+
+    @cached_property
+    def accelerator(self) -> Accelerator:
+        """Which serves the device."""
+        return accelerator_for(torch.device("cpu" if self.cpu else "cuda"))
+
+    @property
+    def tokens(self) -> int:
+        """Of a microbatch."""
+        group = self.prompt + self.config.rollout.group_size * self.longest
+        least, most = self.accelerator.microbatch_tokens
+        budget = self.config.max_tokens_per_microbatch or min(max(group, least), most)
+        tokens = min(budget, self.own * group)
+        return tokens // group * group if tokens > group else tokens  # groups are not cut where they need not be
+
+    def always(self) -> dict[str, int]:
+        """What is held all the time."""
+        shape, rollout = self.shape, self.config.rollout
+        latent = mode_of(latent_mode_of(self.config), self.config.latent.mixed_in).source
+        stored_whole = latent == "hidden" or (latent != "none" and not rollout.top_k)
+        positions = rollout.prompts_per_step * rollout.group_size * self.longest
+        return {
+            "weights": shape.total * self.stored // self.shards,
+            "adapters and gate": (self.adapters + shape.gate) * 4 // self.shards,
+            "reference": shape.total * self.stored // self.shards if not self.rank and self.config.loss.beta else 0,
+            "AdamW": self.trained * 8 // self.shards,
+            "candidates": positions * (rollout.top_k or 20) * 8,
+            "latents": positions * shape.hidden * 4 if stored_whole else 0,
+            "libraries": LIBRARIES if self.cpu else 0,
+        }
+
+    def decoding(self) -> dict[str, int]:
+        """What decoding needs."""
+        shape, rows = self.shape, self.own * self.config.rollout.group_size
+        if self.cpu:
+            copy = (shape.in_linears + (shape.hidden * shape.vocabulary if self.half else 0)) * self.act
+        else:
+            copy = 0 if self.half or not self.rank else shape.in_linears * self.stored
+        gathered = shape.total * self.stored + (self.adapters + shape.gate) * 4
+        return {
+            "decoding copy": copy,
+            "gathered weights": gathered if self.shards > 1 else 0,
+            "keys and values": 2 * shape.blocks * shape.kv * self.act * (rows * self.longest + self.own * self.prompt),
+            "logits": rows * 3 * shape.vocabulary * 4,
+        }
+
+    def update(self) -> dict[str, int]:
+        """What an update needs."""
+        shape, tile = self.shape, self.accelerator.head_tile
+        # Gathered while the update runs: what belongs to no block, with its gradients where it is trained, and two
+        # blocks.
+        root = shape.root + shape.gate
+        running = root * (self.stored + (0 if self.rank else 4))
+        running += 2 * (shape.total + shape.gate - root) // shape.blocks * self.stored
+        return {
+            "activations": self.tokens * self._kept(),
+            "head": 2 * min(tile[0], self.tokens) * min(shape.vocabulary, tile[1]) * 4,
+            "gradients": self.trained * 4 // self.shards,
+            "gathered weights": running if self.shards > 1 else 0,
+        }
+
+    def saving(self) -> dict[str, int]:
+        """What writing a checkpoint needs: the first process gathers AdamW's state into main memory."""
+        return {"whole AdamW": self.trained * 8 if self.shards > 1 and self.cpu else 0}
+
+    def _kept(self) -> int:
+        """Return the bytes that all blocks keep for their backward pass, per token, where some are recomputed."""
+        block, passed = self._block()
+        recompute, blocks = self.config.gradient_checkpointing, self.shape.blocks
+        share = float(recompute) if recompute != "auto" else 0.0
+        if recompute == "auto" and self.cpu:
+            share = share_to_recompute(self.tokens * passed, self.shape.total * self.stored)
+        again = math.ceil(share * blocks)
+        return again * self.shape.hidden * self.act + (blocks - again) * block + (block if again else 0)
+
+    def _block(self) -> tuple[int, int]:
+        """Return the bytes that a block keeps for its backward pass, per token, and those that pass through all.
+
+        With compiled operations (`TrainedBlock`), or without. Attention keeps copies where `PackedAttention` does not
+        serve it. In bfloat16 norms of other blocks work in float32, and so do adapters that are not fused with their
+        layers: they keep their inputs once more.
+        """
+        shape, act, rank = self.shape, self.act, self.rank
+        D, kv, inner = shape.hidden, shape.kv, shape.inner
+        plain = self.config.model.quantization == "none" and self.config.model.dtype != "float64"
+        if self.cpu and rank and plain and shape.like_llama:
+            block = (4 * D + 2 * kv + 2 * inner + 7 * rank) * act
+            passed = act * (shape.outs + shape.blocks * shape.heads)
+        else:
+            block = (6 * D + 2 * kv + 4 * inner + 7 * rank) * act
+            block += 4 * (6 * D + inner) if self.half and rank else 0
+            passed = act * (shape.outs + shape.ins)
+        block += (D + 4 * kv) * act if not self.cpu or act == 8 else 0
+        return block, passed

@@ -1,10 +1,15 @@
 """What is logged of an update."""
 
+from typing import Any
+
 from hrpo.advantages import distinct_share, signal_share
 from hrpo.data import Metrics
 from hrpo.model import HybridCausalLM
+from hrpo.rewards import or_none
 from hrpo.tasks.judge import DELIMITER
 from hrpo.trainer import Update
+
+SAMPLES_PER_UPDATE = 4  # completions of one prompt that samples.jsonl keeps
 
 
 def metrics_of(update: Update, step: int, model: HybridCausalLM, *, samples: bool) -> Metrics:
@@ -49,3 +54,26 @@ def metrics_of(update: Update, step: int, model: HybridCausalLM, *, samples: boo
         "rollout_seconds": update.sample_seconds,
         "update_seconds": update.seconds - update.sample_seconds,
     }
+
+
+def samples_of(update: Update, step: int) -> list[dict[str, Any]]:
+    """Return lines of samples.jsonl: some completions of the first problem, with what rewards want logged.
+
+    Args:
+        update: what happened.
+        step: updates done, this one included.
+
+    """
+    example, rewards = update.examples[0], or_none(update.rewards)
+    texts = update.completions[: min(SAMPLES_PER_UPDATE, update.rollout.group_size)]
+    return [
+        {
+            **{column: values[place] for column, values in update.context.extras.items()},
+            "step": step,
+            "question": example.question,
+            "gold": example.gold,
+            "completion": text,
+            "reward": reward,
+        }
+        for place, (text, reward) in enumerate(zip(texts, rewards, strict=False))
+    ]

@@ -13,18 +13,17 @@ from typing import Any
 
 import torch
 import yaml
-from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, set_seed
+from accelerate.utils import set_seed
 from safetensors.torch import save_file
 
-from hrpo.common import distributed, files, watchdog
+from hrpo.common import distributed, files
 from hrpo.common.console import console
-from hrpo.common.errors import InputError, StoppedError
+from hrpo.common.errors import StoppedError
 from hrpo.common.locks import Lock
 from hrpo.config.schema import TrainConfig, length_limit
 from hrpo.data import Metrics
 from hrpo.engine.select import accelerator_for
-from hrpo.evaluate import answer_problems, as_rows, evaluate, summarize
+from hrpo.evaluate import answer_problems, evaluate, summarize
 from hrpo.model import HybridCausalLM
 from hrpo.models.dates import DATE_FILE, day_of, pin_date
 from hrpo.rewards import or_none
@@ -48,14 +47,14 @@ from hrpo.storage.run_dir import (
 from hrpo.tasks import load_task
 from hrpo.tasks.held_out import hold_out
 from hrpo.trainer import Update
+from hrpo.training.evaluations import evaluation_in, initial_model, keep_evaluation
 from hrpo.training.length_filter import context_length, fitting
-from hrpo.training.metrics import metrics_of
+from hrpo.training.metrics import metrics_of, samples_of
 from hrpo.training.nonfinite import keep_batch, not_finite, spoilt
+from hrpo.training.processes import join_processes
 from hrpo.training.provenance import check_provenance, keep_provenance, provenance
 from hrpo.training.setup import check_fit, check_train, keep_reference, load_model, make_trainer
 from hrpo.training.validate import check_config
-
-SAMPLES_PER_UPDATE = 4  # completions of one prompt that samples.jsonl keeps
 
 
 class Run:
@@ -72,7 +71,7 @@ class Run:
 
     def __init__(self, config: TrainConfig, *, resume: bool = False) -> None:
         check_config(config)
-        device = _join_processes()
+        device = join_processes()
         self.given = config
         self.lock: Lock | None = None  # of the main process
         check_run_folder(self.folder, config, resume)
@@ -213,21 +212,8 @@ class Run:
         console.print(f"warning: update {step} was skipped, {why}; {where}")
 
     def _write_samples(self, update: Update) -> None:
-        """Append some completions of the update's first problem to samples.jsonl, with what rewards want logged."""
-        example, rewards = update.examples[0], or_none(update.rewards)
-        texts = update.completions[: min(SAMPLES_PER_UPDATE, update.rollout.group_size)]
-        rows = [
-            {
-                **{column: values[place] for column, values in update.context.extras.items()},
-                "step": self.step,
-                "question": example.question,
-                "gold": example.gold,
-                "completion": text,
-                "reward": reward,
-            }
-            for place, (text, reward) in enumerate(zip(texts, rewards, strict=False))
-        ]
-        append(self.folder / "samples.jsonl", rows)
+        """Append some of the update's completions to samples.jsonl."""
+        append(self.folder / "samples.jsonl", samples_of(update, self.step))
 
     def log(self, metrics: Metrics) -> None:
         """Append a line to metrics.jsonl, without numbers that are not finite; then the update is over."""
@@ -282,14 +268,7 @@ class Run:
 
     def evaluation(self) -> dict[str, Any]:
         """Return what has been evaluated so far."""
-        path = self.folder / "evaluation.json"
-        again = "delete it, and what it held is evaluated again"
-        evaluation: dict[str, Any] = files.read_json(path, "--resume", again) if path.is_file() else {}
-        try:
-            sum(part["greedy"]["problems"] for part in evaluation.values())
-        except (AttributeError, KeyError, TypeError) as error:
-            raise InputError(f"--resume: {path} is damaged (it holds no evaluation); {again}") from error
-        return evaluation
+        return evaluation_in(self.folder)
 
     def evaluated(self, when: str) -> bool:
         """Whether that evaluation is there, and on as many problems as are asked for: a resumed run may ask for others.
@@ -305,37 +284,10 @@ class Run:
         problems = task.test[: settings.problems]
         if not problems:
             return {}
-        model = self._initial_model() if when == "before" and self.step else self.trainer.unsharded_model()
+        again = when == "before" and self.step
+        model = initial_model(self.config, self.model) if again else self.trainer.unsharded_model()
         numbers, answers = evaluate(
             model, task, problems, seed=self.config.seed, batch=settings.batch, label=f"{when} training:"
         )
-
-        def write() -> None:
-            for how, part in answers.items():
-                rows = "".join(json.dumps(row) + "\n" for row in as_rows(part))
-                files.write_text(self.folder / f"answers-{when}-{how}.jsonl", rows)
-            evaluation = {**self.evaluation(), when: numbers}
-            files.write_text(self.folder / "evaluation.json", json.dumps(evaluation, indent=2) + "\n")
-
-        distributed.from_main(write)
+        distributed.from_main(lambda: keep_evaluation(self.folder, when, numbers, answers))
         return numbers
-
-    def _initial_model(self) -> HybridCausalLM:
-        """Return the model as it was before the first update, made once more."""
-        set_seed(self.config.seed)
-        model = load_model(self.config, None, self.model.device)
-        model.settings = dataclasses.replace(self.model.settings, step=0)
-        return model
-
-
-def _join_processes() -> torch.device:
-    """Let the processes that a launcher has started know each other; return this one's device."""
-    accelerator = Accelerator(
-        cpu=distributed.planned() > 1 and not torch.accelerator.is_available(),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=watchdog.LIMIT)],
-    )
-    watchdog.start()
-    distributed.ignore_signals()
-    console.quiet = not distributed.is_main_process()
-    device: torch.device = accelerator.device
-    return device
