@@ -102,7 +102,8 @@ class Index:
         if not (path / "index.json").is_file():
             raise InputError(f"--index: no index in {path}; `hrpo retrieve build` makes one")
         self.settings = read_json(path / "index.json", "--index", AGAIN)
-        if not isinstance(self.settings, dict) or not {"format", "retriever"} <= self.settings.keys():
+        names = isinstance(self.settings, dict) and {"format", "retriever"} <= self.settings.keys()
+        if not names or not isinstance(self.settings["retriever"], str):
             raise InputError(f"--index: {path / 'index.json'} is damaged (it names no format or retriever); {AGAIN}")
         written, current = self.settings["format"], FORMATS.get(self.settings["retriever"])
         if written != current:

@@ -91,7 +91,10 @@ class Shape:
         config = model.bare_lm.config.get_text_config()
 
         def number(name: str, default: int) -> int:
-            value = getattr(config, name, None)
+            try:
+                value = getattr(config, name, None)
+            except RuntimeError:  # transformers' word where it differs between layers
+                value = None
             return value if isinstance(value, int) and value > 0 else default
 
         D = model.gate.hidden_size
