@@ -8,7 +8,9 @@ import json
 import os
 import shlex
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated, Any, get_origin
 
 import huggingface_hub
 import pytest
@@ -17,10 +19,22 @@ from safetensors.torch import load_file, save_file
 
 from hrpo import HybridCausalLM, HybridGate, Lora
 from hrpo.cli.main import COMMANDS, main
-from hrpo.config.bounds import SETTINGS as BOUNDED
-from hrpo.config.schema import Auto, TrainConfig
+from hrpo.config.schema import TrainConfig
 from hrpo.models.names import local_folder
 from hrpo.storage.run_dir import seal
+
+
+def types_in(settings: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the names and types of settings, sections gone through."""
+    for field in dataclasses.fields(settings):
+        if dataclasses.is_dataclass(field.type):
+            yield from types_in(field.type, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, field.type
+
+
+TYPES = dict(types_in(TrainConfig))
+BOUNDED = {name: kind.__metadata__[0] for name, kind in TYPES.items() if get_origin(kind) is Annotated}
 
 # What makes `train` short; cases come after it, and the last value of an option counts.
 TRAIN = "train --output_dir runs --name new --max_steps 2 --save_every 1 --rollout.prompts_per_step 2"
@@ -361,8 +375,11 @@ CASES = [
     (SFT + "--sft.batch 0", "sft.batch", "at least 1"),
     ("check --check.prompts 0", "check.prompts", "at least 1"),
     # numbers beyond what anyone can train
-    *((TRAIN + f"--{name} {10**23 - 1}", f"{name}: must be at most ") for name in BOUNDED),
-    (TRAIN + "--rollout.group_size 100000000", "rollout.group_size: must be at most 10,000"),
+    *(
+        (TRAIN + f"--{name} {10**23 - 1}", f"{name}: must be {bounds.words or 'at most'}")
+        for name, bounds in BOUNDED.items()
+        if bounds.most < 10**23
+    ),
     *(
         (TRAIN + f"--rollout.max_new_tokens 400 --rollout.group_size 10000 --{name} 10000", "100,000,000 completions")
         for name in ("rollout.prompts_per_step", "check.prompts")
@@ -371,8 +388,8 @@ CASES = [
     (DRY + "--max_steps 99999999999999999999999", "max_steps: must be at most"),
     (
         TRAIN + "--rollout.group_size 1 --seed=-1 --optimizer.lr 3 --task.name gsmk8",
-        "rollout.group_size: must be at least 2",
-        "also seed: must be from 0",
+        "seed: must be from 0 to 2^32 - 1, got -1",
+        "also rollout.group_size: must be at least 2",
         "also optimizer.lr: must be from 0 to 1",
         "also task.name: there is no task 'gsmk8'; did you mean gsm8k?",
     ),
@@ -704,19 +721,10 @@ def test_refused(place, capfd, words, parts):
         assert part in line
 
 
-def test_every_whole_number_is_bounded():
-    """Those of the settings by the table that the cases above go through, or by a rule of their own."""
-    sections = {field.name: field.default_factory for field in dataclasses.fields(TrainConfig) if field.default_factory}
-    fields = [("", TrainConfig), *((f"{name}.", section) for name, section in sections.items())]
-    found = {
-        prefix + field.name
-        for prefix, section in fields
-        if section is not dataclasses.MISSING
-        for field in dataclasses.fields(section)
-        if field.type in (int, int | Auto)
-    }
-    rules = {"seed", "rollout.group_size", "task.min_terms", "task.max_terms"}
-    assert found - rules == set(BOUNDED)
+def test_every_number_is_bounded():
+    """By its type, which the cases above go through; or by a rule of several together, or of the task's own."""
+    rules = {"latent.r_min", "latent.r_max", "task.min_terms", "task.max_terms"}
+    assert {name for name, kind in TYPES.items() if kind in (int, float)} == rules
 
 
 def test_every_command_is_tried():

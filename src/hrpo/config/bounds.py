@@ -1,6 +1,10 @@
-"""From where to where the whole numbers of settings and options may be."""
+"""From where to where the numbers of settings and options may be."""
 
-from collections.abc import Mapping
+import dataclasses
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
 
 COUNT = 10**9  # of what is only counted, or taken from what there is
 TOKENS = 10**7  # of a text: longer than any model's context
@@ -10,47 +14,75 @@ RANK = 10**4  # of adapters: above the width of most models
 SEED = 2**32 - 1  # the largest that numpy takes
 MIN_TEMPERATURE = 1e-6  # far below, logits over it overflow float32
 
-SETTINGS = {
-    "max_steps": (1, COUNT),
-    "save_every": (1, COUNT),
-    "max_tokens_per_microbatch": (0, COUNT),
-    "task.num_fewshot": (0, SHOTS),
-    "task.max_solution_chars": (0, COUNT),
-    "model.lora_rank": (0, RANK),
-    "model.lora_alpha": (1, COUNT),
-    "rollout.prompts_per_step": (1, BATCH),
-    "rollout.max_new_tokens": (1, TOKENS),
-    "rollout.max_prompt_tokens": (0, TOKENS),
-    "rollout.top_k": (0, COUNT),
-    "sft.batch": (1, BATCH),
-    "check.prompts": (0, BATCH),
-    "check.patience": (0, COUNT),
-    "check.max_skipped": (1, COUNT),
-    "keep.save_total_limit": (0, COUNT),
-    "keep.best": (0, COUNT),
-    "keep.problems": (0, 10**4),  # some are drawn for each
-    "eval.problems": (0, COUNT),
-    "eval.batch": (1, BATCH),
-}
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Between:
+    """The bounds of a number, both included: Annotated[int, Between(1, 9)] is the type of a setting with them.
+
+    Args:
+        least: the smallest value.
+        most: the largest.
+        words: what it must be, "from 0 to 1", where the bounds alone do not say it well.
+    """
+
+    least: float
+    most: float
+    words: str = ""
+
+    def __repr__(self) -> str:
+        """Say it as `--help` shall."""
+        return self.words or f"from {self.least:,} to {self.most:,}"
+
+    def outside(self, value: float) -> str:
+        """Return what is wrong with a value; nothing where it lies within."""
+        if self.least <= value <= self.most:  # NaN does not
+            return ""
+        if self.words:
+            return f"must be {self.words}, got {value}"
+        if value > self.most:
+            return f"must be at most {self.most:,}, got {value}"
+        return f"must be at least {self.least:g}, got {value}"
+
+
+# The types of numbers with bounds, for the settings.
+Count = Annotated[int, Between(0, COUNT)]
+Positive = Annotated[int, Between(1, COUNT)]
+Batch = Annotated[int, Between(1, BATCH)]
+Tokens = Annotated[int, Between(0, TOKENS)]
+Shots = Annotated[int, Between(0, SHOTS)]
+Rank = Annotated[int, Between(0, RANK)]
+Seed = Annotated[int, Between(0, SEED, "from 0 to 2^32 - 1")]
+Rate = Annotated[float, Between(0, 1, "from 0 to 1")]  # an AdamW step is as long: above 1, nothing of a weight is left
+Share = Annotated[float, Between(0, math.nextafter(1, 0), "from 0 to below 1")]
+Weight = Annotated[float, Between(0, sys.float_info.max, "at least 0 and finite")]
+Norm = Annotated[float, Between(math.nextafter(0, 1), math.inf, "above 0, and .inf does not clip")]
+_SAMPLED = f"at least {MIN_TEMPERATURE} and finite to sample"
+Temperature = Annotated[float, Between(MIN_TEMPERATURE, sys.float_info.max, _SAMPLED)]
+
 # Options of the commands that evaluate; `samples` of a problem are decoded and kept together.
 OPTIONS = {
-    "problems": (0, COUNT),
-    "samples": (0, 10**4),
-    "shots": (0, SHOTS),
-    "max_new_tokens": (0, TOKENS),
-    "batch": (1, BATCH),
-    "seed": (0, SEED),
-    "k": (1, 10**4),
+    "problems": Between(0, COUNT),
+    "samples": Between(0, 10**4),
+    "shots": Between(0, SHOTS),
+    "max_new_tokens": Between(0, TOKENS),
+    "batch": Between(1, BATCH),
+    "seed": Between(0, SEED),
+    "k": Between(1, 10**4),
 }
 
 
-def outside(name: str, value: float, least: float, most: float) -> str:
-    """Return what is wrong with a number, beginning with its name; nothing where it lies within its bounds."""
-    if not value >= least:  # NaN is not
-        return f"{name}: must be at least {least:g}, got {value}"
-    return "" if value <= most else f"{name}: must be at most {most:,}, got {value}"
+def outside_of(bounds: Mapping[str, Between], values: Mapping[str, float]) -> list[str]:
+    """Return what is wrong with each of some numbers, beginning with its name."""
+    return [f"{name}: {said}" for name, value in values.items() if (said := bounds[name].outside(value))]
 
 
-def outside_of(bounds: Mapping[str, tuple[float, float]], values: Mapping[str, float]) -> list[str]:
-    """Return what is wrong with each of some numbers; see `outside`."""
-    return [said for name, value in values.items() if (said := outside(name, value, *bounds[name]))]
+def outside_types(settings: Any, prefix: str = "") -> Iterator[str]:
+    """Yield what is wrong with each number of a dataclass, and of those within it, by the bounds in its type."""
+    for field in dataclasses.fields(settings):
+        name, value = f"{prefix}{field.name}", getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from outside_types(value, f"{name}.")
+        if isinstance(value, int | float):  # and not "auto"
+            for bounds in getattr(field.type, "__metadata__", ()):
+                if said := bounds.outside(value):
+                    yield f"{name}: {said}"

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from hrpo.common.errors import InputError
+from hrpo.config import bounds
 
 Auto = Literal["auto"]
 Dtype = Literal["float32", "bfloat16", "float64"]
@@ -48,8 +49,8 @@ class ModelConfig:
     name: str = "tiny"
     dtype: Dtype = "float32"
     quantization: Quantization = "none"
-    lora_rank: int = 32
-    lora_alpha: int = 64
+    lora_rank: bounds.Rank = 32
+    lora_alpha: bounds.Positive = 64
     lora_targets: str = "all-linear"
     trust_remote_code: bool = False
 
@@ -96,8 +97,8 @@ class TaskConfig:
     test_path: str = ""
     scorer: Scorer = "own"
     rewards: dict[str, float] = field(default_factory=lambda: {"correct": 1.0})
-    num_fewshot: int = 0
-    max_solution_chars: int = 0
+    num_fewshot: bounds.Shots = 0
+    max_solution_chars: bounds.Count = 0
     min_terms: int = 3
     max_terms: int = 5
 
@@ -118,12 +119,12 @@ class RolloutConfig:
         static_shapes: decode in steps that are all alike, which CUDA repeats as a captured graph; finished rows stay.
     """
 
-    prompts_per_step: int = 8
-    group_size: int = 8
-    max_new_tokens: int | Auto = "auto"
-    temperature: float = 0.5
-    top_k: int = 50
-    max_prompt_tokens: int = 0
+    prompts_per_step: bounds.Batch = 8
+    group_size: Annotated[int, bounds.Between(2, bounds.BATCH)] = 8
+    max_new_tokens: Annotated[int | Auto, bounds.Between(1, bounds.TOKENS)] = "auto"
+    temperature: bounds.Temperature = 0.5
+    top_k: bounds.Count = 50
+    max_prompt_tokens: bounds.Tokens = 0
     long_prompts: LongPrompts = "drop"
     static_shapes: bool = False
 
@@ -141,7 +142,7 @@ class LossConfig:
         mask_truncated: leave completions that were cut off at the length limit out of the loss.
     """
 
-    beta: float = 0.005
+    beta: bounds.Weight = 0.005
     policy: Policy = "model"
     loss_aggregation: Reduction = "sequence"
     scale_rewards: AdvantageScale = "std"
@@ -163,14 +164,14 @@ class OptimizerConfig:
         warmup: share of the updates over which the learning rates rise from 0.
     """
 
-    lr: float = 5e-6
-    gate_lr: float = 1e-4
-    lambda_lr: float = 1e-3
-    beta1: float = 0.9
-    beta2: float = 0.99
-    weight_decay: float = 0.1
-    max_grad_norm: float = 0.1
-    warmup: float = 0.1
+    lr: bounds.Rate = 5e-6
+    gate_lr: bounds.Rate = 1e-4
+    lambda_lr: bounds.Rate = 1e-3
+    beta1: bounds.Share = 0.9
+    beta2: bounds.Share = 0.99
+    weight_decay: bounds.Weight = 0.1
+    max_grad_norm: bounds.Norm = 0.1
+    warmup: bounds.Share = 0.1
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ class SftConfig:
     """
 
     target: Target = "solution"
-    batch: int = 32
+    batch: bounds.Batch = 32
 
 
 @dataclass(frozen=True)
@@ -197,9 +198,9 @@ class CheckConfig:
         max_skipped: training stops after so many updates in a row that were skipped, something in them not finite.
     """
 
-    prompts: int = 8
-    patience: int = 20
-    max_skipped: int = 5
+    prompts: Annotated[int, bounds.Between(0, bounds.BATCH)] = 8
+    patience: bounds.Count = 20
+    max_skipped: bounds.Positive = 5
 
 
 @dataclass(frozen=True)
@@ -212,9 +213,9 @@ class KeepConfig:
         problems: training problems that are held out for that, and never trained on.
     """
 
-    save_total_limit: int = 0
-    best: int = 0
-    problems: int = 0
+    save_total_limit: bounds.Count = 0
+    best: bounds.Count = 0
+    problems: Annotated[int, bounds.Between(0, 10**4)] = 0  # some are drawn for each
 
 
 @dataclass(frozen=True)
@@ -226,8 +227,8 @@ class EvalConfig:
         batch: problems decoded at a time.
     """
 
-    problems: int = 500
-    batch: int = 64
+    problems: bounds.Count = 500
+    batch: bounds.Batch = 64
 
 
 @dataclass(frozen=True)
@@ -265,12 +266,12 @@ class TrainConfig:
 
     name: str = "run-{mode}-{seed}"
     output_dir: str = "runs"
-    max_steps: int = 100
-    seed: int = 0
-    max_tokens_per_microbatch: int = 0
+    max_steps: bounds.Positive = 100
+    seed: bounds.Seed = 0
+    max_tokens_per_microbatch: bounds.Count = 0
     gradient_checkpointing: bool | Auto = "auto"
     sharding: Sharding = "none"
-    save_every: int = 50
+    save_every: bounds.Positive = 50
     report_to: Tracker = "none"
     algorithm: str = "hrpo"
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any, get_args
 
 from hrpo.common.errors import InputError
-from hrpo.config.bounds import COUNT, MIN_TEMPERATURE, SEED, TOKENS, outside
+from hrpo.config.bounds import COUNT, MIN_TEMPERATURE, SEED, TOKENS, Between
 from hrpo.config.old_names import with_new_names
 from hrpo.config.schema import LONGEST, Dtype, MixedIn, Quantization, TaskConfig
 from hrpo.latent import mode_names
 from hrpo.models.loading_errors import AGAIN, first_line
 
 SETTINGS_FILE = "hybrid.json"
-BOUNDS = {"max_new_tokens": (1, TOKENS), "top_k": (0, COUNT), "seed": (0, SEED), "step": (0, COUNT)}
+COUNTED = Between(0, COUNT)
+BOUNDS = {"max_new_tokens": Between(1, TOKENS), "top_k": COUNTED, "seed": Between(0, SEED), "step": COUNTED}
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def read_settings(path: Path) -> HybridSettings:
     if not wrong:
         wrong = [f"task.{name}" for name in _unfit(settings.task, dataclasses.asdict(TaskConfig()))]
         wrong += [] if MIN_TEMPERATURE <= settings.temperature <= sys.float_info.max else ["temperature"]
-        wrong += [name for name, bounds in BOUNDS.items() if outside(name, values[name], *bounds)]
+        wrong += [name for name, bounds in BOUNDS.items() if bounds.outside(values[name])]
         wrong += [] if all(map(_is_message, settings.preamble)) else ["preamble"]
     if wrong:
         raise InputError(f"model.name: {path}: no usable value of {', '.join(wrong)}; {AGAIN}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hrpo.common.errors import InputError
-from hrpo.config.bounds import SETTINGS, outside_of
+from hrpo.config.bounds import outside_types
 from hrpo.config.schema import TaskConfig
 from hrpo.tasks import arithmetic, choice, custom, knowledge, mathematics, procedural
 from hrpo.tasks.base import Example, Spec, Task
@@ -56,8 +56,7 @@ def check_task(config: TaskConfig, *, test_only: bool = False) -> None:
         InputError: an unknown name, a file that does not exist, or a value out of range.
 
     """
-    fields = {f"task.{name}": getattr(config, name) for name in ("num_fewshot", "max_solution_chars")}
-    if wrong := outside_of(SETTINGS, fields):
+    if wrong := list(outside_types(config, "task.")):
         raise InputError(wrong[0])
     if config.scorer == "math_string" and not takes_math_string(config.name):
         raise InputError(f"task.scorer: math_string is for mathematical answers, which {config.name} has none of")
