@@ -13,7 +13,7 @@ from hrpo.cli.train import COMMANDS, train_config
 from hrpo.common.errors import InputError
 from hrpo.config.old_names import NEW_NAMES, say_once, with_new_names
 from hrpo.config.schema import TrainConfig
-from hrpo.experiments.results import checked
+from hrpo.experiments.results import load_result
 from hrpo.models.settings import HybridSettings, read_settings
 from hrpo.storage.run_dir import check_run_folder
 
@@ -166,7 +166,7 @@ def test_a_result_that_0_1_kept(tmp_path):
         "right": {},
         "metrics": {"step": [1]},
     }
-    settings = checked(result, tmp_path, "results", "delete it")["settings"]
+    settings = load_result(result, tmp_path, "results", "delete it").settings
     assert (settings["max_steps"], settings["task"]) == (1, {"name": "arithmetic", "num_fewshot": 2})
     assert "updates" in result["settings"]  # what was given is left alone
 

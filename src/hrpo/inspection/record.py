@@ -95,7 +95,7 @@ def column_of(
         summaries.append(summary)
     about = {
         "label": label,
-        "latent": rollout.mode.latent,
+        "latent": rollout.mode.source,
         "gated": rollout.mode.gated,
         "temperature": rollout.temperature,
         "topK": rollout.top_k,
