@@ -1,5 +1,6 @@
 """The pages "add your own": the example of each is run as it stands there, and what it adds is then really used."""
 
+import dataclasses
 import re
 import shlex
 from pathlib import Path
@@ -10,12 +11,14 @@ from models import CONFIGS, PROMPTS, SAMPLER, random_model
 
 from hrpo import ALGORITHMS, ENGINES, LATENT_MODES, HybridCausalLM, SamplingParams, generate, replay
 from hrpo.cli.main import main
-from hrpo.config.schema import LatentConfig, RolloutConfig, TaskConfig, TrainConfig
+from hrpo.common.errors import InputError
+from hrpo.config.schema import LatentConfig, LossConfig, RolloutConfig, TaskConfig, TrainConfig
 from hrpo.data import sample_key
 from hrpo.engine.interface import DEFAULT, DecodingKernels
-from hrpo.latent import mode_of
+from hrpo.latent import LatentMode, mode_of
 from hrpo.tasks import TASKS, load_task
 from hrpo.training.run import Run
+from hrpo.training.validate import check_config
 
 ROOT = Path(__file__).parent.parent
 G = 4
@@ -198,3 +201,25 @@ def test_commands_know_what_the_file_adds(page, words, tmp_path, monkeypatch, ca
     assert "main()" in blocks(page)[1]
     main([*words, "--output_dir", str(tmp_path), "--dry-run"])
     assert words[-1] in capsys.readouterr().out
+
+
+def test_a_mode_that_overrides_its_latent_is_replayed():
+    """Its rollouts keep the latents, so that nothing has to be said about it."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Twice(LatentMode):
+        def latent(self, step):
+            return 2 * super().latent(step)
+
+    model = random_model("llama")
+    rollout = generate(model, PROMPTS, latent_mode=Twice("interpolation", gated=True), group_size=2, **SAMPLER)
+    assert rollout.dense_latents is not None
+    logprobs, _ = replay(model, rollout)
+    torch.testing.assert_close(logprobs.detach(), rollout.sample_logprobs, atol=1e-8, rtol=0)
+
+
+def test_a_ratio_is_of_what_was_sampled():
+    config = TrainConfig(algorithm="dapo", loss=LossConfig(policy="tempered"))
+    with pytest.raises(InputError, match=r"^loss\.policy: dapo compares .*; set it to model"):
+        check_config(config)
+    check_config(dataclasses.replace(config, loss=LossConfig()))

@@ -46,6 +46,7 @@ class Algorithm:
     scale_rewards: AdvantageScale = "std"
     loss_aggregation: Reduction = "sequence"
     samples: ClassVar[bool] = True  # learns from sampled completions; else from written solutions
+    has_ratio: ClassVar[bool] = False  # compares log-probabilities with those recorded while sampling
 
     @classmethod
     def of(cls, settings: LossConfig) -> "Algorithm":
@@ -87,6 +88,7 @@ class DAPO(Algorithm):
 
     low: float = 0.2
     high: float = 0.28
+    has_ratio: ClassVar[bool] = True
 
     @classmethod
     def of(cls, settings: LossConfig) -> "DAPO":

@@ -46,7 +46,6 @@ class LatentMode:
     trains: it can be trained.
     top_p: "mixture" is over the smallest set of likeliest candidates with this probability, 1 for all of them.
     beta: how far the sampled token outweighs the distribution; None: it weighs nothing.
-    stores_latents: a rollout keeps the latents themselves, because they cannot be made again from its candidates.
     description: what the model thinks in, to complete "it thinks ...".
     """
 
@@ -58,7 +57,6 @@ class LatentMode:
     trains: bool = True
     top_p: float = 1.0
     beta: float | None = None
-    stores_latents: bool = False
     description: str = field(default="", compare=False)
 
     @property
@@ -68,8 +66,8 @@ class LatentMode:
 
     @property
     def stores(self) -> bool:
-        """Whether a rollout keeps the latents themselves."""
-        return self.stores_latents or self.source == "hidden"
+        """Whether a rollout keeps the latents themselves, because they cannot be made again from its candidates."""
+        return self.source == "hidden" or type(self).latent is not LatentMode.latent
 
     def weigh(self, probs: Tensor) -> Tensor:
         """Return what each candidate's embedding weighs in the latent: (..., K) -> (..., K)."""

@@ -43,9 +43,6 @@ LATENT_MODES["swapped"] = Swapped(
     "interpolation",
     gated=True,
     trains=False,
-    stores_latents=True,
     description="in a mix of tokens and other completions' latent states",
 )
-LATENT_MODES["noise"] = Noise(
-    "interpolation", gated=True, trains=False, stores_latents=True, description="in a mix of tokens and noise"
-)
+LATENT_MODES["noise"] = Noise("interpolation", gated=True, trains=False, description="in a mix of tokens and noise")

@@ -18,7 +18,7 @@ def check_config(config: TrainConfig) -> None:
 
     """
     rollout, latent = config.rollout, config.latent
-    algorithm_of(config)
+    algorithm = algorithm_of(config)
     mode = mode_of(latent_mode_of(config), latent.mixed_in, "latent.mode")
     rules = [
         (
@@ -37,6 +37,11 @@ def check_config(config: TrainConfig) -> None:
             config.loss.policy != "sampler" or mode.source != "hidden" or rollout.top_k <= SHOWN_CANDIDATES,
             f"loss.policy: sampler needs all candidates, of which runs on hidden states keep {SHOWN_CANDIDATES}; "
             f"set rollout.top_k to at most that, or 0",
+        ),
+        (
+            config.loss.policy == "model" or not algorithm.has_ratio,
+            f"loss.policy: {config.algorithm} compares log-probabilities with those recorded while sampling, which are "
+            "of the model's unscaled logits; set it to model",
         ),
         (
             config.sharding == "none" or config.model.quantization == "none",
