@@ -163,6 +163,10 @@ class Accelerator:
         """Return how a model is replayed."""
         return TrainingKernels()
 
+    def packed_bytes(self, dtype: torch.dtype) -> int:
+        """Return the bytes of a weight of this dtype in a copy that decodes; 0 where it is shared with the model."""
+        return 0
+
     def checkpointing_share(self, model: HybridCausalLM, tokens: int) -> float:
         """Return the share of blocks to recompute in the backward pass of so many tokens where nothing is said."""
         return 0.0

@@ -155,6 +155,11 @@ class _Need:
         return self.act if self.rank or not self.half else 4
 
     @property
+    def packed(self) -> int:
+        """Bytes of a weight that is packed again for decoding on a CPU."""
+        return self.accelerator.packed_bytes(getattr(torch, self.config.model.dtype)) or self.act
+
+    @property
     def adapters(self) -> int:
         """Parameters of the adapters."""
         return self.rank * (self.shape.ins + self.shape.outs)
@@ -213,7 +218,7 @@ class _Need:
         """What decoding needs."""
         shape, rows = self.shape, self.own * self.config.rollout.group_size
         if self.cpu:
-            copy = (shape.in_linears + (shape.hidden * shape.vocabulary if self.half else 0)) * self.act
+            copy = (shape.in_linears + (shape.hidden * shape.vocabulary if self.half else 0)) * self.packed
         else:
             copy = 0 if self.half or not self.rank else shape.in_linears * self.stored
         gathered = shape.total * self.stored + (self.adapters + shape.gate) * 4
@@ -263,7 +268,7 @@ class _Need:
         shape, act, rank = self.shape, self.act, self.rank
         D, kv, inner = shape.hidden, shape.kv, shape.inner
         plain = self.config.model.quantization == "none" and self.config.model.dtype != "float64"
-        if self.cpu and rank and plain and shape.like_llama:
+        if self.cpu and rank and plain and shape.like_llama and self.packed == self.act:
             block = (4 * D + 2 * kv + 2 * inner + 7 * rank) * act
             passed = act * (shape.outs + shape.blocks * shape.heads)
         else:

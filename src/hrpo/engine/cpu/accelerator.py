@@ -80,6 +80,11 @@ class CpuAccelerator(Accelerator):
         """See `Accelerator`."""
         return CpuTraining(model, self, packed=options.packed)
 
+    def packed_bytes(self, dtype: torch.dtype) -> int:
+        """See `Accelerator`; without instructions for bfloat16 weights are packed in float32."""
+        packed = product_dtype(dtype, torch.device("cpu")) if self.packed_weights else None
+        return packed.itemsize if packed else 0
+
     def checkpointing_share(self, model: HybridCausalLM, tokens: int) -> float:
         """Return so many that the others keep no more than the weights take, or 256 MB."""
         dtype = model.autocast or model.lm_dtype
