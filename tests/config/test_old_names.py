@@ -164,6 +164,7 @@ def test_a_result_that_0_1_kept(tmp_path):
         "settings": {"updates": 1, "seed": 0, "task": {"name": "arithmetic", "shots": 2}, "eval": {"problems": 1}},
         "evaluation": {},
         "right": {},
+        "versions": {},
         "metrics": {"step": [1]},
     }
     settings = load_result(result, tmp_path, "results", "delete it").settings
