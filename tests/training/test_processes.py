@@ -151,8 +151,8 @@ def test_bad_input_is_said_once(tmp_path):
 
 
 def launched(*words: str) -> list[str]:
-    """The command that recipes/launch/two-cpu-distributed.yaml begins with, for another run."""
-    first = (LAUNCH / "two-cpu-distributed.yaml").read_text().splitlines()[0].removeprefix("# ").split()
+    """The command that recipes/launch/two-cpu-processes.yaml begins with, for another run."""
+    first = (LAUNCH / "two-cpu-processes.yaml").read_text().splitlines()[0].removeprefix("# ").split()
     assert first[:2] == ["accelerate", "launch"]
     until = first.index("train") + 1
     return [sys.executable, "-m", "accelerate.commands.accelerate_cli", *first[1:until], *words]
