@@ -52,3 +52,10 @@ def test_old_names_of_modules_work_in_this_version(old):
     with pytest.warns(FutureWarning, match=rf"hrpo\.{old} is hrpo\.{MOVED[old]} since 0\.2"):
         assert importlib.import_module(f"hrpo.{old}") is new
     assert new.__spec__.name == new.__name__ == f"hrpo.{MOVED[old]}"
+
+
+@pytest.mark.parametrize("name", ["hrpo_errors", "prompts", "run"])
+def test_only_names_of_hrpo_have_moved(name):
+    """A module of somebody's own that is missing is missing."""
+    with pytest.raises(ModuleNotFoundError, match=name):
+        importlib.import_module(name)

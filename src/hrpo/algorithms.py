@@ -36,7 +36,8 @@ class Algorithm:
     """HRPO (arXiv:2505.18454), and GRPO where no latents are fed: group advantages, a policy gradient, a k3 penalty.
 
     Args:
-        beta: weight of the penalty on the divergence from the reference; 0 needs no reference.
+        beta: weight of the penalty on the divergence from the reference; 0 needs no reference, and leaves out groups
+            whose advantages are all 0, whose loss must have no gradient then.
         scale_rewards: by what advantages are divided, see `group_advantages`.
         loss_aggregation: which mean over tokens the loss is, see `token_weights`.
 
@@ -82,8 +83,8 @@ class RLOO(Algorithm):
 class DAPO(Algorithm):
     """DAPO (arXiv:2503.14476): ratios clipped higher above than below, one mean over all tokens, no reference.
 
-    Groups without a signal have no gradient and count for nothing in that mean. In strictly on-policy training the
-    ratio is 1, so that clipping shows only where a rollout is learnt from more than once.
+    Groups without a signal have no gradient; they are not sampled anew, so their tokens count in that mean. In strictly
+    on-policy training the ratio is 1, so that clipping shows only where a rollout is learnt from more than once.
     """
 
     low: float = 0.2

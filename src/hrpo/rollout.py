@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hrpo.data import Rollout, SamplingParams, left_pad, sample_key
-from hrpo.delimiter import delimiter_automaton
+from hrpo.delimiter import DelimiterAutomaton, delimiter_automaton
 from hrpo.engine.interface import DEFAULT, EngineOptions
 from hrpo.engine.packed_decoder import make_decoder
 from hrpo.engine.request import check_request, stored_candidates
@@ -67,9 +67,7 @@ def generate(
         techniques: the name of `options` in 0.1, for this version.
 
     Raises:
-        ValueError: an argument outside its range.
-        InputError: a model that cannot be used, see `check_usable`; a prompt and `max_new_tokens` beyond the model's
-            context; or more completions than memory holds.
+        ValueError, InputError: see `hrpo.engine.request.check_request`.
 
     """
     options = techniques or options
@@ -86,9 +84,11 @@ def generate(
     check_request(model, prompt_ids, group_size, sampling, mode, sample_keys, forced_ids)
     if sample_keys is None:
         sample_keys = [sample_key(sampling.seed, b, g) for b in range(len(prompt_ids)) for g in range(group_size)]
-    decoding = _Decoding(model, prompt_ids, group_size, sampling, mode, sample_keys, forced_ids, max_rows, options)
-    decoding.automaton = delimiter_automaton(delimiter, tokenizer or model.tokenizer, model.vocab_size).to(model.device)
-    decoding.end_at(model.eos_token_ids if eos_token_id is None else np.atleast_1d(eos_token_id).tolist())
+    eos = model.eos_token_ids if eos_token_id is None else np.atleast_1d(eos_token_id).tolist()
+    automaton = delimiter_automaton(delimiter, tokenizer or model.tokenizer, model.vocab_size).to(model.device)
+    decoding = _Decoding(
+        model, prompt_ids, group_size, sampling, mode, sample_keys, eos, automaton, forced_ids, max_rows, options
+    )
     while decoding.admit():
         step = decoding.choose()
         decoding.record(step)
@@ -107,6 +107,7 @@ class _Step:
     candidates, probs: (n, K) the likeliest tokens and their probabilities.
     distribution: (n, K), or (n, V) without top_k: what tokens were sampled from.
     token, logprob: (n,).
+    uniforms: (n,) the random numbers of the rows' places.
     """
 
     candidates: Tensor
@@ -114,6 +115,7 @@ class _Step:
     distribution: Tensor
     token: Tensor
     logprob: Tensor
+    uniforms: Tensor
 
     def keep(self, rows: Tensor) -> None:
         """Keep these rows, in this order."""
@@ -135,6 +137,8 @@ class _Decoding:
         sampling: SamplingParams,
         mode: LatentMode,
         sample_keys: Sequence[int],
+        eos: Sequence[int],
+        automaton: DelimiterAutomaton,
         forced_ids: Tensor | None,
         max_rows: int | None,
         options: EngineOptions,
@@ -163,7 +167,10 @@ class _Decoding:
         self.table = model.embedding_table().to(self.real) if mode.thinks and not self.K else None
 
         self.shown, stores = stored_candidates(mode, self.K, self.V)
-        self.completion_ids = torch.zeros((N, self.T), dtype=torch.long, device=device)
+        self.pad = eos[0] if eos else 0
+        self.eos = torch.tensor(eos, device=device, dtype=torch.long)
+        self.automaton, self.state = automaton, automaton.start(0)  # (n,)
+        self.completion_ids = torch.full((N, self.T), self.pad, device=device)
         self.completion_mask = torch.zeros_like(self.completion_ids)
         self.hybrid_mask = torch.zeros_like(self.completion_ids, dtype=torch.bool)
         self.sample_logprobs = torch.zeros_like(self.completion_ids, dtype=self.real)
@@ -179,15 +186,6 @@ class _Decoding:
         self.hidden = torch.empty(0, D, dtype=self.real, device=device)  # what the head read to give the logits
         self.ages: list[int] = []
         self.taken = self.steps = 0
-        self.automaton: Any = None
-        self.state: Any = None  # of the automaton, (n,)
-
-    def end_at(self, eos: Sequence[int]) -> None:
-        """Set the tokens that end a completion; the first is what fills its end."""
-        self.pad = eos[0] if eos else 0
-        self.eos = torch.tensor(eos, device=self.model.device, dtype=torch.long)
-        self.completion_ids.fill_(self.pad)
-        self.state = self.automaton.start(0)
 
     def admit(self) -> bool:
         """Take waiting prompts into the free rows; whether there is anything to decode."""
@@ -211,6 +209,7 @@ class _Decoding:
     def choose(self) -> _Step:
         """Choose each row's next token."""
         K, tau, logits = self.K, self.sampling.temperature, self.logits
+        uniforms = self.uniforms[self.rows, self.t]
         found, candidates, total = self.kernels.top_k(logits, K or self.shown, self.real)  # (n, K) twice, (n,)
         if K:
             probs = distribution = torch.softmax(found / tau, dim=1)
@@ -222,12 +221,12 @@ class _Decoding:
         elif self.sampling.greedy:
             token = logits.argmax(dim=1)
         else:
-            pick = _inverse_cdf(distribution, self.uniforms[self.rows, self.t])
+            pick = _inverse_cdf(distribution, uniforms)
             token = candidates.gather(1, pick).squeeze(1) if K else pick.squeeze(1)
             if self.mode.likeliest:
                 token = torch.where(self.automaton.thinking(self.state), candidates[:, 0], token)
         logprob = logits.gather(1, token.unsqueeze(1)).squeeze(1).to(self.real) - total
-        return _Step(candidates, probs, distribution, token, logprob)
+        return _Step(candidates, probs, distribution, token, logprob, uniforms)
 
     def record(self, step: _Step) -> None:
         """Note the tokens, and which rows they end."""
@@ -270,7 +269,7 @@ class _Decoding:
                 ThinkingStep(
                     probs=step.distribution,
                     hidden=self.hidden if mode.source == "hidden" else None,
-                    uniforms=self.uniforms[at],
+                    uniforms=step.uniforms,
                     mix=lambda weights: self.mix(step, weights),
                 )
             )

@@ -5,7 +5,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -119,7 +119,7 @@ class Trainer:
         engine: RolloutEngine,
         settings: Settings,
         *,
-        write: Write | None = None,
+        write: Write,
         sharded: ShardedModel | None = None,
     ) -> None:
         self.model, self.task, self.algorithm, self.optimizer = model, task, algorithm, optimizer
@@ -153,7 +153,8 @@ class Trainer:
 
         Random numbers depend on (seed, key, problem, sample) alone.
         """
-        if not self.algorithm.samples and self.write is not None:
+        if not self.algorithm.samples:
+            self.accelerator.release_memory()  # which an engine does by itself
             return self.write(examples)
         s, mine = self.settings, distributed.local_slice(len(examples))
         model = self.unsharded_model()
@@ -162,7 +163,7 @@ class Trainer:
             self.engine.update_weights(model)
             rollout = self.engine.generate(
                 encode(model.tokenizer, [self.task.messages(examples[b].question) for b in mine]),
-                s.sampling if max_new_tokens is None else _limited(s.sampling, max_new_tokens),
+                replace(s.sampling, max_new_tokens=max_new_tokens or s.sampling.max_new_tokens),
                 s.mode,
                 group_size=s.group_size,
                 sample_keys=[sample_key(s.seed, key, b, g) for b in mine for g in range(s.group_size)],
@@ -344,10 +345,6 @@ def _with_signal(rollout: Rollout, advantages: Tensor, weights: Tensor) -> tuple
     signal = advantages.view(-1, G).any(dim=1).nonzero().flatten().tolist() or [0]
     rows = [b * G + g for b in signal for g in range(G)]
     return rollout.groups(signal), advantages[rows], weights[rows]
-
-
-def _limited(sampling: SamplingParams, max_new_tokens: int) -> SamplingParams:
-    return SamplingParams(sampling.temperature, sampling.top_k, max_new_tokens, sampling.greedy, sampling.seed)
 
 
 @functools.lru_cache(maxsize=2)

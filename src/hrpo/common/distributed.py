@@ -128,7 +128,8 @@ def from_main(compute: Callable[[], T]) -> T:
         value = compute()
     except BaseException as error:
         dist.broadcast_object_list([_pack((None, True))], src=0)
-        raise everywhere(error) from None
+        everywhere(error)
+        raise
     dist.broadcast_object_list([_pack((value, False))], src=0)
     return value
 

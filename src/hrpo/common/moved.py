@@ -32,7 +32,8 @@ class _Moved(MetaPathFinder, Loader):
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """Return a spec for an old name."""
-        return spec_from_loader(name, self) if name.removeprefix("hrpo.") in MOVED else None
+        package, _, old = name.partition(".")
+        return spec_from_loader(name, self) if package == "hrpo" and old in MOVED else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         """Return the module under its new name."""

@@ -1,4 +1,4 @@
-"""Which accelerator, and which decoder."""
+"""Which accelerator serves a device."""
 
 import functools
 import importlib
@@ -12,9 +12,16 @@ ACCELERATORS = {"cpu": "hrpo.engine.cpu.accelerator:CpuAccelerator", "torch": "h
 
 
 def accelerator_for(device: torch.device, options: EngineOptions = DEFAULT) -> Accelerator:
-    """Return the accelerator that the options name, or the first that is there and serves the device."""
-    names = list(ACCELERATORS) if options.accelerator == "auto" else [options.accelerator]
-    for name in names:
+    """Return the accelerator that the options name, or the first that is there and serves the device; else PyTorch's.
+
+    Raises:
+        ValueError: there is none of this name.
+
+    """
+    asked = options.accelerator
+    if isinstance(asked, str) and asked not in ("auto", *ACCELERATORS):
+        raise ValueError(f"accelerator: must be auto or one of {', '.join(ACCELERATORS)}, got {asked!r}")
+    for name in list(ACCELERATORS) if asked == "auto" else [asked]:
         found = _accelerator(name) if isinstance(name, str) else name
         if found is not None and found.serves(device):
             return found

@@ -7,7 +7,6 @@ through `distributed.from_main`, so that what fails there fails everywhere.
 import dataclasses
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 import yaml
 from accelerate.utils import set_seed
 from safetensors.torch import save_file
+from torch import Tensor
 
 from hrpo.common import distributed, files
 from hrpo.common.console import console
@@ -180,6 +180,7 @@ class Run:
                 )
             )
         self.step = self.trainer.updates
+        self.model.settings = dataclasses.replace(self.model.settings, step=self.step)
         samples = self.trainer.algorithm.samples
         if samples:
             distributed.from_main(lambda: self._write_samples(update))
@@ -222,40 +223,35 @@ class Run:
         self.trainer.stepping = False
 
     def save(self) -> Path:
-        """Write a checkpoint: the model, its settings, the optimizer's state and the step."""
-        self.model.settings = dataclasses.replace(self.model.settings, step=self.step)
+        """Write a checkpoint: the model, its settings, the optimizer's state and the step; all processes call it."""
         model, optimizer = self.trainer.unsharded_model(), optimizer_tensors(self.trainer.optimizer)
-
-        def write() -> Path:
-            path = self.folder / f"checkpoint-{self.step}"
-            with files.new_folder(path, replaces=["*"]) as draft:
-                model.write_files(draft)
-                save_file(optimizer, draft / OPTIMIZER_FILE)
-                state = {"step": self.step, "threads": torch.get_num_threads()}
-                (draft / STATE_FILE).write_text(json.dumps(state) + "\n")
-                seal(draft)
-            return path
-
-        path = self._alone_or_together(write)
+        path = distributed.from_main(lambda: self._write_checkpoint(model, optimizer))
         self.saved = self.step
         return path
 
-    def _alone_or_together(self, write: Callable[[], Path]) -> Path:
-        """Write in the main process, which may have lost the others where they are not needed."""
-        if self.trainer.sharded is None:
-            return write() if distributed.is_main_process() else self.folder / f"checkpoint-{self.step}"
-        return distributed.from_main(write)
+    def _write_checkpoint(self, model: HybridCausalLM, optimizer: dict[str, Tensor]) -> Path:
+        path = self.folder / f"checkpoint-{self.step}"
+        with files.new_folder(path, replaces=["*"]) as draft:
+            model.write_files(draft)
+            save_file(optimizer, draft / OPTIMIZER_FILE)
+            (draft / STATE_FILE).write_text(json.dumps({"step": self.step, "threads": torch.get_num_threads()}) + "\n")
+            seal(draft)
+        return path
 
     def save_unsaved(self, error: BaseException) -> Path | None:
         """Save the updates that no checkpoint holds, before an error ends the run; None where nothing was saved.
 
-        It is not in the midst of an update, nor where all processes together have the weights and not all have come
-        to this error.
+        In the midst of an update it is not. Where not all processes have come to this error the main one saves by
+        itself, unless only all together have the weights.
         """
         whole = not self.trainer.stepping and self.step == self.trainer.updates
-        if self.trainer.sharded is not None:
-            whole = whole and distributed.is_everywhere(error)
-        return self.save() if whole and self.step > self.saved else None
+        if not whole or self.step == self.saved:
+            return None
+        if distributed.is_everywhere(error):
+            return self.save()
+        if self.trainer.sharded is not None or not distributed.is_main_process():
+            return None
+        return self._write_checkpoint(self.model, optimizer_tensors(self.trainer.optimizer))
 
     def validate(self) -> None:
         """Answer the held-out training problems greedily, and log how many are right; each update once."""
