@@ -146,7 +146,7 @@ def test_leaving_says_what_was_said_and_no_farewell():
 def test_bad_input_is_said_once(tmp_path):
     done = subprocess.run(launched("--max_steps=-1", f"--output_dir={tmp_path}"), capture_output=True, text=True)
     assert done.returncode == 1  # the launcher's own
-    assert done.stderr.count("hrpo: error: updates") == 1
+    assert done.stderr.count("hrpo: error: max_steps") == 1
     assert re.search(r"rank +: 0 .*\n +exitcode +: 2", done.stderr)
 
 
