@@ -38,7 +38,7 @@ def test_every_name_is_what_it_says():
         _ = hrpo.nothing
 
 
-@pytest.mark.parametrize("first", ["hrpo.trainer", "hrpo.logprobs"])
+@pytest.mark.parametrize("first", [pytest.param("hrpo.trainer", marks=pytest.mark.slow), "hrpo.logprobs"])
 def test_replay_is_the_function_whatever_was_imported_first(first):
     run(f"import {first}\nfrom hrpo import replay\nassert replay.__name__ == 'replay' and callable(replay)")
 

@@ -61,7 +61,7 @@ def deterministic(path):
     return [{k: v for k, v in row.items() if "second" not in k} for row in rows]
 
 
-@pytest.mark.parametrize(("lora_rank", "beta"), [(0, 0.01), (4, 0.01), (0, 0.0)])
+@pytest.mark.parametrize(("lora_rank", "beta"), [pytest.param(0, 0.01, marks=pytest.mark.slow), (4, 0.01), (0, 0.0)])
 def test_resumed_equals_never_stopped(config, tmp_path, lora_rank, beta):
     config = dataclasses.replace(
         config, model=ModelConfig(lora_rank=lora_rank), loss=LossConfig(beta=beta), eval=EvalConfig(problems=0)

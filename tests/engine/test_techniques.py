@@ -384,6 +384,7 @@ def test_head_logprobs(frozen, bias, temperature, candidates, tile):
 # ---- oneDNN -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_products_of_ever_other_sizes_keep_little():
     code = """
 import torch

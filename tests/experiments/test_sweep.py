@@ -107,6 +107,7 @@ def test_results_elsewhere(config, tmp_path):
         compare(arms, [3], str(tmp_path / "study"))
 
 
+@pytest.mark.slow
 def test_trained_models_decoded_in_other_modes(config, tmp_path, monkeypatch):
     decode = {"hybrid": ["hybrid", "discrete", "swapped", "noise"]}
     comparison = compare(of_modes(config, ["hybrid", "discrete"]), SEEDS, decode=decode)

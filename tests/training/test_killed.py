@@ -77,7 +77,7 @@ def outcome(run: Path) -> dict:
     return found
 
 
-@pytest.mark.parametrize(("updates", "kills", "seed"), [(12, 5, 0), pytest.param(100, 25, 1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("updates", "kills", "seed"), [(8, 3, 0), pytest.param(100, 25, 1, marks=pytest.mark.slow)])
 def test_killed_and_resumed(tmp_path, updates, kills, seed):
     """Two kills of three in the write of a checkpoint or just after it, the third anywhere."""
     options, rng = [f"--max_steps={updates}"], random.Random(seed)

@@ -29,8 +29,8 @@ from hrpo.storage.run_dir import newest_checkpoint
 from hrpo.training.run import Run
 from hrpo.training.validate import check_config
 
-QUICK = ["full", "one-prompt", "sharded-lora"]
-SLOW = ["lora", "no-reference", "token-mean", "sft", "hidden", "recompute"]
+QUICK = ["one-prompt", "sharded-lora"]
+SLOW = ["full", "lora", "no-reference", "token-mean", "sft", "hidden", "recompute"]
 SLOW += [SHARDED + case for case in ("full", "no-reference", "one-prompt", "sft", "hidden", "recompute", "bfloat16")]
 LAUNCH = Path("recipes/launch")
 BFLOAT16 = 0.2  # nats that rounding makes, at most; see `hrpo.logprobs.QUANTILE_BF16`

@@ -43,6 +43,10 @@ from hrpo.training.run import Run
 from hrpo.training.train import train
 
 
+def slow(*values) -> object:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def settings(folder: Path) -> TrainConfig:
     return TrainConfig(
         name="run",
@@ -89,7 +93,7 @@ def words(config: TrainConfig) -> list[str]:
 # ---- the same numbers again --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("objective", "lora_rank"), [("hrpo", 0), ("hrpo", 4), ("sft", 0), ("sft", 4)])
+@pytest.mark.parametrize(("objective", "lora_rank"), [slow("hrpo", 0), ("hrpo", 4), ("sft", 0), slow("sft", 4)])
 def test_the_same_run_twice(config, tmp_path, objective, lora_rank):
     config = dataclasses.replace(
         config, max_steps=2, algorithm=objective, model=ModelConfig(lora_rank=lora_rank), eval=EvalConfig(problems=1)
@@ -289,9 +293,9 @@ def exit_code(words) -> int:
     ("number", "when", "saved"),
     [
         (signal.SIGTERM, 3, [2, 3]),
-        (signal.SIGINT, 4, [2, 4]),
-        (signal.SIGHUP, 3, [2, 3]),
-        (signal.SIGTERM, "before", []),
+        slow(signal.SIGINT, 4, [2, 4]),
+        slow(signal.SIGHUP, 3, [2, 3]),
+        slow(signal.SIGTERM, "before", []),
         (signal.SIGINT, "after", [2, 4, 6]),
     ],
 )
@@ -337,6 +341,7 @@ def test_asked_before_there_is_a_folder(config, tmp_path, monkeypatch, capfd):
     assert not config.run_folder.exists()
 
 
+@pytest.mark.slow
 def test_a_comparison_ends_and_goes_on(config, tmp_path, monkeypatch):
     Run(dataclasses.replace(config, name="begun"))
     file = tmp_path / "begun" / "config.yaml"
@@ -380,7 +385,9 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize("how", ENDS)
+@pytest.mark.parametrize(
+    "how", ["an error", slow("what a user gave"), slow("no memory"), slow("sys.exit"), "Ctrl-C in a notebook"]
+)
 def test_what_ends_a_run_saves_first(config, never, tmp_path, monkeypatch, how):
     """The updates that no checkpoint holds; the error says where they are."""
 
@@ -500,7 +507,7 @@ def fill(folder: Path, leave: int) -> Path:
     return ballast
 
 
-@pytest.mark.parametrize("what", ["checkpoint", "metrics"])
+@pytest.mark.parametrize("what", ["checkpoint", slow("metrics")])
 def test_a_full_disk(config, never, small_disk, capfd, monkeypatch, what):
     there = dataclasses.replace(config, output_dir=str(small_disk))
     step = Run.train_step
@@ -629,6 +636,7 @@ def test_no_handle_stays_open(config):
     assert handles() == before
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_by_one_process_at_a_time(config, tmp_path, capfd):
     """The second one is refused and changes nothing; the lock ends with the first."""
     begun = Run(config)

@@ -89,7 +89,10 @@ class Failing(GeneralTracker):
         self.fail("finish")
 
 
-@pytest.mark.parametrize("when", ["init", "start", "settings", "log", "finish", "never"])
+@pytest.mark.parametrize(
+    "when",
+    [*(pytest.param(when, marks=pytest.mark.slow) for when in ("init", "settings", "finish")), "start", "log", "never"],
+)
 def test_a_tracker_that_fails_stops_nothing(config, tmp_path, monkeypatch, capsys, when):
     calls = []
     stand_in = type("StandIn", (Failing,), {"when": when, "calls": calls})
