@@ -194,18 +194,18 @@ def test_thoughts_in_a_solution_are_the_templates():
     assert set(model.tokenizer.convert_tokens_to_ids(["<think>", "</think>"])) < set(answer)
 
 
-def test_solutions_that_cannot_follow_are_left_out(config):
+def test_solutions_that_cannot_follow_are_left_out():
     model = chat_model(sentence_piece(chat_template=TIGHT_BRACKETS))
     refuse = RolloutConfig(max_new_tokens=8, long_prompts="refuse")
     joined = Example("add", "7", "(3+4)=7\n#### 7")  # "](" is one token
     task = Task("mine", "number", [EXAMPLE, joined], [])
-    kept = fitting(task, model, dataclasses.replace(config, rollout=RolloutConfig(max_new_tokens=8)))
+    kept = fitting(task, model, RolloutConfig(max_new_tokens=8), 0, "solution")
     assert kept.train == [EXAMPLE]
     assert kept.dropped == {"training problems whose solution the chat template does not write after its prompt": 1}
     with pytest.raises(InputError, match=r"^sft\.target: .* ends a prompt with '\]', .* goes on with '\]\(3"):
-        fitting(task, model, dataclasses.replace(config, rollout=refuse))
+        fitting(task, model, refuse, 0, "solution")
     with pytest.raises(InputError, match=r"^sft\.target: the chat template"):
-        fitting(dataclasses.replace(task, train=[joined]), model, config)
+        fitting(dataclasses.replace(task, train=[joined]), model, RolloutConfig(), 0, "solution")
 
 
 def test_a_run_learns_resumes_and_is_gone_on_from(config, tmp_path):

@@ -148,14 +148,14 @@ def test_a_run_of_0_1_is_resumed(tmp_path, capsys):
     config = parsed(*shlex.split(" ".join(f"--{name}={value}" for name, value in dotted(yaml.safe_load(NEW)))))
     (tmp_path / "config.yaml").write_text(OLD)
     for _ in range(2):  # once before and once after it is locked
-        check_run_folder(tmp_path, config, resume=True)
+        check_run_folder(tmp_path, dataclasses.asdict(config), resume=True)
     assert told(capsys) == [
         f"hrpo: {tmp_path / 'config.yaml'}: {', '.join(with_new_names(yaml.safe_load(OLD))[1])}; "
         "the next version takes the new names alone"
     ]
     other = dataclasses.replace(config, max_steps=8)
     with pytest.raises(InputError, match=r"^--resume: max_steps differ"):
-        check_run_folder(tmp_path, other, resume=True)
+        check_run_folder(tmp_path, dataclasses.asdict(other), resume=True)
 
 
 def test_a_result_that_0_1_kept(tmp_path):

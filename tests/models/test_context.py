@@ -10,7 +10,7 @@ from transformers import Gemma3TextConfig, LlamaConfig, Phi3Config, PhimoeConfig
 
 from hrpo import HybridCausalLM, generate, replay
 from hrpo.common.errors import InputError
-from hrpo.config.schema import RolloutConfig, TrainConfig
+from hrpo.config.schema import RolloutConfig
 from hrpo.engine.interface import DEFAULT as FASTEST
 from hrpo.engine.interface import REFERENCE
 from hrpo.models.context import RopeLimit, rope_limit
@@ -128,9 +128,8 @@ def test_it_is_a_limit_before_a_run_or_an_evaluation_begins():
     with pytest.raises(InputError, match=rf"^--max_new_tokens: 1 of 1 test prompts have over 10 tokens, .* {why}"):
         check_test_prompts(Task("mine", "number", [], []), model, [Example(long, "12")], 10, "--max_new_tokens")
 
-    config = TrainConfig(rollout=RolloutConfig(max_new_tokens=10))
     endless = Task("mine", "number", (Example(long, "12"),), [])  # any sequence but a list is made as it is asked for
     with pytest.raises(
         InputError, match=rf"^rollout\.max_prompt_tokens: training problems have prompts above 10 .*{why}"
     ):
-        fitting(endless, model, config)
+        fitting(endless, model, RolloutConfig(max_new_tokens=10), 0, None)

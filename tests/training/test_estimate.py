@@ -22,8 +22,23 @@ GATE = 2 * (64 * 64 + 64) + 64
 CONFIG = TrainConfig(model=ModelConfig(lora_rank=8), rollout=RolloutConfig(4, 8, 100, max_prompt_tokens=50))
 
 
+def estimated(config, lm_config, **where):
+    """What a run with these settings needs."""
+    return estimate_memory(
+        lm_config,
+        config.model,
+        config.latent,
+        config.rollout,
+        reference=config.loss.beta != 0,
+        max_tokens_per_microbatch=config.max_tokens_per_microbatch,
+        gradient_checkpointing=config.gradient_checkpointing,
+        sharding=config.sharding,
+        **where,
+    )
+
+
 def test_parts_by_hand():
-    parts = estimate_memory(CONFIG, LLAMA, cpu=False)
+    parts = estimated(CONFIG, LLAMA, cpu=False)
     adapters = 3 * 8 * (4 * (64 + 64) + 3 * (64 + 160))
     assert parts["weights"] == 4 * WEIGHTS
     assert parts["adapters and gate"] == 4 * (adapters + GATE)
@@ -32,17 +47,17 @@ def test_parts_by_hand():
     full = dataclasses.replace(
         CONFIG, model=ModelConfig(lora_rank=0), max_tokens_per_microbatch=30
     )  # decoding takes more
-    parts = estimate_memory(full, LLAMA, cpu=True)
+    parts = estimated(full, LLAMA, cpu=True)
     assert parts["reference"] == parts["weights"] == 4 * WEIGHTS
     assert parts["AdamW"] == 8 * (WEIGHTS + GATE)
     assert parts["keys and values"] == 2 * 3 * 64 * 4 * (4 * 8 * 100 + 4 * 50)
     half = dataclasses.replace(CONFIG, model=ModelConfig(dtype="bfloat16"))
-    assert estimate_memory(half, LLAMA, cpu=False)["weights"] == 2 * WEIGHTS
+    assert estimated(half, LLAMA, cpu=False)["weights"] == 2 * WEIGHTS
 
 
 def test_what_saves_memory_saves_it():
     def total(**changes):
-        return sum(estimate_memory(dataclasses.replace(CONFIG, **changes), LLAMA, cpu=False).values())
+        return sum(estimated(dataclasses.replace(CONFIG, **changes), LLAMA, cpu=False).values())
 
     assert total(gradient_checkpointing=True) < total()
     assert (
@@ -55,12 +70,12 @@ def test_what_saves_memory_saves_it():
 
 def test_processes_share_groups_and_shards_share_parameters():
     rolls = dataclasses.replace(CONFIG, max_tokens_per_microbatch=30)  # decoding takes more than the update
-    alone = estimate_memory(rolls, LLAMA, cpu=True)
-    shared = estimate_memory(rolls, LLAMA, cpu=True, processes=4)
+    alone = estimated(rolls, LLAMA, cpu=True)
+    shared = estimated(rolls, LLAMA, cpu=True, processes=4)
     assert shared["keys and values"] * 4 == alone["keys and values"]
     assert shared["weights"] == alone["weights"]
     full = dataclasses.replace(CONFIG, model=ModelConfig(lora_rank=0), sharding="fsdp")
-    alone, sharded = (estimate_memory(full, LLAMA, cpu=True, processes=count) for count in (1, 4))
+    alone, sharded = (estimated(full, LLAMA, cpu=True, processes=count) for count in (1, 4))
     assert "gathered weights" not in alone
     for name in ("weights", "reference", "AdamW", "gradients"):
         assert sharded[name] == alone[name] // 4
@@ -69,14 +84,14 @@ def test_processes_share_groups_and_shards_share_parameters():
     assert sharded["gathered weights"] == running
     long = dataclasses.replace(CONFIG.rollout, max_new_tokens=400)
     rolls = dataclasses.replace(full, max_tokens_per_microbatch=30, rollout=long)
-    assert estimate_memory(rolls, LLAMA, cpu=True, processes=4)["gathered weights"] == 4 * (WEIGHTS + GATE)
+    assert estimated(rolls, LLAMA, cpu=True, processes=4)["gathered weights"] == 4 * (WEIGHTS + GATE)
     short = dataclasses.replace(
         full, max_tokens_per_microbatch=5, rollout=dataclasses.replace(CONFIG.rollout, max_new_tokens=8)
     )
-    parts = estimate_memory(short, LLAMA, cpu=True, processes=4)  # then a checkpoint takes most
+    parts = estimated(short, LLAMA, cpu=True, processes=4)  # then a checkpoint takes most
     assert parts["whole AdamW"] == 8 * (WEIGHTS + GATE)
     assert parts.keys().isdisjoint({"keys and values", "activations"})
-    assert "whole AdamW" not in estimate_memory(short, LLAMA, cpu=False, processes=4)  # it is not on the accelerator
+    assert "whole AdamW" not in estimated(short, LLAMA, cpu=False, processes=4)  # it is not on the accelerator
 
 
 def test_blocks_are_recomputed_on_a_cpu_where_it_tells():
@@ -84,7 +99,7 @@ def test_blocks_are_recomputed_on_a_cpu_where_it_tells():
         config = dataclasses.replace(
             CONFIG, gradient_checkpointing=recompute, max_tokens_per_microbatch=10**6, **changes
         )
-        return estimate_memory(config, LLAMA, cpu=cpu)["activations"]
+        return estimated(config, LLAMA, cpu=cpu)["activations"]
 
     many = {"rollout": RolloutConfig(80, 8, 100, max_prompt_tokens=50)}
     assert activations("auto", True) == activations(False, True)  # a few MB
@@ -117,7 +132,7 @@ print(peak_memory(torch.device("cpu")))
         rollout=RolloutConfig(4, 8, round(longest), max_prompt_tokens=30),
     )
     lm_config = AutoConfig.from_pretrained(local_folder("smollm2-135m"))
-    estimate = sum(estimate_memory(config, lm_config, cpu=not torch.cuda.is_available()).values())
+    estimate = sum(estimated(config, lm_config, cpu=not torch.cuda.is_available()).values())
     assert 0.67 * peak < estimate < 1.33 * peak
 
 
@@ -150,7 +165,7 @@ def test_measured_in_two_processes(lora_rank, sharding, tmp_path):
         rollout=RolloutConfig(4, 8, round(longest), max_prompt_tokens=30),
     )
     lm_config = AutoConfig.from_pretrained(local_folder("smollm2-135m"))
-    estimate = sum(estimate_memory(config, lm_config, cpu=not torch.cuda.is_available(), processes=2).values())
+    estimate = sum(estimated(config, lm_config, cpu=not torch.cuda.is_available(), processes=2).values())
     print(lora_rank, sharding, [f"{peak / 1e9:.2f}" for peak in peaks], f"{estimate / 1e9:.2f} GB")
     for peak in peaks:
         assert 0.8 * peak < estimate < 1.2 * peak

@@ -65,7 +65,7 @@ GOOD = Signs(reward=0.4, signal=0.8, format_rate=0.95, truncation_rate=0.0, dist
     ],
 )
 def test_advice_names_the_option(changes, named):
-    tips = advice(dataclasses.replace(GOOD, **changes), TrainConfig())
+    tips = advice(dataclasses.replace(GOOD, **changes), RolloutConfig(), TaskConfig())
     assert len(tips) == len(named)
     for tip, option in zip(tips, named, strict=True):
         assert option in tip
@@ -73,25 +73,24 @@ def test_advice_names_the_option(changes, named):
 
 def test_advice_asks_first_whether_an_end_is_known():
     cut = dataclasses.replace(GOOD, truncation_rate=1.0)
-    (tip,) = advice(cut, TrainConfig(), [])
+    (tip,) = advice(cut, RolloutConfig(), TaskConfig(), [])
     assert "no token is known to end a completion" in tip
     assert "rollout.max_new_tokens" not in tip
-    (tip,) = advice(cut, TrainConfig(), ["<eos>", "<|im_end|>"])
+    (tip,) = advice(cut, RolloutConfig(), TaskConfig(), ["<eos>", "<|im_end|>"])
     assert "none with what ends one ('<eos>', '<|im_end|>'): " in tip
     assert tip.endswith("else raise rollout.max_new_tokens (now 512)")
-    (tip,) = advice(dataclasses.replace(cut, truncation_rate=0.9), TrainConfig(), ["<eos>"])
+    (tip,) = advice(dataclasses.replace(cut, truncation_rate=0.9), RolloutConfig(), TaskConfig(), ["<eos>"])
     assert tip.endswith("before an answer: raise rollout.max_new_tokens (now 512)")
 
 
 def test_advice_does_not_repeat_what_was_done():
-    config = TrainConfig(task=TaskConfig(num_fewshot=4))
-    (tip,) = advice(dataclasses.replace(GOOD, format_rate=0.2), config)
+    (tip,) = advice(dataclasses.replace(GOOD, format_rate=0.2), RolloutConfig(), TaskConfig(num_fewshot=4))
     assert "in spite of 4 worked examples" in tip
     assert "task.num_fewshot" not in tip
-    assert memory_advice(5, 10, config) == []
-    (tip,) = memory_advice(10, 10, config)
+    assert memory_advice(5, 10, ModelConfig(), "auto") == []
+    (tip,) = memory_advice(10, 10, ModelConfig(), "auto")
     assert "gradient_checkpointing" in tip
-    (tip,) = memory_advice(10, 10, dataclasses.replace(config, gradient_checkpointing=True))
+    (tip,) = memory_advice(10, 10, ModelConfig(), gradient_checkpointing=True)
     assert "gradient_checkpointing" not in tip
 
 

@@ -429,13 +429,13 @@ def test_no_half_update_is_saved(config, monkeypatch, where):
     def ending(self, *args):
         if len(checkpoints(config.run_folder)) == 1:  # in the third update
             raise RuntimeError("odd")
-        return step(self, *args) if where == "in the optimizer" else None
+        return step(self, *args) if where == "in the optimizer" else []
 
     step = torch.optim.AdamW.step
     if where == "in the optimizer":
         monkeypatch.setattr(torch.optim.AdamW, "step", ending)
     else:
-        monkeypatch.setattr(Run, "_write_samples", ending)
+        monkeypatch.setattr("hrpo.training.run.samples_of", ending)
     with pytest.raises(RuntimeError, match="odd") as error:
         train(dataclasses.replace(config, eval=EvalConfig(problems=0)))
     assert not hasattr(error.value, "__notes__")

@@ -31,7 +31,7 @@ def _run_compare(args: Namespace) -> None:
     for arm, changes in args.arms.items():
         if "seed" in changes:
             raise InputError(f"arms.{arm}: seed is not an arm's own; give seeds for all of them")
-    arms = {name: _changed(config, name, changes) for name, changes in args.arms.items()}
+    arms = {name: _changed(dataclasses.asdict(config), name, changes) for name, changes in args.arms.items()}
     with listening(lambda: "the same command goes on") as stop:
         quiet_libraries()
         from hrpo.experiments.summary import show
@@ -42,12 +42,12 @@ def _run_compare(args: Namespace) -> None:
     show(comparison)
 
 
-def _changed(config: TrainConfig, arm: str, changes: dict[str, Any]) -> TrainConfig:
-    """Return a config with the settings of an arm, given by their dotted names."""
+def _changed(settings: dict[str, Any], arm: str, changes: dict[str, Any]) -> TrainConfig:
+    """Return settings with those of an arm, given by their dotted names."""
     parser = Parser(prog=f"hrpo compare: arms.{arm}")
     parser.add_class_arguments(TrainConfig)
     words = [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in changes.items()]
-    parser.set_defaults(dataclasses.asdict(config))
+    parser.set_defaults(settings)
     return TrainConfig(**parser.instantiate(parser.parse_args(words)).as_dict())
 
 

@@ -33,13 +33,12 @@ def _run_train(args: Namespace) -> None:
         from hrpo.common.console import console, print_table
         from hrpo.common.files import read_lines
         from hrpo.reports.run_report import problems_of, result_rows
-        from hrpo.training.setup import latent_mode_of
+        from hrpo.training.setup import latent_of
         from hrpo.training.train import train
 
         evaluation = train(config, resume=args.resume, stop=stop)
-    title = (
-        f"{problems_of(evaluation)} held-out problems of {config.task.name}, {latent_mode_of(config)}; 95 % intervals"
-    )
+    mode = latent_of(config.algorithm, config.latent).mode
+    title = f"{problems_of(evaluation)} held-out problems of {config.task.name}, {mode}; 95 % intervals"
     print_table(title, ["", "before", "after"], result_rows(evaluation, read_lines(folder / "metrics.jsonl")))
     console.print(f"report: {folder / 'report.md'}")
 

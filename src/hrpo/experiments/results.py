@@ -1,7 +1,7 @@
 """What is kept of a finished run: made from its folder, read again, decoded once more."""
 
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -11,8 +11,7 @@ from hrpo.common import files
 from hrpo.common.errors import InputError
 from hrpo.common.files import read_lines
 from hrpo.common.version import __version__
-from hrpo.config.schema import TrainConfig
-from hrpo.experiments.cross_mode import decode
+from hrpo.evaluate import Answer
 from hrpo.reports.results import PHASES, DecodeMode, Evaluation, RunResult, mode_scores
 
 DIGITS = 5  # that a kept metric has
@@ -72,19 +71,28 @@ def load_result(data: Any, place: Path, field: str, fix: str) -> RunResult:
         return RunResult.from_json(data)
 
 
-def decoded_results(run: TrainConfig, modes: Sequence[str], trained: RunResult) -> Iterator[RunResult]:
-    """Yield what is kept of a run decoded once more in each of some modes: as "after", what came out in it."""
-    for mode, numbers, answers in decode(run, modes):
-        right = {name: _marks([{"strict": answer.strict} for answer in part]) for name, part in answers.items()}
-        yield RunResult(
-            run=trained.run,
-            decoded=mode,
-            settings=trained.settings,
-            versions=_versions(),
-            evaluation=Evaluation(trained.evaluation.before, mode_scores(numbers)),
-            right={**trained.right, "after": right},
-            metrics={},
-        )
+def decoded_result(
+    trained: RunResult, mode: str, numbers: dict[str, Any], answers: Mapping[str, Sequence[Answer]]
+) -> RunResult:
+    """Return what is kept of a run decoded once more in another mode: as "after", what came out in it.
+
+    Args:
+        trained: what is kept of the run.
+        mode: that it was decoded in.
+        numbers: that came out, by "greedy" and "sampled".
+        answers: the same.
+
+    """
+    right = {name: _marks([{"strict": answer.strict} for answer in part]) for name, part in answers.items()}
+    return RunResult(
+        run=trained.run,
+        decoded=mode,
+        settings=trained.settings,
+        versions=_versions(),
+        evaluation=Evaluation(trained.evaluation.before, mode_scores(numbers)),
+        right={**trained.right, "after": right},
+        metrics={},
+    )
 
 
 @contextmanager

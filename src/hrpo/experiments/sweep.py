@@ -13,12 +13,13 @@ from hrpo.common.errors import InputError
 from hrpo.common.signals import Stop
 from hrpo.config.load import parse
 from hrpo.config.schema import TrainConfig
-from hrpo.experiments.cross_mode import check_decode, trained_model
-from hrpo.experiments.results import decoded_results, load_result, read_evaluation, result_of_run
+from hrpo.experiments.cross_mode import answer_in_modes, check_decode, trained_model
+from hrpo.experiments.results import decoded_result, load_result, read_evaluation, result_of_run
 from hrpo.experiments.summary import Run, markdown, plot_curves, summarize
 from hrpo.reports.comparisons import Comparison
 from hrpo.reports.results import RunResult
 from hrpo.storage.run_dir import changed_settings, check_run_folder
+from hrpo.training.setup import latent_of
 from hrpo.training.train import train
 from hrpo.training.validate import check_config
 
@@ -68,11 +69,12 @@ def compare(
     runs = plan_runs(arms, seeds)
     folder = Path(results or next(iter(arms.values())).output_dir)
     files.check_writable(folder, "results")
-    stored = {key: _stored(folder, run) for key, run in runs.items()}
-    decoded = _plan_decoding(runs, decode or {}, stored, folder)
-    _check_names(runs, decoded, folder, report)
-    finished = _train_missing(runs, stored, folder, stop)
-    finished |= _decode_missing(runs, decoded, finished, folder)
+    places = {key: folder / run.run_folder.relative_to(run.output_dir) for key, run in runs.items()}
+    stored = {key: _stored(_place(places[key]), dataclasses.asdict(run)) for key, run in runs.items()}
+    decoded = _plan_decoding(runs, decode or {}, stored, places)
+    _check_names(places, decoded, folder, report)
+    finished = _train_missing(runs, stored, places, stop)
+    finished |= _decode_missing(runs, decoded, finished, places)
     comparison = summarize(finished)
     files.write_text(folder / f"{report}.json", json.dumps(comparison.to_json(), indent=1) + "\n")
     plot_curves(finished, folder / f"{report}.png")
@@ -102,16 +104,16 @@ def plan_runs(arms: Mapping[str, TrainConfig], seeds: Sequence[int]) -> dict[Run
             raise InputError("eval.problems: a comparison needs test problems")
         check_config(run)
         there = run.run_folder / "config.yaml"
-        check_run_folder(run.run_folder, run, resume=there.exists())
+        check_run_folder(run.run_folder, dataclasses.asdict(run), resume=there.exists())
         if "after" in read_evaluation(run.run_folder):
-            _check_problems(parse(there.read_text()), run, run.run_folder)
+            _check_problems(parse(there.read_text()), run.eval.problems, run.run_folder)
     return runs
 
 
-def _check_problems(settings: dict[str, Any], run: TrainConfig, place: Path) -> None:
+def _check_problems(settings: dict[str, Any], compared: int, place: Path) -> None:
     """Refuse what was evaluated on other test problems than those that are compared; a resumed run may change them."""
     problems = settings["eval"]["problems"]
-    if problems != run.eval.problems:
+    if problems != compared:
         raise InputError(
             f"eval.problems: {place} has answers to {problems}; give {problems}, or other names (name, results)"
         )
@@ -126,7 +128,7 @@ def _plan_decoding(
     runs: Mapping[Run, TrainConfig],
     decode: Mapping[str, list[str]],
     stored: Mapping[Run, RunResult | None],
-    folder: Path,
+    places: Mapping[Run, Path],
 ) -> dict[Run, dict[str, RunResult | None]]:
     """Return the runs that are decoded once more: the modes, and the results that are stored already."""
     arms = list(dict.fromkeys(arm for arm, _ in runs))
@@ -136,41 +138,43 @@ def _plan_decoding(
     decoded = dict[Run, dict[str, RunResult | None]]()
     for key in (key for arm in decode for key in runs if key[0] == arm):
         run, modes = runs[key], decode[key[0]]
-        check_decode(run, modes)
-        decoded[key] = {mode: _stored(folder, run, mode) for mode in modes}
+        check_decode(run.run_folder.name, latent_of(run.algorithm, run.latent).mode, modes)
+        decoded[key] = {mode: _stored(_place(places[key], mode), dataclasses.asdict(run)) for mode in modes}
         trained = stored[key] is not None or "after" in read_evaluation(run.run_folder)
         if trained and None in decoded[key].values():
-            trained_model(run)  # is there
+            trained_model(run.run_folder, run.max_steps)  # is there
     return decoded
 
 
 def _check_names(
-    runs: Mapping[Run, TrainConfig], decoded: Mapping[Run, Mapping[str, Any]], folder: Path, report: str
+    places: Mapping[Run, Path], decoded: Mapping[Run, Mapping[str, Any]], folder: Path, report: str
 ) -> None:
     """Refuse names of runs, arms or the report that would share a file or an arm."""
     again = [(key, mode) for key, modes in decoded.items() for mode in modes]
-    places = [_place(folder, run) for run in runs.values()]
-    places += [_place(folder, runs[key], mode) for key, mode in again]
-    if len(set(places)) < len(places) or {_arm(key, mode) for key, mode in again} & {arm for arm, _ in runs}:
+    results = [_place(place) for place in places.values()] + [_place(places[key], mode) for key, mode in again]
+    if len(set(results)) < len(results) or {_arm(key, mode) for key, mode in again} & {arm for arm, _ in places}:
         raise InputError("name: a run, or an arm, is called as another one is that is decoded once more; rename it")
-    if not report or Path(report).name != report or folder / f"{report}.json" in places:
+    if not report or Path(report).name != report or folder / f"{report}.json" in results:
         raise InputError(f"report: {report!r} must be a file's name, without its ending, and no run's")
 
 
 def _train_missing(
-    runs: Mapping[Run, TrainConfig], stored: Mapping[Run, RunResult | None], folder: Path, stop: Stop | None
+    runs: Mapping[Run, TrainConfig],
+    stored: Mapping[Run, RunResult | None],
+    places: Mapping[Run, Path],
+    stop: Stop | None,
 ) -> dict[Run, RunResult]:
     """Return the result of each run; those that are not stored are trained, and stored."""
     finished = dict[Run, RunResult]()
-    for place, ((arm, seed), run) in enumerate(runs.items(), 1):
+    for number, ((arm, seed), run) in enumerate(runs.items(), 1):
         result = stored[arm, seed]
         if result is None:
-            console.print(f"run {place} of {len(runs)}: {arm}, seed {seed}, in {run.run_folder}")
+            console.print(f"run {number} of {len(runs)}: {arm}, seed {seed}, in {run.run_folder}")
             if "after" not in read_evaluation(run.run_folder):
                 train(run, resume=(run.run_folder / "config.yaml").exists(), stop=stop)
             fix = "delete it, and it is trained again"
             result = result_of_run(run.run_folder, dataclasses.asdict(run), "name", fix)
-            _store(result, _place(folder, run))
+            _store(result, _place(places[arm, seed]))
         finished[arm, seed] = result
     return finished
 
@@ -179,16 +183,19 @@ def _decode_missing(
     runs: Mapping[Run, TrainConfig],
     decoded: Mapping[Run, Mapping[str, RunResult | None]],
     finished: Mapping[Run, RunResult],
-    folder: Path,
+    places: Mapping[Run, Path],
 ) -> dict[Run, RunResult]:
     """Return the result of each run in each mode that it is decoded in; what is not stored is made, and stored."""
     results = dict[Run, RunResult]()
     for key, stored in decoded.items():
-        modes = dict(stored)
+        modes, run = dict(stored), runs[key]
         missing = [mode for mode, found in modes.items() if found is None]
-        for result in decoded_results(runs[key], missing, finished[key]) if missing else ():
-            modes[str(result.decoded)] = result
-            _store(result, _place(folder, runs[key], result.decoded))
+        if missing:
+            checkpoint, trust = trained_model(run.run_folder, run.max_steps), run.model.trust_remote_code
+            answered = answer_in_modes(checkpoint, missing, run.task, run.eval, run.seed, trust_remote_code=trust)
+            for mode, numbers, answers in answered:
+                modes[mode] = result = decoded_result(finished[key], mode, numbers, answers)
+                _store(result, _place(places[key], mode))
         results |= {(_arm(key, mode), key[1]): found for mode, found in modes.items() if found is not None}
     return results
 
@@ -197,25 +204,25 @@ def _arm(key: Run, mode: str) -> str:
     return f"{key[0]} as {mode}"
 
 
-def _place(folder: Path, run: TrainConfig, mode: str | None = None) -> Path:
-    name = run.run_folder.relative_to(run.output_dir)
-    return folder / name.with_name(name.name + (f"-as-{mode}" if mode else "") + ".json")
+def _place(run: Path, mode: str | None = None) -> Path:
+    """Return the file of a run's result, or of its result in another mode."""
+    return run.with_name(run.name + (f"-as-{mode}" if mode else "") + ".json")
 
 
 def _store(result: RunResult, path: Path) -> None:
     files.write_text(path, json.dumps(result.to_json()) + "\n")
 
 
-def _stored(folder: Path, run: TrainConfig, mode: str | None = None) -> RunResult | None:
-    path = _place(folder, run, mode)
+def _stored(path: Path, settings: dict[str, Any]) -> RunResult | None:
+    """Return the result that a file holds, of a run with these settings; None where there is no file."""
     if not path.is_file():
         return None
     fix = "delete it, and its run is looked at again"
     result = load_result(files.read_json(path, "results", fix), path, "results", fix)
-    changed = changed_settings(result.settings, run)
+    changed = changed_settings(result.settings, settings)
     if changed:
         raise InputError(f"results: {path} is of other settings ({', '.join(changed)} differ); give another folder")
-    _check_problems(result.settings, run, path)
+    _check_problems(result.settings, settings["eval"]["problems"], path)
     if not result.evaluation.after:
         raise InputError(f"results: {path} is damaged (it was not evaluated after training); {fix}")
     return result

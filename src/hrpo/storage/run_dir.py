@@ -126,8 +126,8 @@ def tidy(folder: Path, step: int) -> None:
             path.rename(aside)
 
 
-def check_run_folder(folder: Path, config: TrainConfig, resume: bool) -> None:
-    """Refuse a folder that cannot be a new run's, or the one to go on with.
+def check_run_folder(folder: Path, settings: dict[str, Any], resume: bool) -> None:
+    """Refuse a folder that cannot be a new run's, or the one to go on with; `settings` are all of the run.
 
     Raises:
         InputError: it is a run already, or none; its settings are others, or damaged.
@@ -141,7 +141,7 @@ def check_run_folder(folder: Path, config: TrainConfig, resume: bool) -> None:
         return
     if not config_file.exists():
         raise InputError(f"--resume: there is no run {folder}; leave --resume out to start it")
-    changed = changed_settings(_read_config(config_file), config)
+    changed = changed_settings(_read_config(config_file), settings)
     if changed:
         raise InputError(
             f"--resume: {', '.join(changed)} differ from {config_file}; give what it says, or --name for another run"
@@ -191,13 +191,13 @@ def _go_back(checkpoint: Path) -> str:
     return f"delete {checkpoint} to go on from the one before"
 
 
-def changed_settings(before: dict[str, Any], config: TrainConfig) -> list[str]:
+def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Return the names of the settings that are not those of a run, but for those that a run may change.
 
     A setting that the run did not know yet had what is now its default.
     """
     known = _filled(before, dataclasses.asdict(TrainConfig()))
-    return sorted(set(differences(known, dataclasses.asdict(config))) - CHANGEABLE)
+    return sorted(set(differences(known, now)) - CHANGEABLE)
 
 
 def _filled(settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

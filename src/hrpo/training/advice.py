@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hrpo.config.schema import TrainConfig, length_limit
+from hrpo.config.schema import Auto, ModelConfig, RolloutConfig, TaskConfig, length_limit
 from hrpo.models.turns import NO_END
 
 
@@ -31,17 +31,18 @@ class Signs:
         return cls(**{name: sum(values) / len(values) if values else 0.0 for name, values in known.items()})
 
 
-def advice(signs: Signs, config: TrainConfig, ends: Sequence[str] = ("EOS",)) -> list[str]:
+def advice(signs: Signs, rollout: RolloutConfig, task: TaskConfig, ends: Sequence[str] = ("EOS",)) -> list[str]:
     """Return what to change, most important first, each naming its option; nothing where all is well.
 
     Args:
         signs: of the run.
-        config: its settings.
+        rollout: how it samples.
+        task: its problems.
         ends: the tokens that end a completion, as text.
 
     """
-    rollout, shots = config.rollout, config.task.num_fewshot
-    reward = signs.reward / (sum(weight for weight in config.task.rewards.values() if weight > 0) or 1.0)
+    shots = task.num_fewshot
+    reward = signs.reward / (sum(weight for weight in task.rewards.values() if weight > 0) or 1.0)
     tips = []
     if not ends:
         tips.append(NO_END)
@@ -83,15 +84,15 @@ def advice(signs: Signs, config: TrainConfig, ends: Sequence[str] = ("EOS",)) ->
     return tips
 
 
-def memory_advice(peak: int, available: int, config: TrainConfig) -> list[str]:
+def memory_advice(peak: int, available: int, model: ModelConfig, gradient_checkpointing: bool | Auto) -> list[str]:
     """Return what to change where the estimated peak, in bytes, comes near what there is."""
     if peak <= 0.9 * available:
         return []
     ways = ["lower max_tokens_per_microbatch"]
-    if config.gradient_checkpointing is not True:
+    if gradient_checkpointing is not True:
         ways.append("set gradient_checkpointing to true")
-    if config.model.lora_rank == 0:
+    if model.lora_rank == 0:
         ways.append("train adapters (model.lora_rank 32)")
-    if config.model.dtype != "bfloat16":
+    if model.dtype != "bfloat16":
         ways.append("set model.dtype to bfloat16")
     return [f"the run may need {peak / 1e9:.1f} GB of {available / 1e9:.1f} GB: {', '.join(ways)}"]

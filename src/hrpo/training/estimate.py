@@ -2,25 +2,35 @@
 
 import dataclasses
 import math
-import re
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import nn
 
-from hrpo.config.schema import TrainConfig, length_limit
+from hrpo.config.schema import Auto, LatentConfig, ModelConfig, RolloutConfig, Sharding, length_limit
 from hrpo.engine.checkpointing import share_to_recompute
 from hrpo.engine.interface import Accelerator
 from hrpo.engine.select import accelerator_for
 from hrpo.latent import mode_of
 from hrpo.models.context import context_of
-from hrpo.training.setup import latent_mode_of
+from hrpo.training.shapes import Shape, shape_of
 
 LIBRARIES = 450_000_000  # Python, torch and transformers in a process on a CPU, measured
 
 
-def estimate_memory(config: TrainConfig, lm_config: Any, *, cpu: bool, processes: int = 1) -> dict[str, int]:
+def estimate_memory(
+    lm_config: Any,
+    model: ModelConfig,
+    latent: LatentConfig,
+    rollout: RolloutConfig,
+    *,
+    reference: bool,
+    max_tokens_per_microbatch: int,
+    gradient_checkpointing: bool | Auto,
+    cpu: bool,
+    processes: int = 1,
+    sharding: Sharding = "none",
+) -> dict[str, int]:
     """Return bytes by what they are for in each process; their sum is its estimated peak.
 
     Activations are counted for decoder blocks as Llama has them. What decoding needs is free again when the update
@@ -28,91 +38,34 @@ def estimate_memory(config: TrainConfig, lm_config: Any, *, cpu: bool, processes
     docs/performance.md.
 
     Args:
-        config: of the run; prompts are taken to have `rollout.max_prompt_tokens` (512 where it is 0) and completions
-            `rollout.max_new_tokens`, the most there can be.
         lm_config: transformers' config of the model.
+        model: its precision and its adapters.
+        latent: what is fed while the model thinks; discrete where completions are written solutions.
+        rollout: prompts are taken to have `max_prompt_tokens` (512 where it is 0) and completions `max_new_tokens`, the
+            most there can be.
+        reference: the loss needs one.
+        max_tokens_per_microbatch: see `TrainConfig`.
+        gradient_checkpointing: see `TrainConfig`.
         cpu: on a CPU weights are packed again for decoding, in float32 all but the head's. There is a compiler.
-        processes: that share the groups, and the parameters where `config.sharding` is "fsdp".
+        processes: that share the groups, and the parameters where `sharding` is "fsdp".
+        sharding: see `TrainConfig`.
 
     """
-    longest = length_limit(config.rollout.max_new_tokens, context_of(lm_config))
-    need = _Need(config, _shape_of(lm_config), longest, cpu, processes)
+    need = _Need(
+        model=model,
+        latent=latent,
+        rollout=rollout,
+        reference=reference,
+        max_tokens=max_tokens_per_microbatch,
+        recompute=gradient_checkpointing,
+        shape=shape_of(lm_config),
+        longest=length_limit(rollout.max_new_tokens, context_of(lm_config)),
+        cpu=cpu,
+        processes=processes,
+        shards=processes if sharding == "fsdp" else 1,
+    )
     phase = max((need.update(), need.decoding(), need.saving()), key=lambda phase: sum(phase.values()))
     return {name: size for name, size in (need.always() | phase).items() if size}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Shape:
-    """How wide a model is, and how many numbers its parts hold.
-
-    Args:
-        hidden: the size of a hidden state, D.
-        blocks: how many there are, L.
-        vocabulary: its size, V.
-        heads: the size of all attention heads together.
-        kv: the size of a position's keys, and of its values.
-        inner: the size in the middle of a block's feed-forward part.
-        total: parameters.
-        root: parameters that belong to no block.
-        in_linears: weights of linear layers, without the head.
-        ins: what goes into these layers, their sizes added up.
-        outs: what comes out of them.
-        like_llama: blocks seem to be of Llama's layout.
-
-    """
-
-    hidden: int
-    blocks: int
-    vocabulary: int
-    heads: int
-    kv: int
-    inner: int
-    total: int
-    root: int
-    in_linears: int
-    ins: int
-    outs: int
-    like_llama: bool
-
-    @property
-    def gate(self) -> int:
-        """Parameters of the gate."""
-        return 2 * self.hidden * (self.hidden + 1) + self.hidden
-
-
-def _shape_of(lm_config: Any) -> _Shape:
-    """Return the shape of a model without its weights."""
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        lm: Any = AutoModelForCausalLM.from_config(lm_config)  # type: ignore[no-untyped-call]
-    text = lm_config.get_text_config()
-    heads = text.num_attention_heads
-    width = getattr(text, "head_dim", None) or text.hidden_size // heads
-    head = lm.get_output_embeddings()
-    linears = [layer for layer in lm.modules() if isinstance(layer, nn.Linear) and layer is not head]
-    return _Shape(
-        hidden=text.hidden_size,
-        blocks=text.num_hidden_layers,
-        vocabulary=text.vocab_size,
-        heads=heads * width,
-        kv=(getattr(text, "num_key_value_heads", None) or heads) * width,
-        inner=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
-        total=sum(p.numel() for p in lm.parameters()),
-        root=sum(p.numel() for name, p in lm.named_parameters() if not re.search(r"\.\d+\.", name)),
-        in_linears=sum(layer.weight.numel() for layer in linears),
-        ins=sum(layer.in_features for layer in linears),
-        outs=sum(layer.out_features for layer in linears),
-        like_llama=_like_llama(lm, text),
-    )
-
-
-def _like_llama(lm: Any, text: Any) -> bool:
-    """Whether blocks seem to be of Llama's layout."""
-    names = {name.split(".", 2)[-1] for name, _ in lm.base_model.named_modules() if name.startswith("layers.0.")}
-    has = {"self_attn.q_proj", "mlp.gate_proj", "post_attention_layernorm"}
-    lacks = {"self_attn.q_norm", "pre_feedforward_layernorm"}
-    return has <= names and not lacks & names and getattr(text, "hidden_act", None) == "silu"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,34 +73,46 @@ class _Need:
     """What a process needs, in bytes by what they are for; see `estimate_memory`.
 
     Args:
-        config: of the run.
-        shape: of its model.
+        model: its precision and its adapters.
+        latent: what is fed while it thinks.
+        rollout: how completions are sampled.
+        reference: the loss needs one.
+        max_tokens: of a microbatch; 0 leaves it to the device.
+        recompute: keep only the inputs of blocks; auto leaves it to the device.
+        shape: of the model.
         longest: tokens of a completion.
         cpu: on a CPU.
         processes: how many there are.
+        shards: processes that share the parameters.
 
     """
 
-    config: TrainConfig
-    shape: _Shape
+    model: ModelConfig
+    latent: LatentConfig
+    rollout: RolloutConfig
+    reference: bool
+    max_tokens: int
+    recompute: bool | Auto
+    shape: Shape
     longest: int
     cpu: bool
     processes: int
+    shards: int
 
     @property
     def rank(self) -> int:
         """Of adapters; 0 where all parameters are trained."""
-        return self.config.model.lora_rank
+        return self.model.lora_rank
 
     @property
     def half(self) -> bool:
         """Whether numbers have two bytes."""
-        return self.config.model.dtype == "bfloat16"
+        return self.model.dtype == "bfloat16"
 
     @property
     def act(self) -> int:
         """Bytes of a number in an activation."""
-        return 2 if self.half else 8 if self.config.model.dtype == "float64" else 4
+        return 2 if self.half else 8 if self.model.dtype == "float64" else 4
 
     @property
     def stored(self) -> int:
@@ -157,7 +122,7 @@ class _Need:
     @property
     def packed(self) -> int:
         """Bytes of a weight that is packed again for decoding on a CPU."""
-        return self.accelerator.packed_bytes(getattr(torch, self.config.model.dtype)) or self.act
+        return self.accelerator.packed_bytes(getattr(torch, self.model.dtype)) or self.act
 
     @property
     def adapters(self) -> int:
@@ -170,19 +135,14 @@ class _Need:
         return (self.adapters or self.shape.total) + self.shape.gate
 
     @property
-    def shards(self) -> int:
-        """Processes that share the parameters."""
-        return self.processes if self.config.sharding == "fsdp" else 1
-
-    @property
     def own(self) -> int:
         """Groups that a process rolls out and learns from, at most."""
-        return -(-self.config.rollout.prompts_per_step // self.processes)
+        return -(-self.rollout.prompts_per_step // self.processes)
 
     @property
     def prompt(self) -> int:
         """Tokens of a prompt."""
-        return self.config.rollout.max_prompt_tokens or 512
+        return self.rollout.max_prompt_tokens or 512
 
     @cached_property
     def accelerator(self) -> Accelerator:
@@ -192,22 +152,22 @@ class _Need:
     @property
     def tokens(self) -> int:
         """Of a microbatch."""
-        group = self.prompt + self.config.rollout.group_size * self.longest
+        group = self.prompt + self.rollout.group_size * self.longest
         least, most = self.accelerator.microbatch_tokens
-        budget = self.config.max_tokens_per_microbatch or min(max(group, least), most)
+        budget = self.max_tokens or min(max(group, least), most)
         tokens = min(budget, self.own * group)
         return tokens // group * group if tokens > group else tokens  # groups are not cut where they need not be
 
     def always(self) -> dict[str, int]:
         """What is held all the time."""
-        shape, rollout = self.shape, self.config.rollout
-        latent = mode_of(latent_mode_of(self.config), self.config.latent.mixed_in).source
+        shape, rollout = self.shape, self.rollout
+        latent = mode_of(self.latent.mode, self.latent.mixed_in).source
         stored_whole = latent == "hidden" or (latent != "none" and not rollout.top_k)
         positions = rollout.prompts_per_step * rollout.group_size * self.longest
         return {
             "weights": shape.total * self.stored // self.shards,
             "adapters and gate": (self.adapters + shape.gate) * 4 // self.shards,
-            "reference": shape.total * self.stored // self.shards if not self.rank and self.config.loss.beta else 0,
+            "reference": shape.total * self.stored // self.shards if not self.rank and self.reference else 0,
             "AdamW": self.trained * 8 // self.shards,
             "candidates": positions * (rollout.top_k or 20) * 8,
             "latents": positions * shape.hidden * 4 if stored_whole else 0,
@@ -216,7 +176,7 @@ class _Need:
 
     def decoding(self) -> dict[str, int]:
         """What decoding needs."""
-        shape, rows = self.shape, self.own * self.config.rollout.group_size
+        shape, rows = self.shape, self.own * self.rollout.group_size
         if self.cpu:
             copy = (shape.in_linears + (shape.hidden * shape.vocabulary if self.half else 0)) * self.packed
         else:
@@ -251,7 +211,7 @@ class _Need:
     def _kept(self) -> int:
         """Return the bytes that all blocks keep for their backward pass, per token, where some are recomputed."""
         block, passed = self._block()
-        recompute, blocks = self.config.gradient_checkpointing, self.shape.blocks
+        recompute, blocks = self.recompute, self.shape.blocks
         share = float(recompute) if recompute != "auto" else 0.0
         if recompute == "auto" and self.cpu:
             share = share_to_recompute(self.tokens * passed, self.shape.total * self.stored)
@@ -267,7 +227,7 @@ class _Need:
         """
         shape, act, rank = self.shape, self.act, self.rank
         D, kv, inner = shape.hidden, shape.kv, shape.inner
-        plain = self.config.model.quantization == "none" and self.config.model.dtype != "float64"
+        plain = self.model.quantization == "none" and self.model.dtype != "float64"
         if self.cpu and rank and plain and shape.like_llama and self.packed == self.act:
             block = (4 * D + 2 * kv + 2 * inner + 7 * rank) * act
             passed = act * (shape.outs + shape.blocks * shape.heads)

@@ -10,7 +10,7 @@ from accelerate.utils import set_seed
 
 from hrpo.common import files
 from hrpo.common.errors import InputError
-from hrpo.config.schema import TrainConfig
+from hrpo.config.schema import LatentConfig, ModelConfig
 from hrpo.evaluate import Answer, as_rows
 from hrpo.model import HybridCausalLM
 from hrpo.training.setup import load_model
@@ -54,9 +54,9 @@ def keep_evaluation(
     files.write_text(folder / FILE, json.dumps(evaluation, indent=2) + "\n")
 
 
-def initial_model(config: TrainConfig, model: HybridCausalLM) -> HybridCausalLM:
+def initial_model(config: ModelConfig, latent: LatentConfig, seed: int, model: HybridCausalLM) -> HybridCausalLM:
     """Return a run's model as it was before the first update, made once more."""
-    set_seed(config.seed)
-    initial = load_model(config, None, model.device)
+    set_seed(seed)
+    initial = load_model(config, latent, None, model.device)
     initial.settings = dataclasses.replace(model.settings, step=0)
     return initial

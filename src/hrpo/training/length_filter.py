@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from hrpo.chat import encode
 from hrpo.common.console import console
 from hrpo.common.errors import InputError
-from hrpo.config.schema import TrainConfig, length_limit
+from hrpo.config.schema import LongPrompts, RolloutConfig, Target, length_limit
 from hrpo.model import HybridCausalLM
 from hrpo.models.context import context_of, context_text
 from hrpo.sft import written_ids
 from hrpo.tasks import Example, Task
-from hrpo.training.setup import algorithm_of
 
 CHUNK = 1000  # conversations tokenized at a time
 
@@ -42,10 +41,17 @@ def longest_prompt(
     return min(limits, default=None)
 
 
-def fitting(task: Task, model: HybridCausalLM, config: TrainConfig) -> Task:
+def fitting(task: Task, model: HybridCausalLM, rollout: RolloutConfig, tested: int, target: Target | None) -> Task:
     """Return the task without the training problems whose prompt is too long; `dropped` counts them.
 
     Of a problem set that is generated as it goes only the first is looked at; its prompts are all alike.
+
+    Args:
+        task: all of it.
+        model: whose context it is.
+        rollout: the limits.
+        tested: test problems that are asked, from the first.
+        target: what of a solution is learnt to write; None where completions are sampled.
 
     Raises:
         InputError: the chat template leaves out some of a prompt; or nothing is left; or some are too long and
@@ -53,7 +59,6 @@ def fitting(task: Task, model: HybridCausalLM, config: TrainConfig) -> Task:
             changing what is measured.
 
     """
-    rollout = config.rollout
     encode(model.tokenizer, [task.messages(example.question) for example in task.train[:1]])
     most = length_limit(rollout.max_new_tokens, context_length(model))
     limit = longest_prompt(model, most, rollout.max_prompt_tokens)
@@ -73,9 +78,9 @@ def fitting(task: Task, model: HybridCausalLM, config: TrainConfig) -> Task:
         raise InputError(f"{field}; raise it, or set rollout.long_prompts to drop")
     if drop and len(drop) == len(train):
         raise InputError(f"{field}, which leaves none; raise it, or show fewer worked examples (task.num_fewshot)")
-    check_test_prompts(task, model, task.test[: config.eval.problems], most, "rollout.max_new_tokens")
+    check_test_prompts(task, model, task.test[:tested], most, "rollout.max_new_tokens")
     task = _without(task, {f"training problems with a prompt above {limit} tokens": drop} if drop else {})
-    return task if algorithm_of(config).samples else _written(task, model, config)
+    return task if target is None else _written(task, model, target, rollout.long_prompts)
 
 
 def _without(task: Task, dropped: Mapping[str, set[int]]) -> Task:
@@ -88,9 +93,9 @@ def _without(task: Task, dropped: Mapping[str, set[int]]) -> Task:
     return dataclasses.replace(task, train=kept, dropped={**task.dropped, **counts})
 
 
-def _written(task: Task, model: HybridCausalLM, config: TrainConfig) -> Task:
+def _written(task: Task, model: HybridCausalLM, target: Target, long_prompts: LongPrompts) -> Task:
     """Return the task without the problems whose solution cannot be taught, or is too long together with its prompt."""
-    context, target = context_length(model) or math.inf, config.sft.target
+    context = context_length(model) or math.inf
     if not isinstance(task.train, list):
         written_ids(model, task, task.train[:1], target)
         return task
@@ -102,11 +107,11 @@ def _written(task: Task, model: HybridCausalLM, config: TrainConfig) -> Task:
             apart, refusal = apart | {i}, error
         else:
             long |= {i} if len(prompt) + len(answer) > context else set()
-    if refusal and (len(apart) == len(task.train) or config.rollout.long_prompts == "refuse"):
+    if refusal and (len(apart) == len(task.train) or long_prompts == "refuse"):
         raise refusal
     which = f"training problems that have with their {target} over {context} tokens"
     said = f"{len(long)} of {len(task.train)} {which}"
-    if long and config.rollout.long_prompts == "refuse":
+    if long and long_prompts == "refuse":
         raise InputError(f"sft.target: {said}; set task.max_solution_chars, or rollout.long_prompts to drop")
     if len(long | apart) == len(task.train):
         raise InputError(f"sft.target: {said}, which leaves none; take answer, or a model with a longer context")

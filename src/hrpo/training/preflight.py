@@ -120,7 +120,10 @@ def check(run: Run) -> Check:
         run_seconds=config.max_steps * update_seconds + answers * per_completion,
         peak_bytes=peak,
         available_bytes=available,
-        advice=advice(signs, config, model.end_texts) + memory_advice(peak, available, config),
+        advice=[
+            *advice(signs, config.rollout, config.task, model.end_texts),
+            *memory_advice(peak, available, config.model, config.gradient_checkpointing),
+        ],
     )
 
 

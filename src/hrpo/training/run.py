@@ -47,13 +47,13 @@ from hrpo.storage.run_dir import (
 from hrpo.tasks import load_task
 from hrpo.tasks.held_out import hold_out
 from hrpo.trainer import Update
+from hrpo.training import setup
 from hrpo.training.evaluations import evaluation_in, initial_model, keep_evaluation
 from hrpo.training.length_filter import context_length, fitting
 from hrpo.training.metrics import metrics_of, samples_of
 from hrpo.training.nonfinite import keep_batch, not_finite, spoilt
 from hrpo.training.processes import join_processes
 from hrpo.training.provenance import check_provenance, keep_provenance, provenance
-from hrpo.training.setup import check_fit, check_train, keep_reference, load_model, make_trainer
 from hrpo.training.validate import check_config
 
 
@@ -61,7 +61,7 @@ class Run:
     """One run.
 
     Args:
-        config: every setting, kept as `given`; in `config` the length limit of completions is a number.
+        config: every setting, kept as given in `settings`; in `config` the length limit of completions is a number.
         resume: go on from the newest checkpoint of the run folder.
 
     Raises:
@@ -72,31 +72,39 @@ class Run:
     def __init__(self, config: TrainConfig, *, resume: bool = False) -> None:
         check_config(config)
         device = join_processes()
-        self.given = config
+        self.settings, self.planned = dataclasses.asdict(config), config.run_folder
         self.lock: Lock | None = None  # of the main process
-        check_run_folder(self.folder, config, resume)
+        check_run_folder(self.folder, self.settings, resume)
         if resume and distributed.is_main_process():
             self.lock = lock_run(self.folder)  # before its checkpoints are looked at
         checkpoint = whole_checkpoint(self.folder, "--resume") if resume else None
         if resume and checkpoint is None:
             console.print(f"{self.folder} has no checkpoint yet: it begins anew")
         task = load_task(config.task, config.seed)
-        check_train(task, config)
+        algorithm = setup.algorithm_of(config.algorithm)
+        target = None if algorithm.samples else config.sft.target
+        setup.check_train(task, config.max_steps, target)
         set_seed(config.seed)  # of the fresh gate and adapters; sampling has keys of its own
-        self.step = 0 if checkpoint is None else read_step(checkpoint)
-        self.saved = self.step  # updates in the newest checkpoint
-        model = load_model(config, checkpoint, device)
+        self.saved = 0 if checkpoint is None else read_step(checkpoint)  # updates in the newest checkpoint
+        self.latent = setup.latent_of(config.algorithm, config.latent)
+        model = setup.load_model(config.model, self.latent, checkpoint, device)
         self.provenance = provenance(model.settings.base_model, model.settings.base_files, task)
         if resume:
             check_provenance(self.folder, self.provenance)
         longest = length_limit(config.rollout.max_new_tokens, context_length(model))
-        self.config = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, max_new_tokens=longest))
+        rollout = dataclasses.replace(config.rollout, max_new_tokens=longest)
+        self.config = dataclasses.replace(config, rollout=rollout)
         self._pin_date(model)
-        check_fit(self.config, model, longest)
-        self.held_out, task = hold_out(fitting(task, model, self.config), config.keep.problems, config.seed)
-        keep_reference(model, self.config, resumed=checkpoint is not None)
-        self.trainer = make_trainer(self.config, model, task)
-        self.trainer.updates = self.step
+        prompts = max(rollout.prompts_per_step, config.check.prompts) if algorithm.samples else 0
+        setup.check_fit(model, rollout.top_k, -(-prompts // distributed.count()) * rollout.group_size, longest)
+        task = fitting(task, model, rollout, config.eval.problems, target)
+        self.held_out, task = hold_out(task, config.keep.problems, config.seed)
+        if algorithm.of(config.loss).beta:
+            setup.keep_reference(
+                model, resumed=checkpoint is not None, trust_remote_code=config.model.trust_remote_code
+            )
+        self.trainer = setup.make_trainer(self.config, model, task)
+        self.trainer.updates = self.step = self.saved
         if checkpoint is not None:
             load_optimizer(self.trainer.optimizer, checkpoint)
         self.never_finite = spoilt(model, self.trainer.optimizer)  # as a bias of -inf on ids that are no tokens
@@ -104,7 +112,7 @@ class Run:
         distributed.barrier()  # until all have read the folder as it was
         if distributed.is_main_process():
             self.lock = self.lock or lock_run(self.folder)
-            check_run_folder(self.folder, self.given, resume)  # another process may have begun it, and ended
+            check_run_folder(self.folder, self.settings, resume)  # another process may have begun it, and ended
             self._begin()
         accelerator = accelerator_for(model.device)
         accelerator.configure_memory(sharded=self.trainer.sharded is not None)
@@ -121,7 +129,7 @@ class Run:
         """Write the settings, and cut the logs: what was logged after the checkpoint happens again."""
         logs = {path: lines_until(path, self.step) for path in map(self.folder.joinpath, LOGS) if path.is_file()}
         keep_provenance(self.folder, self.provenance)
-        files.write_text(self.folder / "config.yaml", yaml.safe_dump(dataclasses.asdict(self.given), sort_keys=False))
+        files.write_text(self.folder / "config.yaml", yaml.safe_dump(self.settings, sort_keys=False))
         if self.dated:
             files.write_text(self.folder / DATE_FILE, f"{self.day}\n")
         for path, lines in logs.items():
@@ -142,22 +150,22 @@ class Run:
 
         """
         if self.lock is None:
-            return self.given.run_folder
+            return self.planned
         place = self.lock.where()
         if place is None:
             raise StoppedError(
-                f"the run folder {self.given.run_folder} was deleted or renamed, so the run cannot go on in it; "
+                f"the run folder {self.planned} was deleted or renamed, so the run cannot go on in it; "
                 "put it back, then --resume"
             )
-        return self.given.run_folder if place == self.lock.place else place
+        return self.planned if place == self.lock.place else place
 
     @property
     def renamed(self) -> str:
         """What to say where the run folder has another name by now; empty where it has not."""
-        if self.folder == self.given.run_folder:
+        if self.folder == self.planned:
             return ""
         return (
-            f"the run folder {self.given.run_folder} was renamed to {self.folder}, where all was written since; "
+            f"the run folder {self.planned} was renamed to {self.folder}, where all was written since; "
             "give it its name back, then --resume"
         )
 
@@ -183,7 +191,7 @@ class Run:
         self.model.settings = dataclasses.replace(self.model.settings, step=self.step)
         samples = self.trainer.algorithm.samples
         if samples:
-            distributed.from_main(lambda: self._write_samples(update))
+            distributed.from_main(lambda: append(self.folder / "samples.jsonl", samples_of(update, self.step)))
         return metrics_of(update, self.step, self.model, samples=samples)
 
     def spoilt(self) -> list[str]:
@@ -211,10 +219,6 @@ class Run:
                 self.save()
             raise distributed.everywhere(StoppedError(f"update {step} was not taken: {update.broken}; {where}"))
         console.print(f"warning: update {step} was skipped, {why}; {where}")
-
-    def _write_samples(self, update: Update) -> None:
-        """Append some of the update's completions to samples.jsonl."""
-        append(self.folder / "samples.jsonl", samples_of(update, self.step))
 
     def log(self, metrics: Metrics) -> None:
         """Append a line to metrics.jsonl, without numbers that are not finite; then the update is over."""
@@ -276,14 +280,15 @@ class Run:
 
     def evaluate(self, when: str) -> dict[str, Any]:
         """Evaluate on the first test problems, and write the numbers and the answers."""
-        task, settings = self.trainer.task, self.config.eval
-        problems = task.test[: settings.problems]
+        task, config = self.trainer.task, self.config
+        problems = task.test[: config.eval.problems]
         if not problems:
             return {}
-        again = when == "before" and self.step
-        model = initial_model(self.config, self.model) if again else self.trainer.unsharded_model()
-        numbers, answers = evaluate(
-            model, task, problems, seed=self.config.seed, batch=settings.batch, label=f"{when} training:"
-        )
+        if when == "before" and self.step:
+            model = initial_model(config.model, self.latent, config.seed, self.model)
+        else:
+            model = self.trainer.unsharded_model()
+        seed, batch, label = config.seed, config.eval.batch, f"{when} training:"
+        numbers, answers = evaluate(model, task, problems, seed=seed, batch=batch, label=label)
         distributed.from_main(lambda: keep_evaluation(self.folder, when, numbers, answers))
         return numbers

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,8 +9,8 @@ import torch
 from hrpo.algorithms import ALGORITHMS, Algorithm
 from hrpo.common import distributed
 from hrpo.common.errors import InputError, model_named_by, named_by
-from hrpo.config.schema import ModelConfig, OptimizerConfig, RolloutConfig, TrainConfig
-from hrpo.data import Rollout, SamplingParams
+from hrpo.config.schema import LatentConfig, ModelConfig, OptimizerConfig, RolloutConfig, Target, TrainConfig
+from hrpo.data import SamplingParams
 from hrpo.engine.interface import EngineOptions
 from hrpo.engine.packing_probe import packs_up_to
 from hrpo.engine.request import check_memory
@@ -21,22 +20,22 @@ from hrpo.model import HybridCausalLM, Lora
 from hrpo.rewards import score
 from hrpo.sft import target_text, teacher_forced_rollout
 from hrpo.storage.run_dir import model_in
-from hrpo.tasks import Example, Task, remembered
+from hrpo.tasks import Task, remembered
 from hrpo.tasks.base import RewardContext
 from hrpo.trainer import Settings, Trainer
 from hrpo.training.fsdp import Sharded
 
 
-def algorithm_of(config: TrainConfig) -> type[Algorithm]:
-    """Return the algorithm that a run learns by.
+def algorithm_of(name: str) -> type[Algorithm]:
+    """Return an algorithm by name.
 
     Raises:
         InputError: there is none of this name.
 
     """
-    if config.algorithm not in ALGORITHMS:
-        raise InputError(f"algorithm: must be one of {', '.join(ALGORITHMS)}, got {config.algorithm!r}")
-    return ALGORITHMS[config.algorithm]
+    if name not in ALGORITHMS:
+        raise InputError(f"algorithm: must be one of {', '.join(ALGORITHMS)}, got {name!r}")
+    return ALGORITHMS[name]
 
 
 def make_trainer(config: TrainConfig, model: HybridCausalLM, task: Task) -> Trainer:
@@ -48,7 +47,7 @@ def make_trainer(config: TrainConfig, model: HybridCausalLM, task: Task) -> Trai
         task: without the problems that are left out or held out.
 
     """
-    algorithm, rollout = algorithm_of(config).of(config.loss), config.rollout
+    algorithm, rollout = algorithm_of(config.algorithm).of(config.loss), config.rollout
     assert rollout.max_new_tokens != "auto"
     model.settings = dataclasses.replace(
         model.settings,
@@ -82,47 +81,43 @@ def make_trainer(config: TrainConfig, model: HybridCausalLM, task: Task) -> Trai
     engine = ENGINES["hybrid"](
         EngineOptions(static_shapes=rollout.static_shapes), max_rows=rollout.prompts_per_step * rollout.group_size
     )
-    write = functools.partial(_write, model, task, config)
+    write = functools.partial(teacher_forced_rollout, model, task, target=config.sft.target)
     return Trainer(model, task, algorithm, optimizer, engine, settings, write=write, sharded=sharded)
 
 
-def _write(model: HybridCausalLM, task: Task, config: TrainConfig, examples: Sequence[Example]) -> Rollout:
-    return teacher_forced_rollout(model, task, examples, config.sft.target)
-
-
-def load_model(config: TrainConfig, checkpoint: Path | None, device: torch.device) -> HybridCausalLM:
-    """Return the model of a checkpoint, or of a run that begins."""
+def load_model(
+    config: ModelConfig, latent: LatentConfig, checkpoint: Path | None, device: torch.device
+) -> HybridCausalLM:
+    """Return the model of a checkpoint, or of a run that begins; `latent` is what `latent_of` returns."""
     fresh = checkpoint is None
     with model_named_by("model.name" if fresh else "--resume"):
         return HybridCausalLM.from_pretrained(
-            checkpoint or model_in(config.model.name),
-            lora=lora_of(config.model) if fresh else None,
-            dtype=config.model.dtype,
-            quantization=config.model.quantization,
+            checkpoint or model_in(config.name),
+            lora=lora_of(config) if fresh else None,
+            dtype=config.dtype,
+            quantization=config.quantization,
             device=device,
-            r_min=config.latent.r_min,
-            r_max=config.latent.r_max,
-            latent_mode=latent_mode_of(config),
-            mixed_in=config.latent.mixed_in,
+            r_min=latent.r_min,
+            r_max=latent.r_max,
+            latent_mode=latent.mode,
+            mixed_in=latent.mixed_in,
             new_run=fresh,
-            trust_remote_code=config.model.trust_remote_code,
+            trust_remote_code=config.trust_remote_code,
         )
 
 
-def latent_mode_of(config: TrainConfig) -> str:
+def latent_of(algorithm: str, latent: LatentConfig) -> LatentConfig:
     """Return what is fed while the model thinks; written solutions are tokens alone."""
-    return config.latent.mode if algorithm_of(config).samples else "discrete"
+    return latent if algorithm_of(algorithm).samples else dataclasses.replace(latent, mode="discrete")
 
 
-def keep_reference(model: HybridCausalLM, config: TrainConfig, *, resumed: bool) -> None:
-    """Let the model keep its reference, where the algorithm needs one."""
-    if algorithm_of(config).of(config.loss).beta == 0:
-        return
+def keep_reference(model: HybridCausalLM, *, resumed: bool, trust_remote_code: bool) -> None:
+    """Let the model keep its reference: itself as it is now, or, resumed, as it was when the run began."""
     if not resumed:
         model.keep_reference()
         return
     with model_named_by("--resume"):
-        model.load_reference(trust_remote_code=config.model.trust_remote_code)
+        model.load_reference(trust_remote_code=trust_remote_code)
 
 
 def lora_of(config: ModelConfig) -> Lora | None:
@@ -147,28 +142,45 @@ def make_optimizer(model: HybridCausalLM, settings: OptimizerConfig) -> torch.op
     )
 
 
-def check_train(task: Task, config: TrainConfig) -> None:
-    """Refuse a task with nothing to train on, or without what is to be learnt: solutions, or rewards that work."""
+def check_train(task: Task, updates: int, target: Target | None) -> None:
+    """Refuse a task with nothing to train on, or without what is to be learnt: solutions, or rewards that work.
+
+    Args:
+        task: all of it.
+        updates: of the run, which rewards get to know.
+        target: what of a solution is learnt to write; None where completions are sampled.
+
+    Raises:
+        InputError: it is such a task.
+
+    """
     if not task.train:
         why = "".join(f"; left out {count} {which}" for which, count in task.dropped.items())
         raise InputError(f"task.path: no training problems are left{why}; give a file with other problems")
-    if algorithm_of(config).samples:
-        score(task, [task.train[0]], [""], RewardContext([[]], updates=config.max_steps))
+    if target is None:
+        score(task, [task.train[0]], [""], RewardContext([[]], updates=updates))
     else:
         for example in task.train if isinstance(task.train, list) else task.train[:1]:
-            target_text(example, config.sft.target)
-    task.assess([""], [task.train[0]], RewardContext([[]], updates=config.max_steps))
+            target_text(example, target)
+    task.assess([""], [task.train[0]], RewardContext([[]], updates=updates))
 
 
-def check_fit(config: TrainConfig, model: HybridCausalLM, max_new_tokens: int) -> None:
-    """Refuse more candidates than the model has tokens, but for the default, or more completions than memory holds."""
-    rollout, prompts = config.rollout, max(config.rollout.prompts_per_step, config.check.prompts)
-    if rollout.top_k > model.vocab_size and rollout.top_k != RolloutConfig().top_k:
-        raise InputError(
-            f"rollout.top_k: the model has {model.vocab_size} tokens, got {rollout.top_k}; 0 takes all of them"
-        )
-    if algorithm_of(config).samples:
-        own = -(-prompts // distributed.count()) * rollout.group_size
-        mode = mode_of(latent_mode_of(config), config.latent.mixed_in)
+def check_fit(model: HybridCausalLM, top_k: int, completions: int, max_new_tokens: int) -> None:
+    """Refuse more candidates than the model has tokens, but for the default, or more completions than memory holds.
+
+    Args:
+        model: in the latent mode of the run.
+        top_k: candidates.
+        completions: sampled at once in a process, at most; 0 where none are.
+        max_new_tokens: length limit of a completion.
+
+    Raises:
+        InputError: there are more.
+
+    """
+    if top_k > model.vocab_size and top_k != RolloutConfig().top_k:
+        raise InputError(f"rollout.top_k: the model has {model.vocab_size} tokens, got {top_k}; 0 takes all of them")
+    if completions:
+        mode = mode_of(model.settings.latent_mode, model.settings.mixed_in)
         with named_by({"group_size": "rollout.group_size"}):
-            check_memory(model, mode, own, max_new_tokens, rollout.top_k)
+            check_memory(model, mode, completions, max_new_tokens, top_k)

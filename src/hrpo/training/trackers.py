@@ -1,15 +1,15 @@
 """Metrics to TensorBoard, Weights & Biases or Trackio, through Accelerate; one that fails never stops a training."""
 
-import dataclasses
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
 from hrpo.common.console import console
-from hrpo.config.schema import TrainConfig
+from hrpo.config.schema import Tracker
 
 Log = Callable[[Mapping[str, float]], None]
 PROJECT = "hrpo"
@@ -21,20 +21,22 @@ def is_installed(tracker: str) -> bool:
 
 
 @contextmanager
-def tracking(config: TrainConfig, step: int) -> Iterator[Log]:
+def tracking(name: Tracker, folder: Path, settings: Mapping[str, Any], step: int) -> Iterator[Log]:
     """Yield what takes an update's metrics.
 
     A failure, at the start, at a call or at the end, is one warning, and the tracker is off from there on.
 
     Args:
-        config: of the run. TensorBoard's files lie in its folder; the others call it by its name in the project hrpo.
+        name: of the tracker.
+        folder: of the run. TensorBoard's files lie in it; the others call the run by its name, in the project hrpo.
+        settings: all of the run, as the tracker shows them.
         step: updates that are done. TensorBoard forgets later ones, which come again.
 
     """
-    tracker = _Tracker(config, step) if config.report_to != "none" else None
-    if tracker is None:
+    if name == "none":
         yield lambda metrics: None
         return
+    tracker = _Tracker(name, folder, settings, step)
     try:
         yield tracker.log
     finally:
@@ -42,12 +44,11 @@ def tracking(config: TrainConfig, step: int) -> Iterator[Log]:
 
 
 class _Tracker:
-    def __init__(self, config: TrainConfig, step: int) -> None:
-        self.name, self.works = config.report_to, True
-        self.attempt(lambda: self.start(config, step))
+    def __init__(self, name: Tracker, folder: Path, settings: Mapping[str, Any], step: int) -> None:
+        self.name, self.works = name, True
+        self.attempt(lambda: self.start(folder, settings, step))
 
-    def start(self, config: TrainConfig, step: int) -> None:
-        folder = config.run_folder
+    def start(self, folder: Path, settings: Mapping[str, Any], step: int) -> None:
         of_each = {
             "tensorboard": {"purge_step": step + 1},
             "wandb": {"name": folder.name},
@@ -56,8 +57,7 @@ class _Tracker:
         self.accelerator = Accelerator(log_with=self.name, project_dir=folder)
         # TensorBoard takes the project's name for a folder in the run's.
         project = self.name if self.name == "tensorboard" else PROJECT
-        settings = None if step else dict(_flat(dataclasses.asdict(config)))
-        self.accelerator.init_trackers(project, settings, of_each)
+        self.accelerator.init_trackers(project, None if step else dict(_flat(settings)), of_each)
 
     def log(self, metrics: Mapping[str, float]) -> None:
         self.attempt(lambda: self.accelerator.log(dict(metrics), step=int(metrics["step"])))

@@ -1,6 +1,7 @@
 """A run from its first look at the rewards to its report."""
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,7 +54,8 @@ def train(config: TrainConfig, *, resume: bool = False, stop: Stop | None = None
 
     """
     try:
-        return _train(config, resume, stop or Stop())
+        run = Run(config, resume=resume)
+        return _whole(run, stop or Stop())
     except (OSError, SafetensorError) as error:
         if not files.is_full(error):
             raise
@@ -70,8 +72,8 @@ def train(config: TrainConfig, *, resume: bool = False, stop: Stop | None = None
         ) from error
 
 
-def _train(config: TrainConfig, resume: bool, stop: Stop) -> dict[str, Any]:
-    run = Run(config, resume=resume)
+def _whole(run: Run, stop: Stop) -> dict[str, Any]:
+    """Go through all stages, and release the run folder; where it has another name by now, say so."""
     try:
         return _stages(run, stop)
     except (OSError, SafetensorError) as error:
@@ -129,11 +131,15 @@ def _update(run: Run, stop: Stop) -> None:
     updates = distributed.from_main(lambda: read_lines(run.folder / "metrics.jsonl"))
     main = distributed.is_main_process()
     with (
-        tracking(config, run.step) if main else contextlib.nullcontext(lambda metrics: None) as track,
+        tracking(config.report_to, config.run_folder, dataclasses.asdict(config), run.step)
+        if main
+        else contextlib.nullcontext(lambda metrics: None) as track,
         bar("update", config.max_steps, run.step) as progress,
     ):
         while True:
-            if _due(run.step, config):  # saved already, so that a kill loses nothing here: a resumed run is back
+            if _due(
+                run.step, config.save_every, config.max_steps
+            ):  # saved already, so that a kill loses nothing here: a resumed run is back
                 _validate(run)
             if run.step >= config.max_steps:
                 break
@@ -151,16 +157,16 @@ def _update(run: Run, stop: Stop) -> None:
                 return run.renamed or _reason(updates, run), stop.asked
 
             reason, asked = distributed.from_main(tell)
-            if reason or asked or _due(run.step, config):
+            if reason or asked or _due(run.step, config.save_every, config.max_steps):
                 run.save()
                 distributed.from_main(stop.saved)
             if reason:
                 raise distributed.everywhere(StoppedError(reason))
 
 
-def _due(step: int, config: TrainConfig) -> bool:
+def _due(step: int, every: int, last: int) -> bool:
     """Whether a checkpoint is due after so many updates."""
-    return step > 0 and (step % config.save_every == 0 or step == config.max_steps)
+    return step > 0 and (step % every == 0 or step == last)
 
 
 def _validate(run: Run) -> None:
@@ -194,6 +200,6 @@ def _reason(updates: list[Metrics], run: Run) -> str:
     if not without_signal(updates, config.check.patience):
         return ""
     signs = Signs.of_updates(updates[-config.check.patience :])
-    tips = advice(signs, config, run.model.end_texts)
+    tips = advice(signs, config.rollout, config.task, run.model.end_texts)
     head = f"no group had a signal in the last {config.check.patience} updates, so nothing was learnt (check.patience)"
     return "\n".join([head, *(f"- {tip}" for tip in tips)])

@@ -6,7 +6,7 @@ from hrpo.config.schema import TrainConfig
 from hrpo.data import SHOWN_CANDIDATES
 from hrpo.latent import mode_of
 from hrpo.tasks import check_task
-from hrpo.training.setup import algorithm_of, latent_mode_of
+from hrpo.training.setup import algorithm_of, latent_of
 from hrpo.training.trackers import is_installed
 
 
@@ -17,9 +17,9 @@ def check_config(config: TrainConfig) -> None:
         InputError: names each of them, and what it may be; then also what is wrong with the task's.
 
     """
-    rollout, latent = config.rollout, config.latent
-    algorithm = algorithm_of(config)
-    mode = mode_of(latent_mode_of(config), latent.mixed_in, "latent.mode")
+    algorithm, rollout = algorithm_of(config.algorithm), config.rollout
+    latent = latent_of(config.algorithm, config.latent)
+    mode = mode_of(latent.mode, latent.mixed_in, "latent.mode")
     rules = [
         (
             is_installed(config.report_to),
@@ -31,7 +31,7 @@ def check_config(config: TrainConfig) -> None:
         ),
         (
             mode.trains,
-            f"latent.mode: {latent_mode_of(config)} is training-free: evaluate a model in it; to train, choose another",
+            f"latent.mode: {latent.mode} is training-free: evaluate a model in it; to train, choose another",
         ),
         (
             config.loss.policy != "sampler" or mode.source != "hidden" or rollout.top_k <= SHOWN_CANDIDATES,
