@@ -104,7 +104,7 @@ class Run:
                 model, resumed=checkpoint is not None, trust_remote_code=config.model.trust_remote_code
             )
         self.trainer = setup.make_trainer(self.config, model, task)
-        self.trainer.updates = self.step = self.saved
+        self.trainer.updates = self.saved
         if checkpoint is not None:
             load_optimizer(self.trainer.optimizer, checkpoint)
         self.never_finite = spoilt(model, self.trainer.optimizer)  # as a bias of -inf on ids that are no tokens
@@ -135,6 +135,11 @@ class Run:
         for path, lines in logs.items():
             files.write_text(path, "".join(line + "\n" for line in lines))
         tidy(self.folder, self.step)
+
+    @property
+    def step(self) -> int:
+        """The updates that are done."""
+        return self.trainer.updates
 
     @property
     def model(self) -> HybridCausalLM:
@@ -177,17 +182,17 @@ class Run:
 
         """
         update = self.trainer.step()
+        self.trainer.stepping = True  # until it is logged, whatever has become of it
         if update.broken or update.stats["skipped"]:
             self._put_aside(update)
         elif names := self.spoilt():
             raise distributed.everywhere(
                 StoppedError(
-                    f"update {self.step + 1} left numbers that are not finite in {', '.join(names)}: the optimizer's "
+                    f"update {self.step} left numbers that are not finite in {', '.join(names)}: the optimizer's "
                     "state is damaged, or learning rates are too high (optimizer.lr, optimizer.gate_lr, "
                     "optimizer.lambda_lr); nothing of it is saved, and the newest checkpoint is of before"
                 )
             )
-        self.step = self.trainer.updates
         self.model.settings = dataclasses.replace(self.model.settings, step=self.step)
         samples = self.trainer.algorithm.samples
         if samples:
@@ -205,7 +210,7 @@ class Run:
             StoppedError: the update is broken, so that training cannot go on.
 
         """
-        bad, rollout, step = not_finite(self.model), update.rollout, self.step + 1
+        bad, rollout, step = not_finite(self.model), update.rollout, self.step
         why = update.broken or f"not finite: {', '.join(bad) if rollout.finite() else 'the logits, while sampling'}"
         rewards = or_none(update.rewards) if self.trainer.algorithm.samples else []
         facts = {"rewards": rewards, "not_finite": bad}
@@ -214,7 +219,7 @@ class Run:
         )
         self.trainer.forget_gradients()
         if update.broken:
-            self.trainer.updates = self.step
+            self.trainer.updates -= 1
             if self.step > self.saved:
                 self.save()
             raise distributed.everywhere(StoppedError(f"update {step} was not taken: {update.broken}; {where}"))
@@ -248,8 +253,7 @@ class Run:
         In the midst of an update it is not. Where not all processes have come to this error the main one saves by
         itself, unless only all together have the weights.
         """
-        whole = not self.trainer.stepping and self.step == self.trainer.updates
-        if not whole or self.step == self.saved:
+        if self.trainer.stepping or self.step == self.saved:
             return None
         if distributed.is_everywhere(error):
             return self.save()
