@@ -147,15 +147,23 @@ def test_engine_gives_the_own_engines_tokens(tiny):
 def test_engine_decodes_in_a_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = run_example("add-an-engine.md")
-    names = run_example("add-an-engine.md", 1, **names)
+    names = run_example("add-an-engine.md", 2, **names)
     run = names["run"]
     assert isinstance(run.trainer.engine, names["InTurn"])
     assert len((run.folder / "metrics.jsonl").read_text().splitlines()) == run.step == 1
 
 
+def test_engine_of_no_name_is_refused():
+    config = TrainConfig(rollout=RolloutConfig(engine="hybird"))
+    with pytest.raises(
+        InputError, match=r"^rollout\.engine: must be one of hybrid, got 'hybird'; did you mean hybrid\?$"
+    ):
+        check_config(config)
+
+
 def test_accelerator_decodes(tiny, monkeypatch):
     _, prompts = tiny
-    names = run_example("add-an-engine.md", 2)
+    names = run_example("add-an-engine.md", 3)
     assert names["rollout"].hybrid_mask.any()
     calls = []
     theirs = names["SortingKernels"].top_k

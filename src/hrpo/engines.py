@@ -1,8 +1,10 @@
 """Who decodes while training: a `RolloutEngine`, by name in `ENGINES`."""
 
+import difflib
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from hrpo.common.errors import InputError
 from hrpo.data import Rollout, SamplingParams
 from hrpo.engine.interface import DEFAULT, EngineOptions
 from hrpo.latent import LatentMode
@@ -76,4 +78,20 @@ class HybridEngine:
         self.model = None
 
 
-ENGINES: dict[str, Callable[..., RolloutEngine]] = {"hybrid": HybridEngine}
+# How an engine is made: from how it is to compute, and the most completions of an update.
+EngineMaker = Callable[[EngineOptions, int], RolloutEngine]
+ENGINES: dict[str, EngineMaker] = {"hybrid": HybridEngine}
+
+
+def engine_of(name: str) -> EngineMaker:
+    """Return what makes an engine, by name.
+
+    Raises:
+        InputError: there is none of this name.
+
+    """
+    if name not in ENGINES:
+        close = difflib.get_close_matches(name, ENGINES, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise InputError(f"rollout.engine: must be one of {', '.join(ENGINES)}, got {name!r}{hint}")
+    return ENGINES[name]

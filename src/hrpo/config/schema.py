@@ -110,13 +110,13 @@ class RolloutConfig:
     Args:
         prompts_per_step: prompts per update, B.
         group_size: completions per prompt, G; the paper uses 4 or 8.
-        max_new_tokens: length limit of a completion, T; auto takes the paper's 512, or half of a shorter context of the
-            model.
+        max_new_tokens: length limit of a completion, T; auto takes 512, the paper's, or half of a shorter context.
         temperature: of the sampler, tau.
         top_k: candidates kept at each step; 0 keeps the whole vocabulary. The paper's text has none, its code 50.
         max_prompt_tokens: longest prompt that is trained on; 0 takes what the model's context leaves.
         long_prompts: "drop" leaves problems with a longer prompt out, and says how many; "refuse" does not start.
         static_shapes: decode in steps that are all alike, which CUDA repeats as a captured graph; finished rows stay.
+        engine: who samples them: "hybrid", the model itself, or one of your own (docs/add-an-engine.md).
     """
 
     prompts_per_step: bounds.Batch = 8
@@ -127,6 +127,7 @@ class RolloutConfig:
     max_prompt_tokens: bounds.Tokens = 0
     long_prompts: LongPrompts = "drop"
     static_shapes: bool = False
+    engine: str = "hybrid"
 
 
 @dataclass(frozen=True)
@@ -236,8 +237,7 @@ class TrainConfig:
     """One run.
 
     Args:
-        name: of the run; it lives in OUTPUT_DIR/NAME. {mode} and {seed} stand for the latent mode (or sft) and the
-            seed.
+        name: of the run, in OUTPUT_DIR/NAME; {mode} and {seed} stand for the latent mode (or sft) and the seed.
         output_dir: where runs are kept.
         max_steps: optimizer steps, one rollout each.
         seed: of data order, sampling and initial gate.

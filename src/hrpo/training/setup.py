@@ -14,7 +14,7 @@ from hrpo.data import SamplingParams
 from hrpo.engine.interface import EngineOptions
 from hrpo.engine.packing_probe import packs_up_to
 from hrpo.engine.request import check_memory
-from hrpo.engines import ENGINES
+from hrpo.engines import engine_of
 from hrpo.latent import mode_of
 from hrpo.model import HybridCausalLM, Lora
 from hrpo.rewards import score
@@ -78,9 +78,8 @@ def make_trainer(config: TrainConfig, model: HybridCausalLM, task: Task) -> Trai
         seed=config.seed,
         exact=model.rounding != torch.bfloat16 and config.model.quantization == "none",
     )
-    engine = ENGINES["hybrid"](
-        EngineOptions(static_shapes=rollout.static_shapes), max_rows=rollout.prompts_per_step * rollout.group_size
-    )
+    rows = rollout.prompts_per_step * rollout.group_size
+    engine = engine_of(rollout.engine)(EngineOptions(static_shapes=rollout.static_shapes), rows)
     write = functools.partial(teacher_forced_rollout, model, task, target=config.sft.target)
     return Trainer(model, task, algorithm, optimizer, engine, settings, write=write, sharded=sharded)
 

@@ -4,6 +4,7 @@ from hrpo.common.errors import InputError
 from hrpo.config.bounds import outside_types
 from hrpo.config.schema import TrainConfig
 from hrpo.data import SHOWN_CANDIDATES
+from hrpo.engines import engine_of
 from hrpo.latent import mode_of
 from hrpo.tasks import check_task
 from hrpo.training.setup import algorithm_of, latent_of
@@ -19,6 +20,7 @@ def check_config(config: TrainConfig) -> None:
     """
     algorithm, rollout = algorithm_of(config.algorithm), config.rollout
     latent = latent_of(config.algorithm, config.latent)
+    engine_of(rollout.engine)
     mode = mode_of(latent.mode, latent.mixed_in, "latent.mode")
     rules = [
         (
