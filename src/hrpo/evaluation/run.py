@@ -23,10 +23,10 @@ from hrpo.data import sample_key
 from hrpo.evaluate import answer_round
 from hrpo.evaluation import store
 from hrpo.evaluation.cells import Cell
-from hrpo.evaluation.entries import Entry, as_settings, make_entries
+from hrpo.evaluation.entries import OWN, Entry, as_settings, make_entries
 from hrpo.evaluation.inference import load_for_inference
 from hrpo.evaluation.numbers import Answers, comparisons_of, numbers_of
-from hrpo.evaluation.options import Options
+from hrpo.evaluation.options import check_numbers, check_scorer
 from hrpo.evaluation.questions import Questions, make_questions
 from hrpo.evaluation.tables import markdown
 from hrpo.model import HybridCausalLM
@@ -40,7 +40,25 @@ ROUND = 4  # batches of completions in a part: what an interruption loses at mos
 VERSIONS = ("hrpo", "torch", "transformers", "peft", "numpy", "math-verify")
 
 
-def evaluate_checkpoints(checkpoints: Sequence[str], **options: Any) -> dict[str, Any]:
+def evaluate_checkpoints(
+    checkpoints: Sequence[str],
+    *,
+    tasks: Sequence[str] = (),
+    path: str = "",
+    test_path: str = "",
+    problems: int = 500,
+    samples: int = 1,
+    latent_modes: Sequence[str] = (OWN,),
+    prompts: Sequence[str] = (OWN,),
+    shots: int = 0,
+    shots_path: str = "",
+    scorer: str = "",
+    max_new_tokens: int = 0,
+    batch: int = 64,
+    seed: int | None = None,
+    out: str = "",
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
     """Evaluate models on tasks, greedily and in samples, and compare any two of them.
 
     The folder gets settings.json before the first question is answered, then the answers, a part at a time, and at last
@@ -48,7 +66,21 @@ def evaluate_checkpoints(checkpoints: Sequence[str], **options: Any) -> dict[str
 
     Args:
         checkpoints: saved hybrid models, run folders (their newest checkpoint), or plain models.
-        options: those of `hrpo.evaluation.options.Options`, by their names.
+        tasks: by name; none takes the task that the checkpoints were trained on.
+        path: a training file, or a folder of one or several benchmarks.
+        test_path: the test file, where it lies elsewhere.
+        problems: test problems of each task, from the first; 0 takes all.
+        samples: sampled answers to each problem, k; 0 leaves only the greedy one.
+        latent_modes: each checkpoint is evaluated in each; "own" is the one it was trained in.
+        prompts: each checkpoint is asked in each way: "own", "direct" or "cot".
+        shots: worked examples before each question, instead of a checkpoint's own.
+        shots_path: a file of rows that these are taken from, instead of the training problems.
+        scorer: "own" or "math_string", of mathematical tasks; default the one of training.
+        max_new_tokens: length limit of a completion; 0 leaves each model its own.
+        batch: completions decoded at a time.
+        seed: of generated problems, worked examples and samples; default that of the first checkpoint's run.
+        out: the folder; default one in evaluations/ that these settings alone have.
+        trust_remote_code: run code that comes with a base model.
 
     Returns:
         The settings, the numbers by task and model, and the comparisons.
@@ -57,29 +89,51 @@ def evaluate_checkpoints(checkpoints: Sequence[str], **options: Any) -> dict[str
         InputError: something cannot be used, or the folder holds an evaluation with other settings.
 
     """
-    given = Options(**options)
-    entries, questions, seed = _asked(checkpoints, given)
-    settings = _settings_of(entries, questions, given, seed)
-    folder = find(settings, given.out)
-    models = Models(day_of(folder), given.trust_remote_code)
+    check_numbers(seed, problems=problems, samples=samples, shots=shots, max_new_tokens=max_new_tokens, batch=batch)
+    check_scorer(scorer)
+    entries = make_entries(
+        checkpoints, latent_modes, prompts, shots, max_new_tokens, trust_remote_code=trust_remote_code
+    )
+    if seed is None:
+        seed = next((entry.settings.seed for entry in entries if entry.settings.task), 0)
+    questions = make_questions(
+        tasks, entries, seed, path, test_path, problems=problems, shots=shots, shots_path=shots_path, scorer=scorer
+    )
+    return _evaluate(entries, questions, samples, batch, seed, out, trust_remote_code=trust_remote_code)
+
+
+def _evaluate(
+    entries: Sequence[Entry],
+    questions: Sequence[Questions],
+    samples: int,
+    batch: int,
+    seed: int,
+    out: str,
+    *,
+    trust_remote_code: bool,
+) -> dict[str, Any]:
+    """Let models answer questions, and write what comes of it; see `evaluate_checkpoints`."""
+    settings = _settings_of(entries, questions, samples, batch, seed)
+    folder = find(settings, out)
+    models = Models(day_of(folder), trust_remote_code)
     check_writable(folder, "--out")
     if not (folder / SETTINGS_FILE).is_file():
         _check_prompts(entries, questions, models)
     lock = Lock.of(folder, f"--out: another process evaluates in {folder}; wait for it, or name another folder")
-    if not (find(settings, given.out) / SETTINGS_FILE).is_file():  # as it is now that nobody else writes there
+    if not (find(settings, out) / SETTINGS_FILE).is_file():  # as it is now that nobody else writes there
         _begin(folder, settings, models)
     console.print(f"evaluation: {folder}")
     if (folder / DATE_FILE).is_file():
         console.print(f"a chat template writes today's date: in this evaluation it stays {models.day}")
     for asked in questions:
         show_dropped(asked.task)
-    cells = _cells(entries, questions, given, folder, json.dumps(settings))
+    cells = _cells(entries, questions, samples, batch, folder, json.dumps(settings))
     for cell in cells:
         cell.check()
     for cell in cells:
         if not cell.path.is_file():
-            answer(models.load(cell.entry.checkpoint), cell, seed=seed, batch=given.batch)
-    results = {"settings": settings, **_numbers(cells, given.samples)}
+            answer(models.load(cell.entry.checkpoint), cell, seed=seed, batch=batch)
+    results = {"settings": settings, **_numbers(cells, samples)}
     write_text(folder / "results.md", markdown(results))
     write_text(folder / "results.json", json.dumps(results, indent=1) + "\n")
     lock.release()
@@ -109,41 +163,16 @@ class Models:
         return self.loaded[name]
 
 
-def _asked(checkpoints: Sequence[str], given: Options) -> tuple[list[Entry], list[Questions], int]:
-    """Return who is asked, what, and with which seed."""
-    entries = make_entries(
-        checkpoints,
-        given.latent_modes,
-        given.prompts,
-        given.shots,
-        given.max_new_tokens,
-        trust_remote_code=given.trust_remote_code,
-    )
-    seed = given.seed
-    if seed is None:
-        seed = next((entry.settings.seed for entry in entries if entry.settings.task), 0)
-    questions = make_questions(
-        given.tasks,
-        entries,
-        seed,
-        path=given.path,
-        test_path=given.test_path,
-        problems=given.problems,
-        shots=given.shots,
-        shots_path=given.shots_path,
-        scorer=given.scorer,
-    )
-    return entries, questions, seed
-
-
-def _settings_of(entries: Sequence[Entry], questions: Sequence[Questions], given: Options, seed: int) -> dict[str, Any]:
+def _settings_of(
+    entries: Sequence[Entry], questions: Sequence[Questions], samples: int, batch: int, seed: int
+) -> dict[str, Any]:
     """Return what settings.json holds: all that the answers depend on."""
     return {
         "checkpoints": {entry.label: as_settings(entry) for entry in entries},
         "tasks": {asked.name: asked.as_settings(entries) for asked in questions},
-        "samples": given.samples,
+        "samples": samples,
         "seed": seed,
-        "batch": given.batch,
+        "batch": batch,
         "device": Accelerator().device.type,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}},
     }
@@ -164,17 +193,17 @@ def _begin(folder: Path, settings: dict[str, Any], models: Models) -> None:
 
 
 def _cells(
-    entries: Sequence[Entry], questions: Sequence[Questions], given: Options, folder: Path, identity: str
+    entries: Sequence[Entry], questions: Sequence[Questions], samples: int, batch: int, folder: Path, identity: str
 ) -> list[Cell]:
     """Return all cells of an evaluation; `identity` is of it alone."""
-    hows = [("greedy", 1), *([("sampled", given.samples)] if given.samples else [])]
+    hows = [("greedy", 1), *([("sampled", samples)] if samples else [])]
     return [
         Cell(
             entry,
             asked,
             how,
             count,
-            max(1, ROUND * given.batch // count),
+            max(1, ROUND * batch // count),
             folder / "answers" / f"{place}-{_plain(entry.label)}" / _file(asked.name, how),
             hashlib.sha256("\n".join([identity, entry.label, asked.name, how]).encode()).hexdigest(),
         )
