@@ -126,7 +126,7 @@ class Trainer:
         self.engine, self.settings, self.write, self.sharded = engine, settings, write, sharded
         self.accelerator = accelerator_for(model.device)
         self.updates = 0  # done so far
-        self.stepping = False  # the optimizer has begun to change weights, and the update is not over
+        self.stepping = False  # an update has begun to change weights, and is not in the log yet
 
     def step(self) -> Update:
         """Do one update on the next problems; all processes do it together."""
