@@ -357,7 +357,8 @@ ROWS = {
 def read_rows(folder: Path, name: str) -> object:
     """Read a file of a benchmark's rows."""
     from hrpo.tasks import BENCHMARKS
-    from hrpo.tasks.benchmark import parsed, read
+    from hrpo.tasks.benchmark import parsed
+    from hrpo.tasks.row_files import read
 
     return parsed(BENCHMARKS[name.split("/")[0]], read(folder / name))
 
@@ -441,7 +442,7 @@ def read_command(folder: Path, name: str) -> object:
         except SystemExit as exit:
             if exit.code != 2 or "Traceback" in said.getvalue():
                 raise RuntimeError(f"exit code {exit.code}: {said.getvalue()}") from exit
-            raise InputError(said.getvalue()) from exit
+            raise InputError("", said.getvalue()) from exit
     config = train_config(args)
     check_config(config)
     check_task(config.task)
@@ -468,10 +469,12 @@ def _config_yaml() -> dict[str, bytes]:
 
 def read_config(folder: Path, name: str) -> object:
     """Compare a run's config.yaml with other settings."""
+    import dataclasses
+
     from hrpo.config.schema import TrainConfig
     from hrpo.storage.run_dir import _read_config, changed_settings
 
-    return changed_settings(_read_config(folder / name), TrainConfig())
+    return changed_settings(_read_config(folder / name), dataclasses.asdict(TrainConfig()))
 
 
 HYBRID = {
@@ -651,7 +654,7 @@ def read_index(folder: Path, name: str) -> object:
 
     index = Index(str(folder))
     if index.settings["retriever"] != "bm25":
-        raise InputError("another retriever")
+        raise InputError("retriever", "another one")
     return index.search(["a cat", "mat number 2"], 2)
 
 

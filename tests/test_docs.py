@@ -92,10 +92,17 @@ def texts():
     """All texts in the package, one after another; what an f-string fills in is a mark."""
     for path in (ROOT / "src").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.JoinedStr):
-                yield "".join(str(part.value) if isinstance(part, ast.Constant) else "\0" for part in node.values)
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                yield node.value
+            if isinstance(node, ast.JoinedStr | ast.Constant):
+                yield text_of(node)
+            elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "InputError":
+                field, problem, *fix = map(text_of, node.args)
+                yield "; ".join([f"{field}: {problem}", *fix])
+
+
+def text_of(node):
+    if isinstance(node, ast.JoinedStr):
+        return "".join(str(part.value) if isinstance(part, ast.Constant) else "\0" for part in node.values)
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else "\0"
 
 
 TEXTS = "\0".join(texts())

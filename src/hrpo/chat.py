@@ -37,7 +37,7 @@ def encode(tokenizer: Any, conversations: Sequence[Sequence[Message]]) -> list[l
     """
     if tokenizer is None:
         raise InputError(
-            "model.name: this model has no tokenizer; put its tokenizer.json and tokenizer_config.json there"
+            "model.name", "this model has no tokenizer", "put its tokenizer.json and tokenizer_config.json there"
         )
     return [_ids(tokenizer, render(tokenizer, messages)) for messages in conversations]
 
@@ -47,7 +47,9 @@ def render(tokenizer: Any, messages: Sequence[Message]) -> str:
     for message in messages:
         if not message["content"].isascii() and HALF.search(message["content"]):
             end = message["content"][-60:]
-            raise InputError(f"prompts: {end!a} is no text: half of a surrogate pair; save what it is from as UTF-8")
+            raise InputError(
+                "prompts", f"{end!a} is no text: half of a surrogate pair", "save what it is from as UTF-8"
+            )
     messages = [{**message, "content": message["content"].replace(CUT, "")} for message in messages]
     roles = tuple(message["role"] for message in messages)
     try:
@@ -61,7 +63,9 @@ def render(tokenizer: Any, messages: Sequence[Message]) -> str:
     except Exception as error:  # a template is a program: what it raises may be anything
         reason = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
         raise InputError(
-            f"model.name: the chat template of this model refuses the conversation: {reason}; mend chat_template.jinja"
+            "model.name",
+            f"the chat template of this model refuses the conversation: {reason}",
+            "mend chat_template.jinja",
         ) from error
 
 
@@ -129,7 +133,7 @@ def _refuse_lost(messages: Sequence[Message], lost: Sequence[int]) -> None:
     names |= {asked: "the question"} | ({asked + 1: "the answer"} if asked + 1 < len(messages) else {})
     names |= {0: "the system prompt"} if messages[0]["role"] == "system" else {}
     which = " and ".join(dict.fromkeys(names[i] for i in lost))
-    raise InputError(f"model.name: the chat template of this model leaves out text of {which}; {MEND}")
+    raise InputError("model.name", f"the chat template of this model leaves out text of {which}", MEND)
 
 
 def _squeezed(text: str) -> str:

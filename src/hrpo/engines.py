@@ -93,5 +93,5 @@ def engine_of(name: str) -> EngineMaker:
     if name not in ENGINES:
         close = difflib.get_close_matches(name, ENGINES, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        raise InputError(f"rollout.engine: must be one of {', '.join(ENGINES)}, got {name!r}{hint}")
+        raise InputError("rollout.engine", f"must be one of {', '.join(ENGINES)}, got {name!r}{hint}")
     return ENGINES[name]

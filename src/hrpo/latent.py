@@ -178,6 +178,6 @@ def mode_of(name: str, mixed_in: Source = "interpolation", field: str = "latent_
     if name not in LATENT_MODES and name in FROM_ROOMS:
         importlib.import_module(FROM_ROOMS[name])
     if name not in LATENT_MODES:
-        raise InputError(f"{field}: must be one of {', '.join(mode_names())}, got {name!r}")
+        raise InputError(field, f"must be one of {', '.join(mode_names())}, got {name!r}")
     mode = LATENT_MODES[name]
     return replace(mode, source=mixed_in) if name == "hybrid" else mode

@@ -78,8 +78,9 @@ def _check_length(model: HybridCausalLM, rollout: Rollout) -> None:
     prompts = rollout.prompt_mask.sum(1).repeat_interleave(rollout.group_size)  # (N,)
     if limit and (fed := int((prompts + rollout.lengths).max()) - 1) > limit.tokens:  # the last token is not fed
         raise InputError(
-            f"rollout: {fed} tokens of a sequence leave the model's {context_text(model.bare_lm.config)}; "
-            "take shorter prompts or completions"
+            "rollout",
+            f"{fed} tokens of a sequence leave the model's {context_text(model.bare_lm.config)}",
+            "take shorter prompts or completions",
         )
 
 

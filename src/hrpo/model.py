@@ -58,7 +58,10 @@ class HybridCausalLM(nn.Module):
         self._accepts = set(inspect.signature(type(self.bare_lm).forward).parameters)
         width = self.embedding.weight.shape[1]
         if gate.hidden_size != width:
-            raise InputError(f"the gate is {gate.hidden_size} wide, but the model's input embedding is {width} wide")
+            raise InputError(
+                "",
+                f"the gate is {gate.hidden_size} wide, but the model's input embedding is {width} wide",
+            )
         gate.to(torch.float64 if self.lm_dtype == torch.float64 else torch.float32)
         if self.lm_dtype == torch.float64:
             stay_in_float64(self.bare_lm)

@@ -72,7 +72,7 @@ def combine(task: Task, values: Tensor) -> tuple[Tensor, dict[str, float]]:
     weights = torch.tensor(list(task.weights.values()), dtype=values.dtype)
     total = (values * weights).nansum(dim=1).where(~values.isnan().all(dim=1), math.nan)  # (N,)
     if (total.abs() > LARGEST).any():
-        raise InputError(f"task.rewards: a weighted sum is beyond {LARGEST:.2g}; give smaller rewards or weights")
+        raise InputError("task.rewards", f"a weighted sum is beyond {LARGEST:.2g}", "give smaller rewards or weights")
     means = zip(task.weights, values.nanmean(dim=0).tolist(), strict=True)
     return total, {name: mean for name, mean in means if not math.isnan(mean)}
 

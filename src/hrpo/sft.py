@@ -32,7 +32,7 @@ def target_text(example: Example, target: Target) -> str:
     if target == "answer":
         return answer
     if not example.solution:
-        raise InputError("sft.target: this task has problems without a written solution; set sft.target to answer")
+        raise InputError("sft.target", "this task has problems without a written solution", "set sft.target to answer")
     return example.solution if DELIMITER in example.solution else f"{example.solution}\n{answer}"
 
 
@@ -90,9 +90,11 @@ def _following(model: HybridCausalLM, prompt: list[int], whole: list[int]) -> li
     if same < len(prompt):
         ends, goes_on = (model.tokenizer.decode(ids[same : same + 8]) for ids in (prompt, whole))  # type: ignore[union-attr]
         raise InputError(
-            f"sft.target: the chat template of this model ends a prompt with {ends!r}, where the conversation with the "
-            f"answer goes on with {goes_on!r}, so that what is to be learnt cannot follow the prompt; let its "
-            "generation prompt be what its assistant's turns begin with (chat_template.jinja)"
+            "sft.target",
+            f"the chat template of this model ends a prompt with {ends!r}, where the "
+            f"conversation with the answer goes on with {goes_on!r}, so that what is to be "
+            "learnt cannot follow the prompt",
+            "let its generation prompt be what its assistant's turns begin with (chat_template.jinja)",
         )
     ids, ends_at = whole[len(prompt) :], model.eos_token_ids
     for place, token in enumerate(ids):

@@ -186,18 +186,18 @@ class Trainer:
             return torch.ones(len(completions)), {}, RewardContext([])
         G, mine = len(completions) // len(examples), distributed.local_slice(len(examples))
         own = slice(mine.start * G, mine.stop * G)
-        values, failure = torch.empty(0, len(self.task.weights), dtype=torch.float64), ""
+        values, failure = torch.empty(0, len(self.task.weights), dtype=torch.float64), None
         context = self.reward_context(completion_ids[own])
         try:
             if mine:
                 problems = [examples[b] for b in mine for _ in range(G)]
                 values = values_of(self.task, problems, completions[own], context)
         except InputError as error:
-            failure = str(error)
+            failure = error
         parts = distributed.gather((values, context, failure))
         for _, _, failed in parts:
             if failed:
-                raise distributed.everywhere(InputError(failed))
+                raise distributed.everywhere(failed)
         rewards, means = combine(self.task, torch.cat([values for values, _, _ in parts]))
         return rewards, means, RewardContext.joined([part for _, part, _ in parts], completion_ids)
 

@@ -90,7 +90,7 @@ def test_unknown_key_in_yaml(capsys, tmp_path):
     recipe.write_text("")
     assert "no settings" in failure(capsys, "train", "--config", str(recipe))
     recipe.write_text("name: no\n")
-    assert "name: Expected text" in failure(capsys, "train", "--config", str(recipe))
+    assert "name: must be text" in failure(capsys, "train", "--config", str(recipe))
     recipe.write_text("rollout: [\n")
     assert "parsing" in failure(capsys, "train", "--config", str(recipe))
 

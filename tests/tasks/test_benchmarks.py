@@ -16,9 +16,10 @@ from hrpo.common.errors import InputError
 from hrpo.config.schema import TaskConfig
 from hrpo.tasks import BENCHMARKS, TASKS, check_task, load_task
 from hrpo.tasks.base import SYSTEM_PROMPT
-from hrpo.tasks.benchmark import from_hub, parsed, read
+from hrpo.tasks.benchmark import from_hub, parsed
 from hrpo.tasks.choice import STEM
 from hrpo.tasks.mathematics import last_boxed
+from hrpo.tasks.row_files import read
 
 DATA = Path(os.environ.get("HRPO_DATA", Path(__file__).parents[3] / "shared" / "data"))
 KNOWN = sorted(BENCHMARKS)

@@ -17,7 +17,7 @@ from hrpo.tasks import BENCHMARKS, Example, judge, load_task
 from hrpo.tasks.arithmetic import draw, solve, split_of
 from hrpo.tasks.base import SYSTEM_PROMPT
 from hrpo.tasks.benchmark import parsed
-from hrpo.tasks.benchmark import read as read_rows
+from hrpo.tasks.row_files import read as read_rows
 
 # ---- arithmetic ---------------------------------------------------------------------------------------------------
 

@@ -378,7 +378,7 @@ def test_a_thread_can_train(config):
 
 ENDS = {
     "an error": RuntimeError("odd"),
-    "what a user gave": InputError("odd"),
+    "what a user gave": InputError("", "odd"),
     "no memory": MemoryError(),
     "sys.exit": SystemExit(0),
     "Ctrl-C in a notebook": KeyboardInterrupt(),

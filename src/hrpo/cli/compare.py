@@ -27,10 +27,10 @@ def _run_compare(args: Namespace) -> None:
     refuse_empty({field.name: getattr(args, field.name) for field in dataclasses.fields(CompareConfig)})
     for arm in (*args.arms, *args.decode):
         if not isinstance(arm, str):  # 0.98, which YAML takes for a number
-            raise InputError(f'arms: an arm\'s name is text; write "{arm}", in quotes')
+            raise InputError("arms", "an arm's name is text", f'write "{arm}", in quotes')
     for arm, changes in args.arms.items():
         if "seed" in changes:
-            raise InputError(f"arms.{arm}: seed is not an arm's own; give seeds for all of them")
+            raise InputError(f"arms.{arm}", "seed is not an arm's own", "give seeds for all of them")
     arms = {name: _changed(dataclasses.asdict(config), name, changes) for name, changes in args.arms.items()}
     with listening(lambda: "the same command goes on") as stop:
         quiet_libraries()

@@ -88,7 +88,7 @@ def _run(words: list[str]) -> int:
     if words[0] not in COMMANDS:
         close = difflib.get_close_matches(words[0], COMMANDS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"it is one of {', '.join(COMMANDS)}"
-        raise InputError(f"unknown command {words[0]}; {hint}")
+        raise InputError("", f"unknown command {words[0]}", hint)
     add_arguments, run, summary = COMMANDS[words[0]]
     parser = Parser(prog=f"hrpo {words[0]}", description=summary)
     add_arguments(parser)

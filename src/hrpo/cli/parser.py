@@ -3,61 +3,68 @@
 import difflib
 import os
 import re
+from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from types import UnionType
+from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from hrpo.common.errors import InputError
 from hrpo.common.output import visible, warn
-from hrpo.config.load import read_settings_file
+from hrpo.config.load import SECTIONS, read_settings_file
 from hrpo.config.old_names import NEW_NAMES, line_about, with_new_names, words_with_new_names
 
-# jsonargparse's words, and ours
+# What jsonargparse says in its text alone: which option there is not, which setting is meant, and its value.
 UNKNOWN_OPTION = re.compile(
     r"unrecognized arguments: --([\w.-]+)|Group '(\w+)' does not accept option '([\w.]+)'|Option '([\w.]+)' is not"
 )
-PLAIN_WORDS = [
-    (r"\s+", " "),
-    (r'^Parser key "([\w.]+)": ?', r"\1: "),
-    (r"^Unexpected config:.*", "--config: there is no such file"),
-    (r"^config: File does not exist: '(.*)'", r"--config: there is no file \1"),
-    (r"^config: Path is not a file: '(.*)'", r"--config: \1 is a folder, not a file of settings"),
-    (r"^unrecognized arguments: (.*)", r"\1: not expected here; options begin with --, texts with spaces need quotes"),
-    (r"^argument (\S+): ignored explicit argument (.*)", r"\1: takes no value, got \2"),
-    (r"^(\w+): Unable to load config '(.*?)'.*", r"\1: no settings file \2; one setting is --\1.FIELD VALUE"),
-    (r"a typing\.Literal\[(.*?)\]", r"one of \1"),
-    (r"a <class 'int'>", "a whole number"),
-    (r"a <class 'float'>", "a number"),
-    (r"a <class 'bool'>", "true or false"),
-    (r"a <class 'str'>", "text (quote it)"),
-    (r"a <class 'dict'>", "names with their values, {NAME: VALUE}"),
-    (
-        r"Does not validate against any of the Union subtypes .*? Errors: - (.*) - Expected (.*) Given value type: .*?"
-        r" Given value: (.*)",
-        r"\1, or \2; got \3",
-    ),
-]
+SETTING = re.compile(r'Parser key "([\w.]+)"')
+VALUE = re.compile(r"(?:Got|Given) value: (.*)\Z", re.DOTALL)
+WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text (quote it)",
+    list: "a list, [A, B]",
+    dict: "names with their values, {NAME: VALUE}",
+}
 
 
 class Parser(ArgumentParser):
     """Answers bad input with one line that names the field, and the closest name for an unknown one."""
 
-    def error(self, message: str, *_: Any, **__: Any) -> NoReturn:
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exit with 2."""
         unknown = UNKNOWN_OPTION.search(message)
         if unknown is None:
-            for pattern, words in PLAIN_WORDS:
-                message = re.sub(pattern, words, message.strip())
-            self.exit(2, f"{self.prog}: error: {message}\n")
+            self.exit(2, f"{self.prog}: error: {self._problem(message, ex)}\n")
         name = ".".join(group for group in unknown.groups() if group)
         options = {option.removeprefix("--") for option in self._option_string_actions if option.startswith("--")}
         known = {option: option for option in options} | {old: new for old, new in NEW_NAMES.items() if new in options}
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f"did you mean {known[close[0]]}?" if close else "see --help"
         self.exit(2, f"{self.prog}: error: unknown option {name}; {hint}\n")
+
+    def _problem(self, message: str, error: Exception | None) -> str:
+        """Return what is wrong with what was given, beginning with its name."""
+        setting, value = SETTING.match(message), VALUE.search(message)
+        if isinstance(error, ArgumentError):
+            action = self._option_string_actions.get(error.argument_name or "")
+            return f"{error.argument_name}: {'takes no value' if action and action.nargs == 0 else error.message}"
+        if setting is None:
+            hint = "; options begin with --, and texts with spaces need quotes" if "unrecognized" in message else ""
+            return " ".join(message.split()) + hint
+        name = setting[1]
+        if name == "config":
+            given = error and error.__cause__  # of the file's path
+            return f"--config: there is no such file of settings ({given})" if given else "--config: no such file"
+        if name in SECTIONS:
+            return f"{name}: a section is given by its settings, as --{name}.FIELD VALUE"
+        kind = getattr(self._option_string_actions.get(f"--{name}"), "_typehint", Any)
+        return f"{name}: must be {wanted(kind)}, got {value[1].strip() if value else 'another'}"
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         """Exit with a message that may quote what the user gave."""
@@ -89,6 +96,19 @@ class Parser(ArgumentParser):
             warn(f"{self.prog}: {line_about(old_names)}")
 
 
+def wanted(kind: Any) -> str:
+    """Return what a value of a type is, in words."""
+    origin = get_origin(kind)
+    if origin is Annotated:
+        return wanted(get_args(kind)[0])
+    if origin is Literal:
+        values = [str(value) for value in get_args(kind)]
+        return values[0] if len(values) == 1 else f"one of {', '.join(values)}"
+    if origin in (Union, UnionType):
+        return ", or ".join(map(wanted, get_args(kind)))
+    return WORDS.get(origin or kind, "another value")
+
+
 def refuse_empty(settings: dict[str, Any]) -> None:
     """Refuse settings without a value.
 
@@ -96,7 +116,7 @@ def refuse_empty(settings: dict[str, Any]) -> None:
         InputError: names the first of them.
     """
     for name in _empty(settings):
-        raise InputError(f"{name}: has no value; give one, or leave it out")
+        raise InputError(name, "has no value", "give one, or leave it out")
 
 
 def _empty(settings: dict[str, Any], prefix: str = "") -> Iterator[str]:

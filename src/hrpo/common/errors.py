@@ -1,11 +1,38 @@
 """The errors that the command line turns into a few lines of text."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used. The message names the field and the fix; `hrpo` exits with 2."""
+    """Something the user gave cannot be used, said in one line, "FIELD: PROBLEM; FIX"; `hrpo` exits with 2.
+
+    Args:
+        field: what it is about: a setting (rollout.top_k), an option (--out) or a file; empty where nothing is named.
+        problem: what is wrong with it.
+        fix: what to do; empty where the problem says it.
+
+    """
+
+    def __init__(self, field: str, problem: str, fix: str = "") -> None:
+        super().__init__(field, problem, fix)  # so that it can be sent to another process
+        self.field, self.problem, self.fix = field, problem, fix
+
+    def __str__(self) -> str:
+        """Return the line."""
+        return "; ".join(text for text in (": ".join(filter(None, (self.field, self.problem))), self.fix) if text)
+
+    def renamed(self, names: Mapping[str, str]) -> "InputError":
+        """Return the same about a field of another name, where `names` has one: FIELD -> NAME."""
+        return InputError(names.get(self.field, self.field), self.problem, self.fix)
+
+    @classmethod
+    def joined(cls, errors: Sequence["InputError"]) -> "InputError":
+        """Return one error that says what several say."""
+        first, *others = errors
+        if not others:
+            return first
+        return cls(first.field, "; also ".join([str(cls("", first.problem, first.fix)), *map(str, others)]))
 
 
 class StoppedError(RuntimeError):
@@ -26,10 +53,7 @@ def named_by(options: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        message = str(error)
-        for field, option in options.items():
-            message = message.replace(f"{field}:", f"{option}:")
-        raise InputError(message) from error
+        raise error.renamed(options) from error
 
 
 @contextlib.contextmanager
@@ -38,14 +62,20 @@ def of_field(field: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        if str(error).startswith("task."):
+        if error.field.startswith("task."):
             raise
-        raise InputError(f"{field}: {error}") from error
+        raise InputError(field, str(error)) from error
 
 
-def model_named_by(option: str) -> contextlib.AbstractContextManager[None]:
-    """Let errors about a model name the command's option."""
-    return named_by({"model.name": option})
+@contextlib.contextmanager
+def model_named_by(option: str, which: str = "") -> Iterator[None]:
+    """Let errors about a model name the command's option, and which of its models it is: "the base model"."""
+    try:
+        yield
+    except InputError as error:
+        if error.field != "model.name":
+            raise
+        raise InputError(option, f"{which}: {error.problem}" if which else error.problem, error.fix) from error
 
 
 class MainFailedError(Exception):

@@ -56,11 +56,11 @@ def new_file(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
 @contextmanager
 def _alone(draft: Path, path: Path) -> Iterator[None]:
     """Within it, no other process writes the draft of `path`; the draft of one that was killed is free."""
-    refused = f"{path}: another process is writing it; wait for it, or name another"
+    refused = InputError(str(path), "another process is writing it", "wait for it, or name another")
     lock = Lock(draft, refused)
     try:
         if lock.where() != lock.place:  # it has just been renamed
-            raise InputError(refused)
+            raise refused
         yield
     finally:
         lock.release()
@@ -105,7 +105,7 @@ def read_json(path: Path, field: str, fix: str) -> Any:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{field}: {path} is damaged ({error}); {fix}") from error
+        raise InputError(field, f"{path} is damaged ({error})", fix) from error
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -125,7 +125,7 @@ def check_writable(folder: Path, field: str) -> None:
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
-        raise InputError(f"{field}: cannot write in {folder} ({error.strerror}); name another folder") from error
+        raise InputError(field, f"cannot write in {folder} ({error.strerror})", "name another folder") from error
 
 
 def check_links(folder: Path, field: str) -> None:
@@ -144,8 +144,9 @@ def check_links(folder: Path, field: str) -> None:
     for path in sorted(folder.iterdir()):
         if path.is_symlink() and not path.resolve().is_relative_to(inside):
             raise InputError(
-                f"{field}: {path} is a link to {path.resolve()}, outside of the folder; copy the file there, or delete "
-                "the link"
+                field,
+                f"{path} is a link to {path.resolve()}, outside of the folder",
+                "copy the file there, or delete the link",
             )
 
 
@@ -153,7 +154,7 @@ def check_vacant(path: Path, option: str = "--out") -> None:
     """Refuse a place for a new folder where something is already, or where nothing can be written."""
     check_writable(path.parent, option)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise InputError(f"{option}: {path} is there already and not empty; name a new folder")
+        raise InputError(option, f"{path} is there already and not empty", "name a new folder")
 
 
 @contextmanager

@@ -21,7 +21,7 @@ class Lock:
 
     Args:
         place: what is locked; it exists.
-        refused: what to say where another process has it.
+        refused: what is raised where another process has it.
 
     Raises:
         InputError: another process has it.
@@ -30,18 +30,18 @@ class Lock:
 
     held: ClassVar[WeakValueDictionary[Path, "Lock"]] = WeakValueDictionary()  # by this process, of those shared in it
 
-    def __init__(self, place: Path, refused: str) -> None:
+    def __init__(self, place: Path, refused: InputError) -> None:
         self.place, self.key, self.handle = place.absolute(), place.resolve(), os.open(place, os.O_RDONLY)
         self.close = weakref.finalize(self, os.close, self.handle)
         try:
             fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise InputError(refused) from error
+            raise refused from error
         except OSError as error:
             _warn_once(f"no locks here ({error.strerror}), so nothing keeps a second process from writing to it too")
 
     @classmethod
-    def of(cls, folder: Path, refused: str) -> "Lock":
+    def of(cls, folder: Path, refused: InputError) -> "Lock":
         """Return the lock of a folder, which is made if need be; the same one within a process."""
         folder.mkdir(parents=True, exist_ok=True)
         lock = cls.held.get(folder.resolve())

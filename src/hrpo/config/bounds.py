@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
+from hrpo.common.errors import InputError
+
 COUNT = 10**9  # of what is only counted, or taken from what there is
 TOKENS = 10**7  # of a text: longer than any model's context
 BATCH = 10**4  # of what is made or held at once
@@ -71,12 +73,12 @@ OPTIONS = {
 }
 
 
-def outside_of(bounds: Mapping[str, Between], values: Mapping[str, float]) -> list[str]:
-    """Return what is wrong with each of some numbers, beginning with its name."""
-    return [f"{name}: {said}" for name, value in values.items() if (said := bounds[name].outside(value))]
+def outside_of(bounds: Mapping[str, Between], values: Mapping[str, float]) -> list[InputError]:
+    """Return what is wrong with each of some numbers."""
+    return [InputError(name, said) for name, value in values.items() if (said := bounds[name].outside(value))]
 
 
-def outside_types(settings: Any, prefix: str = "") -> Iterator[str]:
+def outside_types(settings: Any, prefix: str = "") -> Iterator[InputError]:
     """Yield what is wrong with each number of a dataclass, and of those within it, by the bounds in its type."""
     for field in dataclasses.fields(settings):
         name, value = f"{prefix}{field.name}", getattr(settings, field.name)
@@ -85,4 +87,4 @@ def outside_types(settings: Any, prefix: str = "") -> Iterator[str]:
         if isinstance(value, int | float):  # and not "auto"
             for bounds in getattr(field.type, "__metadata__", ()):
                 if said := bounds.outside(value):
-                    yield f"{name}: {said}"
+                    yield InputError(name, said)

@@ -47,7 +47,7 @@ def with_new_names(settings: Any) -> tuple[Any, list[str]]:
             continue
         new_name = new.rpartition(".")[2]
         if new_name in place:
-            raise InputError(f"{old}: is {new} now, which is given too; leave {old} out")
+            raise InputError(old, f"is {new} now, which is given too", f"leave {old} out")
         # Rebuilt, so that a setting keeps its place: a file that is written again reads like the one before.
         renamed = {new_name if key == name else key: value for key, value in place.items()}
         place.clear()

@@ -116,7 +116,7 @@ class RolloutConfig:
         max_prompt_tokens: longest prompt that is trained on; 0 takes what the model's context leaves.
         long_prompts: "drop" leaves problems with a longer prompt out, and says how many; "refuse" does not start.
         static_shapes: decode in steps that are all alike, which CUDA repeats as a captured graph; finished rows stay.
-        engine: who samples them: "hybrid", the model itself, or one of your own (docs/add-an-engine.md).
+        engine: who samples them: "hybrid", the model itself, or your own (docs/add-an-engine.md).
     """
 
     prompts_per_step: bounds.Batch = 8
@@ -297,10 +297,10 @@ class TrainConfig:
         try:
             name = self.name.format(mode=mode, seed=self.seed)
         except (AttributeError, KeyError, ValueError, IndexError) as error:
-            raise InputError(f"name: {self.name!r} may hold {{mode}} and {{seed}}, and no other braces") from error
+            raise InputError("name", f"{self.name!r} may hold {{mode}} and {{seed}}, and no other braces") from error
         path = Path(name)
         if path == Path() or path.is_absolute() or ".." in path.parts or not name.isprintable():
-            raise InputError(f"name: {self.name!r} is no name within {self.output_dir}; another place is --output_dir")
+            raise InputError("name", f"{self.name!r} is no name within {self.output_dir}", "move it by --output_dir")
         return Path(self.output_dir) / path
 
 

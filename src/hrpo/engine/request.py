@@ -36,8 +36,9 @@ def check_request(
     embedded = len(model.embedding.weight)
     if (largest := max(map(max, prompt_ids))) >= embedded:
         raise InputError(
-            f"model.name: a prompt has the token {largest}, but the model knows {embedded}: "
-            "its tokenizer is another model's; put its own into the folder"
+            "model.name",
+            f"a prompt has the token {largest}, but the model knows {embedded}: its tokenizer is another model's",
+            "put its own into the folder",
         )
     sampling.check()
     if group_size < 1:
@@ -48,8 +49,9 @@ def check_request(
     longest, context = max(map(len, prompt_ids)), context_of(model.bare_lm.config)
     if context is not None and longest + T > context:
         raise InputError(
-            f"max_new_tokens: {T} after a prompt of {longest} leave the model's "
-            f"{context_text(model.bare_lm.config)}; lower it"
+            "max_new_tokens",
+            f"{T} after a prompt of {longest} leave the model's {context_text(model.bare_lm.config)}",
+            "lower it",
         )
     N = len(prompt_ids) * group_size
     check_memory(model, mode, N, T, sampling.top_k)
@@ -72,8 +74,10 @@ def check_memory(model: HybridCausalLM, mode: LatentMode, completions: int, max_
     needed, there = completions * max_new_tokens * each, total_memory(model.device)
     if needed > there:
         raise InputError(
-            f"group_size: {completions:,} completions of up to {max_new_tokens:,} tokens keep {needed / 1e9:,.0f} GB, "
-            f"and there are {there / 1e9:,.0f} GB; lower it, the prompts or max_new_tokens"
+            "group_size",
+            f"{completions:,} completions of up to {max_new_tokens:,} tokens keep "
+            f"{needed / 1000000000.0:,.0f} GB, and there are {there / 1000000000.0:,.0f} GB",
+            "lower it, the prompts or max_new_tokens",
         )
 
 

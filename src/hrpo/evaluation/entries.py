@@ -109,7 +109,7 @@ def describe(name: str, trust_remote_code: bool) -> tuple[HybridSettings, dict[s
             settings = HybridSettings(name, "discrete", max_new_tokens=limit)
         files = {str(name): digest(folder)}
         if (Path(folder) / "adapter_config.json").is_file():
-            with model_named_by(f"model.name: base_model in {path}"):
+            with model_named_by("model.name", f"base_model in {path}"):
                 files[settings.base_model] = digest(fetch_hybrid(resolve(settings.base_model)))
     return settings, files
 
@@ -154,12 +154,12 @@ def _as_beside(plain: HybridSettings, trained: HybridSettings) -> HybridSettings
 def _check(field: str, values: Sequence[str], allowed: Sequence[str]) -> None:
     for value in values or [""]:
         if value not in allowed:
-            raise InputError(f"{field}: must be of {', '.join(allowed)}, separated by commas; got {value!r}")
+            raise InputError(field, f"must be of {', '.join(allowed)}, separated by commas", f"got {value!r}")
 
 
 def _decoding(name: str, saved: HybridSettings, mode: str, max_new_tokens: int) -> HybridSettings:
     if mode != OWN and mode_of(mode).gated and not mode_of(saved.latent_mode).gated:
-        raise InputError(f"--latent_mode: {name} has no trained gate, so it cannot decode in mode {mode}")
+        raise InputError("--latent_mode", f"{name} has no trained gate, so it cannot decode in mode {mode}")
     latent_mode = saved.latent_mode if mode == OWN else mode
     limit = max_new_tokens or saved.max_new_tokens
     return dataclasses.replace(saved, latent_mode=latent_mode, max_new_tokens=limit)
@@ -174,7 +174,7 @@ def _labels(names: Sequence[str]) -> list[str]:
     """
     paths = [Path(name).absolute() for name in names]
     if len(set(paths)) < len(paths):
-        raise InputError("--checkpoint: one is named twice")
+        raise InputError("--checkpoint", "one is named twice")
     labels = []
     for path in paths:
         parts = 2 if path.name.startswith("checkpoint-") else 1

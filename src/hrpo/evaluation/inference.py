@@ -51,8 +51,9 @@ def complete(
     room = context - max(map(len, prompts))
     if room < 1:
         raise InputError(
-            f"PROMPT: {context - room:g} tokens leave no room in the model's {context_text(model.bare_lm.config)}; "
-            "shorten it"
+            "PROMPT",
+            f"{context - room:g} tokens leave no room in the model's {context_text(model.bare_lm.config)}",
+            "shorten it",
         )
     rollout = generate(
         model,

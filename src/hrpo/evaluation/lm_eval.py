@@ -74,7 +74,9 @@ class HybridLM(HFLM):  # type: ignore[misc]  # the harness has no types
         own = model.settings.latent_mode
         self.mode = mode_of(latent_mode or own, model.settings.mixed_in)
         if self.mode.gated and not mode_of(own).gated:
-            raise InputError(f"latent_mode: the model decodes in mode {own}; it has no trained gate for {latent_mode}")
+            raise InputError(
+                "latent_mode", f"the model decodes in mode {own}", f"it has no trained gate for {latent_mode}"
+            )
         self.asked: Counter[tuple[int, ...]] = Counter()
         self.templated = False  # whether the harness's requests come from the chat template
 

@@ -15,7 +15,7 @@ def check_numbers(seed: int | None, **numbers: int) -> None:
 
     """
     if wrong := outside_of(OPTIONS, {**numbers, "seed": seed or 0}):
-        raise InputError("; also ".join(f"--{said}" for said in wrong))
+        raise InputError.joined([InputError(f"--{error.field}", error.problem) for error in wrong])
 
 
 def check_scorer(scorer: str) -> None:
@@ -26,4 +26,4 @@ def check_scorer(scorer: str) -> None:
 
     """
     if scorer not in ("", *get_args(Scorer)):
-        raise InputError(f"--scorer: must be one of {', '.join(get_args(Scorer))}, got {scorer!r}")
+        raise InputError("--scorer", f"must be one of {', '.join(get_args(Scorer))}, got {scorer!r}")

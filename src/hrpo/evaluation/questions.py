@@ -13,8 +13,9 @@ from hrpo.config.schema import Scorer, TaskConfig
 from hrpo.evaluation.entries import OWN, Entry
 from hrpo.tasks import BENCHMARKS, Example, Task, is_file, load_task, remembered, takes_math_string
 from hrpo.tasks.base import SYSTEM_PROMPT, Message, loosely, make_preamble
-from hrpo.tasks.benchmark import parsed, read
+from hrpo.tasks.benchmark import parsed
 from hrpo.tasks.judge import DELIMITER
+from hrpo.tasks.row_files import read
 
 # Ours, as short as the paper's is long: no reasoning, the same tag.
 DIRECT_PROMPT = (
@@ -97,16 +98,16 @@ def make_questions(
     files = [name for name in names if name in BENCHMARKS] or names  # generated problems beside them need no file
     configs = [_config(name, entries, *((path, test_path) if name in files else ("", "")), scorer) for name in names]
     if scorer and not any(takes_math_string(name) for name in names):
-        raise InputError("--scorer: it is for mathematical answers, which none of the tasks has")
+        raise InputError("--scorer", "it is for mathematical answers, which none of the tasks has")
     if len({config.name for config in configs}) < len(configs):
-        raise InputError("--tasks: one is named twice")
+        raise InputError("--tasks", "one is named twice")
     if len(configs) > 1 and Path(test_path).is_file():
-        raise InputError("--test_path: a file is the test of one task; give a folder, or one task")
+        raise InputError("--test_path", "a file is the test of one task", "give a folder, or one task")
     found = []
     for config in configs:
         task = load_task(config, seed, test_only=True)
         if not task.test:
-            raise InputError(f"--tasks: {config.name} has no test problem with an answer here")
+            raise InputError("--tasks", f"{config.name} has no test problem with an answer here")
         examples = {}
         for prompt in {entry.prompt for entry in entries} if shots else set[str]():
             examples[prompt] = _worked_examples(config, task, shots, seed, shots_path, direct=prompt == "direct")
@@ -118,13 +119,16 @@ def _trained_task(entries: Sequence[Entry]) -> str:
     """Return the task that all checkpoints were trained on; plain models do not count."""
     trained = {entry.settings.task["name"]: entry.checkpoint for entry in entries if entry.settings.task}
     if not trained:
-        raise InputError(f"--tasks: {entries[0].checkpoint} is a plain model that remembers no task; name one")
+        raise InputError("--tasks", f"{entries[0].checkpoint} is a plain model that remembers no task", "name one")
     if len(trained) > 1:
-        raise InputError(f"--tasks: the checkpoints were trained on {' and '.join(trained)}; name what to evaluate on")
+        raise InputError(
+            "--tasks", f"the checkpoints were trained on {' and '.join(trained)}", "name what to evaluate on"
+        )
     name = str(*trained)
     if is_file(name):
         raise InputError(
-            f"--tasks: this checkpoint's task is a file, whose code runs only if you say so: --tasks {name}"
+            "--tasks",
+            f"this checkpoint's task is a file, whose code runs only if you say so: --tasks {name}",
         )
     return name
 
@@ -152,8 +156,9 @@ def _config(name: str, entries: Sequence[Entry], path: str, test_path: str, scor
         for field in SAME:
             if getattr(config, field) != getattr(configs[0], field):
                 raise InputError(
-                    f"--checkpoint: {own[0][0]} and {other} know {name} with different settings (task.{field}); "
-                    "give what decides it (--path, --test_path, --scorer), or evaluate them one by one"
+                    "--checkpoint",
+                    f"{own[0][0]} and {other} know {name} with different settings (task.{field})",
+                    "give what decides it (--path, --test_path, --scorer), or evaluate them one by one",
                 )
     return configs[0] if configs else TaskConfig(name, path=path, test_path=test_path, scorer=chosen or "own")
 
@@ -172,9 +177,11 @@ def _worked_examples(
     rows: Sequence[Example]
     if source:
         if config.name not in BENCHMARKS:
-            raise InputError(f"--shots_path: only the published benchmarks read a file of examples, not {config.name}")
+            raise InputError(
+                "--shots_path", f"only the published benchmarks read a file of examples, not {config.name}"
+            )
         if not Path(source).is_file():
-            raise InputError(f"--shots_path: no file {source}")
+            raise InputError("--shots_path", f"no file {source}")
         tests = {loosely(problem.question) for problem in task.test}
         rows, _ = parsed(BENCHMARKS[config.name], read(Path(source)))
         rows = [row for row in rows if loosely(row.question) not in tests]
@@ -194,8 +201,9 @@ def _worked_examples(
     if len(found) < count:
         what = "training problems" if direct else "training problems with a written solution"
         raise InputError(
-            f"--shots: {count} worked examples, but {config.name} has {len(found)} {what} here; give its training "
-            "file or folder, --path, or a file of examples, --shots_path"
-            + ("" if direct else "; answers alone are examples too, --prompt direct")
+            "--shots",
+            f"{count} worked examples, but {config.name} has {len(found)} {what} here",
+            "give its training file or folder, --path, or a file of examples, --shots_path"
+            + ("" if direct else "; answers alone are examples too, --prompt direct"),
         )
     return found

@@ -119,7 +119,8 @@ def _evaluate(
     check_writable(folder, "--out")
     if not (folder / SETTINGS_FILE).is_file():
         _check_prompts(entries, questions, models)
-    lock = Lock.of(folder, f"--out: another process evaluates in {folder}; wait for it, or name another folder")
+    refused = InputError("--out", f"another process evaluates in {folder}", "wait for it, or name another folder")
+    lock = Lock.of(folder, refused)
     if not (find(settings, out) / SETTINGS_FILE).is_file():  # as it is now that nobody else writes there
         _begin(folder, settings, models)
     console.print(f"evaluation: {folder}")
@@ -241,17 +242,18 @@ def find(settings: dict[str, Any], out: str) -> Path:
     folder = Path(out) if out else FOLDER / f"{tasks}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     if not (folder / SETTINGS_FILE).is_file():
         if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-            raise InputError(f"--out: {folder} is there already and holds no evaluation; name a new folder")
+            raise InputError("--out", f"{folder} is there already and holds no evaluation", "name a new folder")
         return folder
     fix = "name another folder, or delete this one"
     there = read_json(folder / SETTINGS_FILE, "--out", fix)
     if not isinstance(there, dict):
-        raise InputError(f"--out: {folder / SETTINGS_FILE} is damaged (it holds no settings); {fix}")
+        raise InputError("--out", f"{folder / SETTINGS_FILE} is damaged (it holds no settings)", fix)
     changed = sorted(differences(there, json.loads(text)))
     if changed:
         raise InputError(
-            f"--out: {folder} holds an evaluation with other settings ({', '.join(changed)} differ); an evaluation "
-            "keeps its settings, so name another folder"
+            "--out",
+            f"{folder} holds an evaluation with other settings ({', '.join(changed)} differ)",
+            "an evaluation keeps its settings, so name another folder",
         )
     return folder
 

@@ -64,9 +64,9 @@ def check(path: Path, problems: Sequence[int], samples: int, mark: str) -> None:
     table = _read(path)
     found = zip(table["problem"].to_pylist(), table["sample"].to_pylist(), strict=True)
     if list(found) != list(itertools.product(problems, range(samples))):
-        raise InputError(f"--out: {path} holds the answers to other problems; {AGAIN}")
+        raise InputError("--out", f"{path} holds the answers to other problems", AGAIN)
     if (table.schema.metadata or {}).get(MARK) != mark.encode():
-        raise InputError(f"--out: {path} is of another evaluation, model, task or way to decode; {AGAIN}")
+        raise InputError("--out", f"{path} is of another evaluation, model, task or way to decode", AGAIN)
 
 
 def append(path: Path, number: int, first: int, samples: int, answers: Sequence[Answer], mark: str = "") -> None:
@@ -104,7 +104,7 @@ def _read(path: Path) -> Any:
         table.validate(full=True)
     except (OSError, ValueError) as error:  # Arrow's own are among them
         reason = " ".join(str(error).split())
-        raise InputError(f"--out: {path} is damaged ({reason:.200}); {AGAIN}") from error
+        raise InputError("--out", f"{path} is damaged ({reason:.200})", AGAIN) from error
     return table
 
 

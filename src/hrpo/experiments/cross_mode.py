@@ -28,7 +28,7 @@ def check_decode(name: str, trained_in: str, modes: Sequence[str]) -> None:
     """
     for mode in modes:
         if mode_of(mode, field="decode").gated and not mode_of(trained_in).gated:
-            raise InputError(f"decode: {mode} needs a trained gate, which {name} has not")
+            raise InputError("decode", f"{mode} needs a trained gate, which {name} has not")
 
 
 def trained_model(folder: Path, updates: int) -> Path:
@@ -42,8 +42,9 @@ def trained_model(folder: Path, updates: int) -> Path:
     problem = damage(checkpoint) if checkpoint.is_dir() else "there is no such folder"
     if problem:
         raise InputError(
-            f"decode: {checkpoint} is not what the run ended with ({problem}); delete {folder} and "
-            f"{folder.name}.json, and it is trained again"
+            "decode",
+            f"{checkpoint} is not what the run ended with ({problem})",
+            f"delete {folder} and {folder.name}.json, and it is trained again",
         )
     return checkpoint
 

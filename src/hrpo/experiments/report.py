@@ -65,7 +65,7 @@ def report(paths: Sequence[str], out: str) -> list[Path]:
     arms = arms_of(paths)
     page = Path(out.removesuffix(".html"))
     if page.name in ("", ".."):
-        raise InputError(f"--out: {out!r} names no file; give one, such as report.html")
+        raise InputError("--out", f"{out!r} names no file", "give one, such as report.html")
     files.check_writable(page.parent, "--out")
     picture = page.with_name(page.name + ".png")
     title = " and ".join(arm.label for arm in arms) if len(arms) < 3 else f"{len(arms)} arms"
@@ -92,7 +92,7 @@ def arms_of(paths: Sequence[str]) -> list[Arm]:
         _, runs, folders = arms.setdefault(json.dumps(settings, sort_keys=True), (settings, {}, {}))
         seed = result.settings["seed"]
         if seed in runs:
-            raise InputError(f"RUN: {path} has the settings and the seed of another one; name each run once")
+            raise InputError("RUN", f"{path} has the settings and the seed of another one", "name each run once")
         runs[seed] = result
         if path.is_dir():
             folders[seed] = path
@@ -114,21 +114,21 @@ def _read(path: Path) -> RunResult:
     if path.is_dir():
         config, metrics = path / "config.yaml", path / "metrics.jsonl"
         if not config.is_file():
-            raise InputError(f"RUN: {path} is no run folder; {fix}")
+            raise InputError("RUN", f"{path} is no run folder", fix)
         if not metrics.is_file() or not metrics.stat().st_size:
-            raise InputError(f"RUN: {path} has no update yet; wait for its first one")
+            raise InputError("RUN", f"{path} has no update yet", "wait for its first one")
         try:
             settings = parse(config.read_text())
         except (ValueError, yaml.YAMLError) as error:
-            raise InputError(f"RUN: {config} is damaged ({error}); {fix}") from error
+            raise InputError("RUN", f"{config} is damaged ({error})", fix) from error
         return result_of_run(path, settings, "RUN", fix)
     if not path.is_file():
-        raise InputError(f"RUN: no file or folder {path}; {fix}")
+        raise InputError("RUN", f"no file or folder {path}", fix)
     result = files.read_json(path, "RUN", fix)
     if not isinstance(result, dict) or not {"run", "settings", "evaluation", "metrics"} <= result.keys():
-        raise InputError(f"RUN: {path} is no result of a run; {fix}")
+        raise InputError("RUN", f"{path} is no result of a run", fix)
     if "decoded" in result:
-        raise InputError(f"RUN: {path} is of a run that was decoded once more, and no run of its own; {fix}")
+        raise InputError("RUN", f"{path} is of a run that was decoded once more, and no run of its own", fix)
     return load_result(result, path, "RUN", fix)
 
 

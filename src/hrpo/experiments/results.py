@@ -101,7 +101,7 @@ def _damage_told(place: Path, field: str, fix: str) -> Iterator[None]:
     try:
         yield
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{field}: {place} is damaged ({type(error).__name__}: {error}); {fix}") from error
+        raise InputError(field, f"{place} is damaged ({type(error).__name__}: {error})", fix) from error
 
 
 def _marks(answers: Sequence[dict[str, Any]]) -> str:

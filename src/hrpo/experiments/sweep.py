@@ -90,18 +90,18 @@ def plan_runs(arms: Mapping[str, TrainConfig], seeds: Sequence[int]) -> dict[Run
 
     """
     if not arms:
-        raise InputError("modes: needs at least one")
+        raise InputError("modes", "needs at least one")
     if not seeds or len(set(seeds)) < len(seeds):
-        raise InputError("seeds: needs at least one, and each once")
+        raise InputError("seeds", "needs at least one, and each once")
     runs = {(arm, seed): _run(config, arm, seed) for seed in seeds for arm, config in arms.items()}
     if len({run.run_folder for run in runs.values()}) < len(runs):
-        raise InputError("name: needs {arm} (or {mode}) and {seed}, so that each run has a folder of its own")
+        raise InputError("name", "needs {arm} (or {mode}) and {seed}, so that each run has a folder of its own")
     first = next(iter(runs.values()))
     for (arm, _), run in runs.items():
         if (run.max_steps, run.eval.problems) != (first.max_steps, first.eval.problems):
-            raise InputError(f"arms.{arm}: max_steps and eval.problems must be the same for all arms, one budget")
+            raise InputError(f"arms.{arm}", "max_steps and eval.problems must be the same for all arms, one budget")
         if not run.eval.problems:
-            raise InputError("eval.problems: a comparison needs test problems")
+            raise InputError("eval.problems", "a comparison needs test problems")
         check_config(run)
         there = run.run_folder / "config.yaml"
         check_run_folder(run.run_folder, dataclasses.asdict(run), resume=there.exists())
@@ -115,7 +115,7 @@ def _check_problems(settings: dict[str, Any], compared: int, place: Path) -> Non
     problems = settings["eval"]["problems"]
     if problems != compared:
         raise InputError(
-            f"eval.problems: {place} has answers to {problems}; give {problems}, or other names (name, results)"
+            "eval.problems", f"{place} has answers to {problems}", f"give {problems}, or other names (name, results)"
         )
 
 
@@ -134,7 +134,7 @@ def _plan_decoding(
     arms = list(dict.fromkeys(arm for arm, _ in runs))
     for arm in decode:
         if arm not in arms:
-            raise InputError(f"decode: there is no arm {arm}; the arms are {', '.join(arms)}")
+            raise InputError("decode", f"there is no arm {arm}", f"the arms are {', '.join(arms)}")
     decoded = dict[Run, dict[str, RunResult | None]]()
     for key in (key for arm in decode for key in runs if key[0] == arm):
         run, modes = runs[key], decode[key[0]]
@@ -153,9 +153,9 @@ def _check_names(
     again = [(key, mode) for key, modes in decoded.items() for mode in modes]
     results = [_place(place) for place in places.values()] + [_place(places[key], mode) for key, mode in again]
     if len(set(results)) < len(results) or {_arm(key, mode) for key, mode in again} & {arm for arm, _ in places}:
-        raise InputError("name: a run, or an arm, is called as another one is that is decoded once more; rename it")
+        raise InputError("name", "a run, or an arm, is called as another one is that is decoded once more", "rename it")
     if not report or Path(report).name != report or folder / f"{report}.json" in results:
-        raise InputError(f"report: {report!r} must be a file's name, without its ending, and no run's")
+        raise InputError("report", f"{report!r} must be a file's name, without its ending, and no run's")
 
 
 def _train_missing(
@@ -221,8 +221,8 @@ def _stored(path: Path, settings: dict[str, Any]) -> RunResult | None:
     result = load_result(files.read_json(path, "results", fix), path, "results", fix)
     changed = changed_settings(result.settings, settings)
     if changed:
-        raise InputError(f"results: {path} is of other settings ({', '.join(changed)} differ); give another folder")
+        raise InputError("results", f"{path} is of other settings ({', '.join(changed)} differ)", "give another folder")
     _check_problems(result.settings, settings["eval"]["problems"], path)
     if not result.evaluation.after:
-        raise InputError(f"results: {path} is damaged (it was not evaluated after training); {fix}")
+        raise InputError("results", f"{path} is damaged (it was not evaluated after training)", fix)
     return result

@@ -42,7 +42,7 @@ def export(checkpoint: str, out: str | Path, *, dtype: str = "", trust_remote_co
     """
     folder, out = saved_model(checkpoint), Path(out)
     if dtype and dtype not in STORED:
-        raise InputError(f"--dtype: must be one of {', '.join(STORED)}, got {dtype}")
+        raise InputError("--dtype", f"must be one of {', '.join(STORED)}, got {dtype}")
     check_vacant(out)
     has_adapter = (folder / ADAPTER_CONFIG).is_file()
     with model_named_by("--checkpoint"):
@@ -70,9 +70,9 @@ def saved_model(checkpoint: str) -> Path:
     with model_named_by("--checkpoint"):
         folder = Path(fetch_hybrid(resolve(model_in(checkpoint))))
     if not folder.is_dir():
-        raise InputError(f"--checkpoint: {checkpoint} is no folder here, and no hybrid model that the Hub gives")
+        raise InputError("--checkpoint", f"{checkpoint} is no folder here, and no hybrid model that the Hub gives")
     if not (folder / SETTINGS_FILE).is_file():
-        raise InputError(f"--checkpoint: {checkpoint} is no saved hybrid model; it has no {SETTINGS_FILE}")
+        raise InputError("--checkpoint", f"{checkpoint} is no saved hybrid model", f"it has no {SETTINGS_FILE}")
     check_links(folder, "--checkpoint")
     return folder
 
@@ -83,14 +83,14 @@ def _config(name: str, trust_remote_code: bool) -> Any:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise InputError(f"--checkpoint: cannot read the base model {name}: {reason}") from error
+        raise InputError("--checkpoint", f"cannot read the base model {name}: {reason}") from error
     _check_mergeable(config, name)
     return config
 
 
 def _check_mergeable(config: Any, name: str) -> None:
     if getattr(config, "quantization_config", None):
-        raise InputError(f"--checkpoint: its base model {name} is quantized, and nothing can be merged into it")
+        raise InputError("--checkpoint", f"its base model {name} is quantized, and nothing can be merged into it")
 
 
 def _check_range(lm: Any, dtype: torch.dtype) -> None:
@@ -99,8 +99,10 @@ def _check_range(lm: Any, dtype: torch.dtype) -> None:
         if not p.to(dtype).isfinite().equal(p.isfinite()):
             largest = p[p.isfinite()].abs().max().item()
             raise InputError(
-                f"--dtype: {str(dtype).removeprefix('torch.')} goes to {torch.finfo(dtype).max:.3g}, and {name} has "
-                f"{largest:.3g}; take float32"
+                "--dtype",
+                f"{str(dtype).removeprefix('torch.')} goes to {torch.finfo(dtype).max:.3g}, and "
+                f"{name} has {largest:.3g}",
+                "take float32",
             )
 
 
@@ -112,7 +114,8 @@ def _merged(model: HybridCausalLM) -> Any:
     head = model.bare_lm.get_output_embeddings()
     if head.weight is model.embedding.weight and any(isinstance(m, BaseTunerLayer) for m in (head, model.embedding)):
         raise InputError(
-            "--checkpoint: its adapter changes the embedding or the head, which share their weights; "
-            "merged into one it would change the other"
+            "--checkpoint",
+            "its adapter changes the embedding or the head, which share their weights",
+            "merged into one it would change the other",
         )
     return model.lm.merge_and_unload()

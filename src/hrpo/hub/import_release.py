@@ -90,7 +90,7 @@ def import_release(
         (draft / SETTINGS_FILE).write_text(json.dumps(dataclasses.asdict(settings)))
         model = _load(draft, folder, trust_remote_code)
     if get_peft_model_state_dict(model.lm, save_embedding_layers=False).keys() != adapter.keys():
-        raise InputError(f"--base: the adapter in {folder} is of another model than {base}: their layers differ")
+        raise InputError("--base", f"the adapter in {folder} is of another model than {base}: their layers differ")
     model.settings = dataclasses.replace(model.settings, base_files=base_digests(where))
     model.tokenizer = load_tokenizer(folder, trust_remote_code) or load_tokenizer(where, trust_remote_code)
     with new_folder(out) as draft:
@@ -102,13 +102,13 @@ def import_release(
 def _check_options(task: str, temperature: float, max_new_tokens: int, r_min: float) -> None:
     """Refuse a task that there is none of, and numbers that cannot be."""
     if task and task not in TASKS:
-        raise InputError(f"--task: {task!r} is none of {', '.join(TASKS)}")
+        raise InputError("--task", f"{task!r} is none of {', '.join(TASKS)}")
     if not MIN_TEMPERATURE <= temperature < math.inf:
-        raise InputError(f"--temperature: must be above 0 and finite, got {temperature:g}")
+        raise InputError("--temperature", f"must be above 0 and finite, got {temperature:g}")
     if not 1 <= max_new_tokens <= TOKENS:
-        raise InputError(f"--max_new_tokens: must be at least 1 and at most {TOKENS:,}, got {max_new_tokens}")
+        raise InputError("--max_new_tokens", f"must be at least 1 and at most {TOKENS:,}, got {max_new_tokens}")
     if not 0 < r_min <= R_MAX:
-        raise InputError(f"--r_min: must be above 0 and at most {R_MAX}, got {r_min:g}")
+        raise InputError("--r_min", f"must be above 0 and at most {R_MAX}, got {r_min:g}")
 
 
 def _settings(base_model: str, task: str, temperature: float, max_new_tokens: int) -> HybridSettings:
@@ -135,25 +135,26 @@ def _load(draft: Path, folder: Path, trust_remote_code: bool) -> HybridCausalLM:
         with model_named_by("--base"):
             return HybridCausalLM.from_pretrained(draft, trust_remote_code=trust_remote_code)
     except InputError as error:
-        raise InputError(str(error).replace(str(draft), str(folder))) from error
+        problem = error.problem.replace(str(draft), str(folder))  # a path, which the user has never seen
+        raise InputError(error.field, problem, error.fix) from error
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read both files of the adapter."""
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (folder / name).is_file():
-            raise InputError(f"{folder / name}: missing; give the folder that the release saved its adapter in")
+            raise InputError(str(folder / name), "missing", "give the folder that the release saved its adapter in")
     check_links(folder, "DIR")
     try:
         config = read_json(folder / ADAPTER_CONFIG, str(folder), "copy the folder again")
         tensors = load_file(folder / ADAPTER_WEIGHTS)
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{folder}: cannot read its adapter: {error}; copy the folder again") from error
+        raise InputError(str(folder), f"cannot read its adapter: {error}", "copy the folder again") from error
     if not isinstance(config, dict):
-        raise InputError(f"{folder / ADAPTER_CONFIG}: it holds no settings of an adapter; copy the folder again")
+        raise InputError(str(folder / ADAPTER_CONFIG), "it holds no settings of an adapter", "copy the folder again")
     base, saved = config.get("base_model_name_or_path") or "", config.get("modules_to_save") or []
     if not (isinstance(base, str) and isinstance(saved, list) and all(isinstance(name, str) for name in saved)):
-        raise InputError(f"{folder / ADAPTER_CONFIG}: its names of modules are none; copy the folder again")
+        raise InputError(str(folder / ADAPTER_CONFIG), "its names of modules are none", "copy the folder again")
     return config, tensors
 
 
@@ -171,11 +172,13 @@ def _split(
         else:
             unknown.add(name)
     if missing := GATE_NAMES.keys() - {theirs for theirs, ours in GATE_NAMES.items() if ours in gate}:
-        raise InputError(f"{folder}: its adapter has no {', '.join(sorted(missing))}; was it trained by the release?")
+        raise InputError(
+            str(folder), f"its adapter has no {', '.join(sorted(missing))}", "was it trained by the release?"
+        )
     if unknown:
-        raise InputError(f"{folder}: it holds more than an adapter and a gate: {', '.join(sorted(unknown))}")
+        raise InputError(str(folder), f"it holds more than an adapter and a gate: {', '.join(sorted(unknown))}")
     widths = {name: tuple(tensor.shape) for name, tensor in gate.items()}
     D = gate["Lambda"].numel()
     if any(shape != (D, D) if "weight" in name else shape != (D,) for name, shape in widths.items()):
-        raise InputError(f"{folder}: the widths of its gate disagree: {widths}")
+        raise InputError(str(folder), f"the widths of its gate disagree: {widths}")
     return gate, adapter

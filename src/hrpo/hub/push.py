@@ -59,8 +59,9 @@ def push_to_hub(
     has_adapter = (folder / ADAPTER_CONFIG).is_file()
     if has_adapter and not merged and not (settings.base_model in BUILT_IN_MODELS or is_hub_name(settings.base_model)):
         raise InputError(
-            f"--checkpoint: its adapter belongs to {settings.base_model}, a folder on this machine; "
-            "--merged uploads whole weights"
+            "--checkpoint",
+            f"its adapter belongs to {settings.base_model}, a folder on this machine",
+            "--merged uploads whole weights",
         )
     with _plain_errors(repo):
         api.whoami()  # before the work
@@ -74,7 +75,9 @@ def push_to_hub(
         with _plain_errors(repo):
             url = api.create_repo(repo, private=private or None, exist_ok=True)
             if private and not api.model_info(repo).private:
-                raise InputError(f"--repo: {repo} is there already and public; make it private first, or name another")
+                raise InputError(
+                    "--repo", f"{repo} is there already and public", "make it private first, or name another"
+                )
             api.upload_folder(repo_id=repo, folder_path=draft, commit_message="Upload with hrpo")
     return str(url)
 
@@ -84,9 +87,9 @@ def _check_repo(repo: str) -> None:
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise InputError(f"--repo: {error}") from error
+        raise InputError("--repo", str(error)) from error
     if "/" not in repo:
-        raise InputError(f"--repo: must be owner/name, got {repo!r}")
+        raise InputError("--repo", f"must be owner/name, got {repo!r}")
 
 
 def _card(folder: Path, repo: str) -> ModelCard:
@@ -123,11 +126,11 @@ def _plain_errors(repo: str) -> Iterator[None]:
     try:
         yield
     except LocalTokenNotFoundError as error:
-        raise InputError(f"--repo: {NO_LOGIN}") from error
+        raise InputError("--repo", NO_LOGIN) from error
     except HfHubHTTPError as error:
         status = error.response.status_code
         reason = NO_LOGIN if status == 401 else " ".join((error.server_message or str(error)).split())
-        raise InputError(f"--repo: the Hub refuses {repo} ({status}): {reason}") from error
+        raise InputError("--repo", f"the Hub refuses {repo} ({status}): {reason}") from error
     except connection_errors() as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"--repo: cannot reach the Hub for {repo}: {reason}; check the network") from error
+        raise InputError("--repo", f"cannot reach the Hub for {repo}: {reason}", "check the network") from error

@@ -84,13 +84,14 @@ def inspect_checkpoints(
 def _check_bounds(**given: int) -> None:
     """Refuse options outside of their bounds."""
     if wrong := outside_of(OPTIONS, given):
-        raise InputError("; also ".join(f"--{said}".replace("--problems", "-n") for said in wrong))
+        names = {name: f"--{name}" for name in given} | {"problems": "-n"}
+        raise InputError.joined([error.renamed(names) for error in wrong])
 
 
 def _check_out(out: str) -> None:
     """Refuse what cannot become the HTML file."""
     if Path(out).is_dir():
-        raise InputError(f"--out: {out} is a folder; name an HTML file")
+        raise InputError("--out", f"{out} is a folder", "name an HTML file")
     check_writable(Path(out).parent, "--out")
 
 

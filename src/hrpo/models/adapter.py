@@ -45,7 +45,7 @@ def require_full_weights(folder: Path) -> None:
             f"merge it first, in Python: peft.AutoPeftModelForCausalLM.from_pretrained({str(folder)!r})"
             ".merge_and_unload().save_pretrained('DIR'); add the tokenizer's files to DIR, and start from DIR"
         )
-    raise InputError(f"model.name: {folder} holds an adapter, not a whole model; {merge}")
+    raise InputError("model.name", f"{folder} holds an adapter, not a whole model", merge)
 
 
 def add_adapter(lm: Any, lora: Lora) -> Any:
@@ -91,7 +91,7 @@ def load_adapter(lm: Any, folder: Path) -> Any:
     """
     file = folder / ADAPTER_WEIGHTS
     if not file.is_file():
-        raise InputError(f"model.name: {folder}: {ADAPTER_WEIGHTS} is missing; {AGAIN}")
+        raise InputError("model.name", f"{folder}: {ADAPTER_WEIGHTS} is missing", AGAIN)
     check_adapter(folder)
     try:
         _check_rank(folder, file, lm.get_input_embeddings().weight.shape[1])
@@ -100,10 +100,12 @@ def load_adapter(lm: Any, folder: Path) -> Any:
             absent = sorted(get_peft_model_state_dict(model, save_embedding_layers=False).keys() - set(tensors.keys()))
     except LOADING_ERRORS as error:
         reason = on_one_line(error)
-        raise InputError(f"model.name: {folder}: cannot load its adapter: {reason:.300}; {AGAIN}") from error
+        raise InputError("model.name", f"{folder}: cannot load its adapter: {reason:.300}", AGAIN) from error
     if absent:
         raise InputError(
-            f"model.name: {file} lacks {len(absent)} tensors, such as {absent[0]}: cut, or of another model; {AGAIN}"
+            "model.name",
+            f"{file} lacks {len(absent)} tensors, such as {absent[0]}: cut, or of another model",
+            AGAIN,
         )
     return model
 
@@ -132,7 +134,7 @@ def check_adapter(folder: Path) -> None:
     path = folder / ADAPTER_CONFIG
     config = read_json(path, "model.name", AGAIN)
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise InputError(f"model.name: {path}: no settings of a LoRA adapter; {AGAIN}")
+        raise InputError("model.name", f"{path}: no settings of a LoRA adapter", AGAIN)
     targets = config.get("target_modules")
     named = isinstance(targets, list) and all(isinstance(name, str) and LAYER_NAME.fullmatch(name) for name in targets)
     strange = [] if named or targets == "all-linear" else ["target_modules"]
@@ -140,4 +142,4 @@ def check_adapter(folder: Path) -> None:
     others = defaults.keys() - ADAPTER_SETTINGS
     strange += sorted(name for name in others if config.get(name) not in (None, defaults[name]))
     if strange:
-        raise InputError(f"model.name: {path}: no usable value of {', '.join(strange)}; {AGAIN}")
+        raise InputError("model.name", f"{path}: no usable value of {', '.join(strange)}", AGAIN)

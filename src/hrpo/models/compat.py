@@ -29,7 +29,7 @@ def check_usable(model: HybridModel) -> None:
     if not usable.of(model):
         reason = _try(model)
         if reason:
-            raise InputError(f"model.name: {type(model.bare_lm).__name__} cannot be used: {reason}")
+            raise InputError("model.name", f"{type(model.bare_lm).__name__} cannot be used: {reason}")
         usable.of(model).append(True)
 
 

@@ -35,7 +35,9 @@ def day_of(folder: Path) -> datetime.date:
     try:
         return datetime.date.fromisoformat(path.read_text().strip())
     except ValueError as error:
-        raise InputError(f"{path}: it holds no day such as 2026-11-30 ({error}); write the one it began on") from error
+        raise InputError(
+            str(path), f"it holds no day such as 2026-11-30 ({error})", "write the one it began on"
+        ) from error
 
 
 def pin_date(tokenizer: Any, day: datetime.date) -> bool:

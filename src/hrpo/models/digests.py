@@ -42,8 +42,9 @@ def check_base(name: str, then: Mapping[str, str]) -> None:
     changed = changed_names(then, base_digests(name)) if then else []
     if changed:
         raise InputError(
-            f"model.name: the base model {name} is not as it was trained on ({', '.join(changed)} changed); put that "
-            "one back, or train anew on this one"
+            "model.name",
+            f"the base model {name} is not as it was trained on ({', '.join(changed)} changed)",
+            "put that one back, or train anew on this one",
         )
 
 
@@ -60,7 +61,7 @@ def hub_commit(name: str) -> str:
         return Path(hf_hub_download(name, "config.json")).parent.name
     except connection_errors() as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"model.name: cannot fetch {name} from the Hub: {reason}") from error
+        raise InputError("model.name", f"cannot fetch {name} from the Hub: {reason}") from error
 
 
 def changed_names(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

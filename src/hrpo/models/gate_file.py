@@ -22,7 +22,7 @@ def read_gate(path: Path, width: int) -> HybridGate:
 
     """
     if not path.is_file():
-        raise InputError(f"model.name: {path}: missing; a folder with {SETTINGS_FILE} needs its gate beside it")
+        raise InputError("model.name", f"{path}: missing", f"a folder with {SETTINGS_FILE} needs its gate beside it")
     try:
         tensors = load_file(path)
         with safe_open(path, "pt") as file:
@@ -34,10 +34,11 @@ def read_gate(path: Path, width: int) -> HybridGate:
             gate.load_state_dict(tensors)
             return gate
     except (AttributeError, KeyError, RuntimeError, SafetensorError, ValueError) as error:
-        raise InputError(f"model.name: {path}: not a gate: {on_one_line(error)}; {AGAIN}") from error
+        raise InputError("model.name", f"{path}: not a gate: {on_one_line(error)}", AGAIN) from error
     raise InputError(
-        f"model.name: {path}: the gate is {own} wide, the model's input embedding {width}: "
-        "it is another model's; put its own beside it"
+        "model.name",
+        f"{path}: the gate is {own} wide, the model's input embedding {width}: it is another model's",
+        "put its own beside it",
     )
 
 

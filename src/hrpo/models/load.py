@@ -55,7 +55,7 @@ class Source:
         """
         if not self.has_adapter:
             return str(self.folder)
-        with model_named_by(f"model.name: base_model in {self.folder / SETTINGS_FILE}"):
+        with model_named_by("model.name", f"base_model in {self.folder / SETTINGS_FILE}"):
             return resolve(self.settings.base_model)
 
 
@@ -139,7 +139,7 @@ def _with_precision(
     """
     name = cast(Dtype, str(dtype or settings.dtype).removeprefix("torch."))
     if name not in get_args(Dtype):
-        raise InputError(f"model.dtype: must be one of {', '.join(get_args(Dtype))}, got {name}")
+        raise InputError("model.dtype", f"must be one of {', '.join(get_args(Dtype))}, got {name}")
     bits = quantization or settings.quantization
     check_quantization(bits, name, adapters=has_adapter)
     return dataclasses.replace(settings, dtype=name, quantization=bits)
@@ -157,7 +157,7 @@ def _with_new_adapter(assemble: Assemble[M], lm: Any, lora: Lora, settings: Hybr
     except ValueError as error:
         # PEFT refuses some architectures too; that no targets would help then is the better answer.
         check_usable(assemble(lm, HybridGate(lm.get_input_embeddings().weight.shape[1]), settings, None, None))
-        raise InputError(f"model.lora_targets: {first_line(error)}") from error
+        raise InputError("model.lora_targets", first_line(error)) from error
 
 
 def load_reference(
@@ -170,7 +170,7 @@ def load_reference(
 
     """
     check_base(settings.base_model, settings.base_files)
-    with model_named_by("model.name: the base model"):
+    with model_named_by("model.name", "the base model"):
         base = load_lm(resolve(settings.base_model), dtype, trust_remote_code)
     base.to(device).requires_grad_(False)
     if dtype == torch.float64:
@@ -205,7 +205,9 @@ def load_lm(path: str, dtype: torch.dtype, trust_remote_code: bool, **options: A
     require_full_weights(Path(path))
     config = load_config(path, trust_remote_code)
     if config.is_encoder_decoder:
-        raise InputError(f"model.name: {path} has an encoder ({config.model_type}); use a decoder-only language model")
+        raise InputError(
+            "model.name", f"{path} has an encoder ({config.model_type})", "use a decoder-only language model"
+        )
     with loading(path):
         _check_padding(config)
         check_sizes(Path(path), config, trust_remote_code)
@@ -241,8 +243,10 @@ def _check_complete(path: str, found: dict[str, Any]) -> None:
     """Refuse a model that lacks weights, which transformers would make up at random."""
     if absent := sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}):
         raise InputError(
-            f"model.name: {path} lacks {len(absent)} of the tensors that its config.json names, "
-            f"or has them in other shapes, such as {absent[0]}; {AGAIN}"
+            "model.name",
+            f"{path} lacks {len(absent)} of the tensors that its config.json names, or has "
+            f"them in other shapes, such as {absent[0]}",
+            AGAIN,
         )
 
 
@@ -252,8 +256,9 @@ def _check_eos(path: str, lm: Any) -> None:
     for token in [] if eos is None else eos if isinstance(eos, list | tuple) else [eos]:
         if type(token) is not int or not 0 <= token < V:
             raise InputError(
-                f"model.name: {path}: eos_token_id is {eos!r:.60} in its generation_config.json or config.json; "
-                f"give a token id from 0 to {V - 1}, or a list of them"
+                "model.name",
+                f"{path}: eos_token_id is {eos!r:.60} in its generation_config.json or config.json",
+                f"give a token id from 0 to {V - 1}, or a list of them",
             )
 
 
@@ -267,7 +272,7 @@ def load_tokenizer(path: Path | str, trust_remote_code: bool) -> PreTrainedToken
         tokenizer.encode("0")  # some settings are looked at only now
     except Exception as error:  # the tokenizers library raises no other
         reason = f"{type(error).__name__}: {first_line(error)}"
-        raise InputError(f"model.name: cannot load the tokenizer of {path}: {reason}; {AGAIN}") from error
+        raise InputError("model.name", f"cannot load the tokenizer of {path}: {reason}", AGAIN) from error
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 

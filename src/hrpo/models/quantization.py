@@ -19,15 +19,15 @@ def check_quantization(kind: Quantization, dtype: str, *, adapters: bool) -> Non
 
     """
     if kind not in get_args(Quantization):
-        raise InputError(f"model.quantization: must be one of {', '.join(get_args(Quantization))}, got {kind}")
+        raise InputError("model.quantization", f"must be one of {', '.join(get_args(Quantization))}, got {kind}")
     if kind == "none":
         return
     if not adapters:
-        raise InputError(f"model.quantization: {kind} weights stay as they are; set model.lora_rank above 0")
+        raise InputError("model.quantization", f"{kind} weights stay as they are", "set model.lora_rank above 0")
     if dtype == "float64":
-        raise InputError(f"model.quantization: {kind} weights do not run in float64; set model.dtype to bfloat16")
+        raise InputError("model.quantization", f"{kind} weights do not run in float64", "set model.dtype to bfloat16")
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise InputError(f"model.quantization: {kind} needs bitsandbytes; pip install 'hrpo[quantization]'")
+        raise InputError("model.quantization", f"{kind} needs bitsandbytes", "pip install 'hrpo[quantization]'")
 
 
 def quantization_options(kind: Quantization, dtype: torch.dtype, device: str | torch.device) -> dict[str, Any]:

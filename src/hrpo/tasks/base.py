@@ -123,7 +123,7 @@ class RewardContext:
         """Take a number for metrics.jsonl, where an update has the mean of its calls."""
         if not math.isfinite(value):
             raise ValueError(f"log_metric got {value} for {name}, which is no finite number")
-        self.metrics.setdefault(str(name), []).append(float(value))
+        self.metrics.setdefault(name, []).append(float(value))
 
 
 @dataclass(frozen=True)
@@ -276,8 +276,8 @@ def prepare(
     solved = [place for place, example in enumerate(left) if example.solution]
     if len(solved) < config.num_fewshot:
         raise InputError(
-            f"task.num_fewshot: {config.num_fewshot} worked examples, but there are {len(solved)} training problems "
-            "with a solution"
+            "task.num_fewshot",
+            f"{config.num_fewshot} worked examples, but there are {len(solved)} training problems with a solution",
         )
     places = random.Random(f"shots/{seed}").sample(solved, config.num_fewshot)
     shots = [left[place] for place in places]

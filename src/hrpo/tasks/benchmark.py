@@ -4,10 +4,7 @@ Reading imports neither torch nor, for files, the `datasets` library.
 """
 
 import functools
-import io
-import json
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -16,12 +13,10 @@ from typing import Any
 from hrpo.common.errors import InputError, of_field
 from hrpo.config.schema import TaskConfig
 from hrpo.tasks.base import Example, Kind, Spec, Task, prepare
-from hrpo.tasks.delimited import read_cells
-from hrpo.tasks.gunzip import Gunzip
+from hrpo.tasks.row_files import Rows, read
 
 # The last three come of Python lists in cells, and of lists in lists in lists.
 PARSING_ERRORS = (KeyError, TypeError, ValueError, IndexError, AttributeError, SyntaxError, MemoryError, RecursionError)
-Rows = Iterable[tuple[str, Any]]  # where a row is, for messages, and what a parser gets
 
 
 @dataclass(frozen=True)
@@ -169,9 +164,9 @@ def check(benchmark: Benchmark, config: TaskConfig, *, test_only: bool = False) 
     for field in ("path", "test_path"):
         value = getattr(config, field)
         if value and not Path(value).exists():
-            raise InputError(f"task.{field}: no file {value}; give a file, or a folder with one")
+            raise InputError(f"task.{field}", f"no file {value}", "give a file, or a folder with one")
     if Path(config.path).is_file() and not benchmark.train:
-        raise InputError(f"task.path: {benchmark.name} is for tests only; give its file as task.test_path")
+        raise InputError("task.path", f"{benchmark.name} is for tests only", "give its file as task.test_path")
     test_path = Path(config.test_path)
     if config.test_path and test_path.is_dir():
         _found(benchmark, "test", test_path)
@@ -207,60 +202,6 @@ def find(split: Split, folder: Path) -> list[Path]:
     return []
 
 
-def read(path: Path) -> Rows:
-    """Return the rows of a file and where they are, read one by one.
-
-    Raises:
-        InputError: there are none.
-
-    """
-    rows = _read(path)
-    first = next(rows, None)
-    if first is None:
-        raise InputError(f"{path}: no rows in it; give a file with problems")
-    return chain([first], rows)
-
-
-def _read(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield the rows of a file and where they are: .jsonl, .json, .csv, .tsv or .txt (tabs), each also as .gz.
-
-    Raises:
-        InputError: it is none of these, or broken; names the line.
-
-    """
-    name = path.name.removesuffix(".gz")
-    suffix = name[name.rfind(".") :]
-    try:
-        with path.open("rb") as file:
-            stream: Any = Gunzip(fileobj=file) if path.suffix == ".gz" else file
-            text = stream.read().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        at = error.object[: error.start].count(b"\n") + 1
-        raise InputError(f"{path}, line {at}: cannot be read: no UTF-8 ({error.reason}); save it as UTF-8") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from error
-    if suffix == ".jsonl":
-        for number, line in enumerate(text.split("\n"), 1):  # no splitlines: U+2028 may be within a row
-            if line.strip():
-                yield f"{path}, line {number}", _json(line, f"{path}, line {number}")
-    elif suffix == ".json":
-        rows = _json(text, str(path))
-        if isinstance(rows, dict):  # TriviaQA's, or a problem alone in its file, as MATH's authors have it
-            rows = rows.get("Data", [rows])
-        if not isinstance(rows, list):
-            raise InputError(f"{path}: must hold a list of rows, or one row; docs/benchmarks.md lists the forms")
-        for number, row in enumerate(rows, 1):
-            yield f"{path}, row {number}", row
-    elif suffix in (".csv", ".tsv", ".txt"):
-        # DPR's question files are tab-separated and called .csv
-        tabs = suffix != ".csv" or "\t" in text.partition("\n")[0]
-        for number, row in read_cells(io.StringIO(text, newline="\n"), "\t" if tabs else ","):
-            if [cell.lower() for cell in row] != ["question", "answer"]:
-                yield f"{path}, line {number}", row
-    else:
-        raise InputError(f"{path}: must end in .jsonl, .json, .csv, .tsv or .txt, or one of these and .gz")
-
-
 def from_hub(split: Split) -> Rows:
     """Yield the rows of a split on the Hub; they are downloaded once.
 
@@ -273,7 +214,8 @@ def from_hub(split: Split) -> Rows:
         import datasets
     except ImportError as error:
         raise InputError(
-            f"task.path: give a file, or install what reads {repository} from the Hub: pip install 'hrpo[data]'"
+            "task.path",
+            f"give a file, or install what reads {repository} from the Hub: pip install 'hrpo[data]'",
         ) from error
     from huggingface_hub.utils import logging
 
@@ -283,7 +225,9 @@ def from_hub(split: Split) -> Rows:
         rows = datasets.load_dataset(repository, config, split=part)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).partition("\n")[0]
-        raise InputError(f"task.path: give a file, since {repository} does not come from the Hub: {reason}") from error
+        raise InputError(
+            "task.path", f"give a file, since {repository} does not come from the Hub: {reason}"
+        ) from error
     for number, row in enumerate(rows, 1):
         if split.keep(row):
             yield f"{repository}, {config}, {part}, row {number}", row
@@ -297,7 +241,9 @@ def _found(benchmark: Benchmark, which: str, folder: Path) -> list[Rows]:
         if not files:
             part, field = ("training", "path") if which == "train" else ("test", "test_path")
             looked = " or ".join(name.partition("|")[0] for name in split.files)
-            raise InputError(f"task.{field}: give the {part} file of {benchmark.name}; no file {looked} in {folder}")
+            raise InputError(
+                f"task.{field}", f"give the {part} file of {benchmark.name}", f"no file {looked} in {folder}"
+            )
         rows.append(_read_all(files))
     return rows
 
@@ -314,18 +260,6 @@ def parsed(benchmark: Benchmark, rows: Rows) -> tuple[list[Example], int]:
             found.append(benchmark.parse(row))
         except PARSING_ERRORS as error:
             reason = f"no row of {benchmark.name} ({type(error).__name__}: {error})"
-            raise InputError(f"{where}: {reason}; docs/benchmarks.md lists the forms") from error
+            raise InputError(where, reason, "docs/benchmarks.md lists the forms") from error
     examples = [example for example in found if example is not None]
     return examples, len(found) - len(examples)
-
-
-def _json(text: str, where: str) -> Any:
-    try:
-        value = json.loads(text)
-        if "\\u" in text:
-            json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text
-    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, say, and 100,000 brackets
-        raise InputError(
-            f"{where}: no JSON ({type(error).__name__}: {error}); mend it: .jsonl has a value a line, .json one in all"
-        ) from error
-    return value

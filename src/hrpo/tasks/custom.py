@@ -36,10 +36,10 @@ def check(config: TaskConfig, *, test_only: bool = False) -> None:
 
     """
     if not Path(config.name).is_file():
-        raise InputError(f"task.name: no file {config.name}")
+        raise InputError("task.name", f"no file {config.name}")
     for field in ("path", "test_path"):
         if getattr(config, field):
-            raise InputError(f"task.{field}: {config.name} brings its own rows; leave {field} out")
+            raise InputError(f"task.{field}", f"{config.name} brings its own rows", f"leave {field} out")
 
 
 def load(config: TaskConfig, seed: int, *, test_only: bool = False) -> Task:
@@ -54,11 +54,11 @@ def load(config: TaskConfig, seed: int, *, test_only: bool = False) -> Task:
     kind, reward, metric = (getattr(module, name, None) for name in ("kind", "reward", "metric"))
     system = getattr(module, "system", SYSTEM_PROMPT)
     if kind is None and reward is None:
-        raise InputError(f"{path}: has neither `kind` nor `reward`, so nothing can judge an answer")
+        raise InputError(str(path), "has neither `kind` nor `reward`, so nothing can judge an answer")
     if kind is not None and kind not in RULES:
-        raise InputError(f"{path}: kind must be one of {', '.join(RULES)}, got {kind!r}")
+        raise InputError(str(path), f"kind must be one of {', '.join(RULES)}, got {kind!r}")
     if not isinstance(system, str):
-        raise InputError(f"{path}: system must be text, got {type(system).__name__}")
+        raise InputError(str(path), f"system must be text, got {type(system).__name__}")
     test = _rows(path, module, "test", kind, seed)
     return prepare(
         config,
@@ -84,7 +84,7 @@ def reward_function(name: str) -> RewardFunction:
     path = Path(file).resolve()
     found = getattr(run_file(path), function, None)
     if found is None:
-        raise InputError(f"task.rewards: there is no function {function} in {path}")
+        raise InputError("task.rewards", f"there is no function {function} in {path}")
     return guard(path, function, found)
 
 
@@ -113,17 +113,17 @@ def guard(path: Path, name: str, function: Any, *, unit: bool = False) -> Reward
 
     """
     if not callable(function):
-        raise InputError(f"{path}: {name} must be a function of completions and columns")
+        raise InputError(str(path), f"{name} must be a function of completions and columns")
 
     def call(completions: list[str], **columns: Any) -> list[float]:
         n = len(completions)
         returned = _run(path, name, _outcome, function, n + 1, completions=completions, **columns)
         if not isinstance(returned, list):
             shown = _run(path, name, repr, returned)
-            raise InputError(f"{path}: {name} must return a list of numbers, not {shown:.60}")
+            raise InputError(str(path), f"{name} must return a list of numbers, not {shown:.60}")
         if len(returned) != n:
             count = f"{len(returned)}" if len(returned) < n else f"more than {n}"
-            raise InputError(f"{path}: {name} returned {count} values for {n} completions")
+            raise InputError(str(path), f"{name} returned {count} values for {n} completions")
         return [_number(path, name, value, place, unit) for place, value in enumerate(returned, 1)]
 
     return call
@@ -166,12 +166,13 @@ def _number(path: Path, name: str, value: Any, place: int, unit: bool) -> float:
         number = math.inf
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"{path}: {name} must return a list of numbers, got {type(value).__name__} for completion {place}"
+            str(path),
+            f"{name} must return a list of numbers, got {type(value).__name__} for completion {place}",
         ) from error
     if not abs(number) <= LARGEST or (unit and not 0 <= number <= 1):
         wanted = f"a number of at most {LARGEST:.2g}" if math.isfinite(number) else "a finite number"
         wanted = "a number from 0 to 1" if unit else wanted
-        raise InputError(f"{path}: {name} must return {wanted}, got {number} for completion {place}")
+        raise InputError(str(path), f"{name} must return {wanted}, got {number} for completion {place}")
     return number
 
 
@@ -190,17 +191,17 @@ def _run(path: Path, name: str, function: Callable[..., Any], /, *args: Any, **c
             where = f", line {frames[-1].lineno}"
             where += "" if frames[-1].name == "<module>" else f", in {frames[-1].name}"
         text = " ".join(str(error).split())
-        raise InputError(f"{path}{where}: {type(error).__name__}: {text}") from error
+        raise InputError(f"{path}{where}", f"{type(error).__name__}: {text}") from error
 
 
 def _rows(path: Path, module: ModuleType, split: str, kind: str | None, seed: int) -> list[Example]:
     if not hasattr(module, split):
-        raise InputError(f"{path}: has no `{split}`: a list of rows, or a function of a seed that returns one")
+        raise InputError(str(path), f"has no `{split}`: a list of rows, or a function of a seed that returns one")
     rows = getattr(module, split)
     if callable(rows):
         rows = _run(path, split, rows, seed)
     if not isinstance(rows, list | tuple):
-        raise InputError(f"{path}: {split} must be a list of rows, got {type(rows).__name__}")
+        raise InputError(str(path), f"{split} must be a list of rows, got {type(rows).__name__}")
     return [_example(f"{path}, {split} row {number}", row, kind) for number, row in enumerate(rows, 1)]
 
 
@@ -208,35 +209,38 @@ def _conversation(where: str, turns: list[Any]) -> Conversation:
     """Return a prompt that is a list of messages."""
     for turn in turns:
         if not (isinstance(turn, Mapping) and turn.get("role") in ROLES and isinstance(turn.get("content"), str)):
-            raise InputError(f"{where}: a turn of a prompt needs a role ({', '.join(ROLES)}) and a content (text)")
+            raise InputError(where, f"a turn of a prompt needs a role ({', '.join(ROLES)}) and a content (text)")
     roles = [turn["role"] for turn in turns]
     if roles[-1:] != ["user"] or "system" in roles[1:]:
-        raise InputError(f"{where}: a prompt that is a conversation ends with the user, and only begins with a system")
+        raise InputError(
+            where,
+            "a prompt that is a conversation ends with the user, and only begins with a system",
+        )
     return Conversation(turns)
 
 
 def _example(where: str, row: Any, kind: str | None) -> Example:
     if not isinstance(row, Mapping):
-        raise InputError(f"{where}: must be a dict with prompt and gold, got {type(row).__name__}")
+        raise InputError(where, f"must be a dict with prompt and gold, got {type(row).__name__}")
     prompt, gold, solution = row.get("prompt"), row.get("gold"), row.get("solution", "")
     if isinstance(prompt, list):
         prompt = _conversation(where, prompt)
     if not isinstance(prompt, str) or not prompt:
-        raise InputError(f"{where}: has no prompt (text)")
+        raise InputError(where, "has no prompt (text)")
     golds = [gold] if isinstance(gold, str) else gold
     if not isinstance(golds, list) or not golds or not all(isinstance(text, str) for text in golds):
-        raise InputError(f"{where}: has no gold (text, or a list of texts)")
+        raise InputError(where, "has no gold (text, or a list of texts)")
     if kind not in (None, "qa") and len(golds) != 1:
-        raise InputError(f"{where}: kind {kind} takes one gold answer, got {len(golds)}")
+        raise InputError(where, f"kind {kind} takes one gold answer, got {len(golds)}")
     if not isinstance(solution, str):
-        raise InputError(f"{where}: solution must be text, got {type(solution).__name__}")
+        raise InputError(where, f"solution must be text, got {type(solution).__name__}")
     if solution and DELIMITER not in solution:
         solution = f"{solution.rstrip()}\n{DELIMITER} {golds[0]}"
     columns = {name: value for name, value in row.items() if name not in ("prompt", "gold", "solution")}
     for name in RESERVED:
         if name in columns:
-            raise InputError(f"{where}: a column cannot be called {name}: reward functions get something else by it")
+            raise InputError(where, f"a column cannot be called {name}: reward functions get something else by it")
     try:
         return Example(prompt, gold if isinstance(gold, str) else golds, solution, columns)
     except ValueError as error:
-        raise InputError(f"{where}: {error}") from error
+        raise InputError(where, str(error)) from error

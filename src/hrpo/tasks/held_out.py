@@ -28,7 +28,9 @@ def hold_out(task: Task, count: int, seed: int) -> tuple[list[Example], Task]:
         rest = [example for example in task.train if essence(example) not in held_out]
     if len(held_out) < count or not rest:
         raise InputError(
-            f"keep.problems: {count} held out of {len(task.train)} training problems leave none to train on; lower it"
+            "keep.problems",
+            f"{count} held out of {len(task.train)} training problems leave none to train on",
+            "lower it",
         )
     return list(held_out.values()), dataclasses.replace(task, train=rest)
 

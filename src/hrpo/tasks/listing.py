@@ -22,7 +22,7 @@ def list_tasks(folder: str = "") -> Iterator[str]:
 
     """
     if folder and not Path(folder).is_dir():
-        raise InputError(f"task.path: there is no folder {folder}")
+        raise InputError("task.path", f"there is no folder {folder}")
     yield _LINE.format("task", "metric", "train", "test", "at hand", "licence", "source")
     for name, spec in TASKS.items():
         train = f"{spec.train:,}" if spec.train else "-"

@@ -34,7 +34,7 @@ def names() -> list[str]:
 def check_installed() -> None:
     """Refuse to go on without reasoning-gym."""
     if not names():
-        raise InputError("task.name: reasoning-gym is not installed: pip install 'hrpo[reasoning-gym]'")
+        raise InputError("task.name", "reasoning-gym is not installed: pip install 'hrpo[reasoning-gym]'")
 
 
 def check(config: TaskConfig, *, test_only: bool = False) -> None:
@@ -42,12 +42,14 @@ def check(config: TaskConfig, *, test_only: bool = False) -> None:
     check_installed()
     name = config.name.removeprefix(PREFIX)
     if name not in names():
-        raise InputError(f"task.name: reasoning-gym has no data set {name!r}; `hrpo tasks reasoning_gym` lists them")
+        raise InputError(
+            "task.name", f"reasoning-gym has no data set {name!r}", "`hrpo tasks reasoning_gym` lists them"
+        )
     for field in ("path", "test_path"):
         if getattr(config, field):
-            raise InputError(f"task.{field}: the problems of {config.name} are generated; leave {field} out")
+            raise InputError(f"task.{field}", f"the problems of {config.name} are generated", f"leave {field} out")
     if config.num_fewshot:
-        raise InputError(f"task.num_fewshot: the problems of {config.name} have no worked solutions")
+        raise InputError("task.num_fewshot", f"the problems of {config.name} have no worked solutions")
 
 
 def load(config: TaskConfig, seed: int, *, test_only: bool = False) -> Task:
@@ -102,7 +104,7 @@ class Problems(Sequence[Example]):
             example = _example(self.dataset[place])
             if example.question not in self.seen:
                 return example
-        raise InputError(f"task.name: this data set has too few problems: {TRIES} in a row are test problems")
+        raise InputError("task.name", f"this data set has too few problems: {TRIES} in a row are test problems")
 
 
 def make(name: str, seed: int, size: int) -> Any:
@@ -112,7 +114,7 @@ def make(name: str, seed: int, size: int) -> Any:
     try:
         return reasoning_gym.create_dataset(name, seed=seed, size=size)
     except (AssertionError, TypeError, ValueError, ImportError, OSError) as error:
-        raise InputError(f"task.name: reasoning-gym cannot make {name}: {error}") from error
+        raise InputError("task.name", f"reasoning-gym cannot make {name}: {error}") from error
 
 
 def _score(name: str, answer: str, entry: dict[str, Any]) -> float:

@@ -31,7 +31,7 @@ def evaluation_in(folder: Path) -> dict[str, Any]:
     try:
         sum(part["greedy"]["problems"] for part in evaluation.values())
     except (AttributeError, KeyError, TypeError) as error:
-        raise InputError(f"--resume: {path} is damaged (it holds no evaluation); {again}") from error
+        raise InputError("--resume", f"{path} is damaged (it holds no evaluation)", again) from error
     return evaluation
 
 

@@ -34,8 +34,9 @@ def longest_prompt(
     room = None if context is None else context - max_new_tokens
     if room is not None and room < 1:
         raise InputError(
-            f"{field}: {max_new_tokens} leave no room for a prompt in the model's "
-            f"{context_text(model.bare_lm.config)}; lower it"
+            field,
+            f"{max_new_tokens} leave no room for a prompt in the model's {context_text(model.bare_lm.config)}",
+            "lower it",
         )
     limits = [limit for limit in (room, max_prompt_tokens) if limit]
     return min(limits, default=None)
@@ -67,17 +68,21 @@ def fitting(task: Task, model: HybridCausalLM, rollout: RolloutConfig, tested: i
     drop = set(too_long(model, task, train, limit))
     if drop and endless:
         raise InputError(
-            f"rollout.max_prompt_tokens: training problems have prompts above {limit} tokens, the most that it and "
-            f"rollout.max_new_tokens leave in the model's {context_text(model.bare_lm.config)}; raise it, lower "
-            "rollout.max_new_tokens, or show fewer worked examples (task.num_fewshot)"
+            "rollout.max_prompt_tokens",
+            f"training problems have prompts above {limit} tokens, the most that it and "
+            "rollout.max_new_tokens leave in the model's "
+            f"{context_text(model.bare_lm.config)}",
+            "raise it, lower rollout.max_new_tokens, or show fewer worked examples (task.num_fewshot)",
         )
-    field = (
-        f"rollout.max_prompt_tokens: of {len(train)} training problems {len(drop)} have a prompt above {limit} tokens"
-    )
+    said = f"of {len(train)} training problems {len(drop)} have a prompt above {limit} tokens"
     if drop and rollout.long_prompts == "refuse":
-        raise InputError(f"{field}; raise it, or set rollout.long_prompts to drop")
+        raise InputError("rollout.max_prompt_tokens", said, "raise it, or set rollout.long_prompts to drop")
     if drop and len(drop) == len(train):
-        raise InputError(f"{field}, which leaves none; raise it, or show fewer worked examples (task.num_fewshot)")
+        raise InputError(
+            "rollout.max_prompt_tokens",
+            f"{said}, which leaves none",
+            "raise it, or show fewer worked examples (task.num_fewshot)",
+        )
     check_test_prompts(task, model, task.test[:tested], most, "rollout.max_new_tokens")
     task = _without(task, {f"training problems with a prompt above {limit} tokens": drop} if drop else {})
     return task if target is None else _written(task, model, target, rollout.long_prompts)
@@ -112,9 +117,9 @@ def _written(task: Task, model: HybridCausalLM, target: Target, long_prompts: Lo
     which = f"training problems that have with their {target} over {context} tokens"
     said = f"{len(long)} of {len(task.train)} {which}"
     if long and long_prompts == "refuse":
-        raise InputError(f"sft.target: {said}; set task.max_solution_chars, or rollout.long_prompts to drop")
+        raise InputError("sft.target", said, "set task.max_solution_chars, or rollout.long_prompts to drop")
     if len(long | apart) == len(task.train):
-        raise InputError(f"sft.target: {said}, which leaves none; take answer, or a model with a longer context")
+        raise InputError("sft.target", f"{said}, which leaves none", "take answer, or a model with a longer context")
     dropped = {
         which: long,
         f"training problems whose {target} the chat template does not write after its prompt": apart,
@@ -141,9 +146,11 @@ def check_test_prompts(
     count = len(too_long(model, task, problems, limit))
     if count:
         raise InputError(
-            f"{field}: {count} of {len(problems)} test prompts have over {limit} tokens, so that the model's "
-            f"{context_text(model.bare_lm.config)} has no room for {max_new_tokens} more; take shorter prompts "
-            "(task.num_fewshot) or answers, or another model"
+            field,
+            f"{count} of {len(problems)} test prompts have over {limit} tokens, so that the "
+            f"model's {context_text(model.bare_lm.config)} has no room for {max_new_tokens} "
+            "more",
+            "take shorter prompts (task.num_fewshot) or answers, or another model",
         )
 
 

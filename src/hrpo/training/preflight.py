@@ -58,7 +58,7 @@ def check_run(config: TrainConfig) -> Check:
 
     """
     if config.check.prompts == 0:
-        raise InputError("check.prompts: must be at least 1 to check anything, got 0")
+        raise InputError("check.prompts", "must be at least 1 to check anything, got 0")
     with tempfile.TemporaryDirectory() as folder:
         run = Run(dataclasses.replace(config, output_dir=folder))
         show_dropped(run.trainer.task)

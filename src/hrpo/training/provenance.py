@@ -48,11 +48,12 @@ def check_provenance(folder: Path, now: Mapping[str, Any]) -> None:
         changed = [f"the base model's {name}" for name in changed_names(*models)]
         changed += [f"the {name}" for name in changed_names(then["problems"], now["problems"])]
     except (AttributeError, KeyError, TypeError) as error:
-        raise InputError(f"--resume: {path} is damaged ({type(error).__name__}: {error}); {fix}") from error
+        raise InputError("--resume", f"{path} is damaged ({type(error).__name__}: {error})", fix) from error
     if changed:
         raise InputError(
-            f"--resume: {', '.join(changed)} changed since the run began (model.name, task.path, task.test_path); put "
-            "back what it began with, or give --name for another run"
+            "--resume",
+            f"{', '.join(changed)} changed since the run began (model.name, task.path, task.test_path)",
+            "put back what it began with, or give --name for another run",
         )
 
 

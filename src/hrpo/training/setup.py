@@ -34,7 +34,7 @@ def algorithm_of(name: str) -> type[Algorithm]:
 
     """
     if name not in ALGORITHMS:
-        raise InputError(f"algorithm: must be one of {', '.join(ALGORITHMS)}, got {name!r}")
+        raise InputError("algorithm", f"must be one of {', '.join(ALGORITHMS)}, got {name!r}")
     return ALGORITHMS[name]
 
 
@@ -155,7 +155,7 @@ def check_train(task: Task, updates: int, target: Target | None) -> None:
     """
     if not task.train:
         why = "".join(f"; left out {count} {which}" for which, count in task.dropped.items())
-        raise InputError(f"task.path: no training problems are left{why}; give a file with other problems")
+        raise InputError("task.path", f"no training problems are left{why}", "give a file with other problems")
     if target is None:
         score(task, [task.train[0]], [""], RewardContext([[]], updates=updates))
     else:
@@ -178,7 +178,9 @@ def check_fit(model: HybridCausalLM, top_k: int, completions: int, max_new_token
 
     """
     if top_k > model.vocab_size and top_k != RolloutConfig().top_k:
-        raise InputError(f"rollout.top_k: the model has {model.vocab_size} tokens, got {top_k}; 0 takes all of them")
+        raise InputError(
+            "rollout.top_k", f"the model has {model.vocab_size} tokens, got {top_k}", "0 takes all of them"
+        )
     if completions:
         mode = mode_of(model.settings.latent_mode, model.settings.mixed_in)
         with named_by({"group_size": "rollout.group_size"}):

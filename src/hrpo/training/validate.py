@@ -1,5 +1,7 @@
 """Settings that cannot train: numbers outside the bounds in their types, and those that do not go together."""
 
+from collections.abc import Iterator
+
 from hrpo.common.errors import InputError
 from hrpo.config.bounds import outside_types
 from hrpo.config.schema import TrainConfig
@@ -18,51 +20,57 @@ def check_config(config: TrainConfig) -> None:
         InputError: names each of them, and what it may be; then also what is wrong with the task's.
 
     """
-    algorithm, rollout = algorithm_of(config.algorithm), config.rollout
-    latent = latent_of(config.algorithm, config.latent)
-    engine_of(rollout.engine)
-    mode = mode_of(latent.mode, latent.mixed_in, "latent.mode")
-    rules = [
-        (
-            is_installed(config.report_to),
-            f"report_to: {config.report_to} is not installed; pip install {config.report_to}",
-        ),
-        (
-            0 < latent.r_min <= latent.r_max < 1,
-            f"latent.r_min: needs 0 < r_min <= r_max < 1, got {latent.r_min} and {latent.r_max}",
-        ),
-        (
-            mode.trains,
-            f"latent.mode: {latent.mode} is training-free: evaluate a model in it; to train, choose another",
-        ),
-        (
-            config.loss.policy != "sampler" or mode.source != "hidden" or rollout.top_k <= SHOWN_CANDIDATES,
-            f"loss.policy: sampler needs all candidates, of which runs on hidden states keep {SHOWN_CANDIDATES}; "
-            f"set rollout.top_k to at most that, or 0",
-        ),
-        (
-            config.loss.policy == "model" or not algorithm.has_ratio,
-            f"loss.policy: {config.algorithm} compares log-probabilities with those recorded while sampling, which are "
-            "of the model's unscaled logits; set it to model",
-        ),
-        (
-            config.sharding == "none" or config.model.quantization == "none",
-            "sharding: quantized weights cannot be sharded; set sharding or model.quantization to none",
-        ),
-        (
-            config.keep.best == 0 or config.keep.problems > 0,
-            "keep.best: nothing tells which are best; set keep.problems to how many training problems shall",
-        ),
-        (
-            config.keep.best == 0 or config.keep.save_total_limit > 0,
-            "keep.best: all checkpoints stay while keep.save_total_limit is 0; set it to how many shall",
-        ),
-    ]
-    wrong = list(outside_types(config))
-    wrong += [message for holds, message in rules if not holds]
+    algorithm_of(config.algorithm)
+    engine_of(config.rollout.engine)
+    wrong = [*outside_types(config), *_contradictions(config)]
     if wrong:
         try:
             check_task(config.task)
         except InputError as error:
-            wrong.append(str(error))
-        raise InputError("; also ".join(wrong))
+            wrong.append(error)
+        raise InputError.joined(wrong)
+
+
+def _contradictions(config: TrainConfig) -> Iterator[InputError]:
+    """Yield what does not go together."""
+    algorithm, rollout = algorithm_of(config.algorithm), config.rollout
+    latent = latent_of(config.algorithm, config.latent)
+    mode = mode_of(latent.mode, latent.mixed_in, "latent.mode")
+    if not is_installed(config.report_to):
+        yield InputError("report_to", f"{config.report_to} is not installed", f"pip install {config.report_to}")
+    if not 0 < latent.r_min <= latent.r_max < 1:
+        yield InputError("latent.r_min", f"needs 0 < r_min <= r_max < 1, got {latent.r_min} and {latent.r_max}")
+    if not mode.trains:
+        yield InputError(
+            "latent.mode",
+            f"{latent.mode} is training-free: evaluate a model in it",
+            "to train, choose another",
+        )
+    if config.loss.policy == "sampler" and mode.source == "hidden" and rollout.top_k > SHOWN_CANDIDATES:
+        yield InputError(
+            "loss.policy",
+            f"sampler needs all candidates, of which runs on hidden states keep {SHOWN_CANDIDATES}",
+            "set rollout.top_k to at most that, or 0",
+        )
+    if config.loss.policy != "model" and algorithm.has_ratio:
+        yield InputError(
+            "loss.policy",
+            f"{config.algorithm} compares log-probabilities with those recorded while "
+            "sampling, which are of the model's unscaled logits",
+            "set it to model",
+        )
+    if config.sharding != "none" and config.model.quantization != "none":
+        fix = "set sharding or model.quantization to none"
+        yield InputError("sharding", "quantized weights cannot be sharded", fix)
+    if config.keep.best and not config.keep.problems:
+        yield InputError(
+            "keep.best",
+            "nothing tells which are best",
+            "set keep.problems to how many training problems shall",
+        )
+    if config.keep.best and not config.keep.save_total_limit:
+        yield InputError(
+            "keep.best",
+            "all checkpoints stay while keep.save_total_limit is 0",
+            "set it to how many shall",
+        )
