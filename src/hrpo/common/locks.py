@@ -1,6 +1,5 @@
 """Locks of the file system: who writes in a folder, or a file, is alone with it."""
 
-import fcntl
 import functools
 import os
 import weakref
@@ -9,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 from weakref import WeakValueDictionary
+
+from filelock import lock_descriptor
 
 from hrpo.common.errors import InputError
 from hrpo.common.output import warn
@@ -34,9 +35,8 @@ class Lock:
         self.place, self.key, self.handle = place.absolute(), place.resolve(), os.open(place, os.O_RDONLY)
         self.close = weakref.finalize(self, os.close, self.handle)
         try:
-            fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise refused from error
+            if not lock_descriptor(self.handle, blocking=False):
+                raise refused
         except OSError as error:
             _warn_once(f"no locks here ({error.strerror}), so nothing keeps a second process from writing to it too")
 
@@ -76,8 +76,7 @@ def one_at_a_time(folder: Path) -> Iterator[bool]:
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            locked = True
+            locked = lock_descriptor(handle)
         except OSError:
             locked = False
         yield locked
