@@ -24,6 +24,7 @@ from peft.tuners.lora import LoraLayer
 from torch.nn import functional as F
 
 from hrpo import HybridCausalLM
+from hrpo.common.metrics import MEAN_LENGTH
 from hrpo.engine.cpu.linear import CACHES, OneDNN
 from hrpo.engine.head import CPU_COLUMNS, ROWS
 from hrpo.engine.layers import linear_layers
@@ -194,7 +195,7 @@ def work(options: argparse.Namespace) -> None:
             asked.wait()
             start = clock()
             metrics = trainer.train_step()
-            asked.answer(seconds=clock() - start, length=metrics["length"])
+            asked.answer(seconds=clock() - start, length=metrics[MEAN_LENGTH])
 
 
 if __name__ == "__main__":

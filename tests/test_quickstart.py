@@ -23,5 +23,5 @@ def test_quickstart_learns(seed, tmp_path):
         assert after["accuracy"] - before["accuracy"] >= 0.25
         assert before["accuracy_interval"][1] < after["accuracy_interval"][0]
     metrics = read_lines(folder / "metrics.jsonl")
-    assert metrics[0]["signal"] >= 0.5
-    assert max(row["replay_error"] for row in metrics) < 1e-4
+    assert metrics[0]["frac_reward_zero_std"] <= 0.5
+    assert max(row["sampling/sampling_logp_difference/max"] for row in metrics) < 1e-4

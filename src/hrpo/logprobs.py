@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hrpo.common.errors import InputError
+from hrpo.common.metrics import LOGP_GAP
 from hrpo.config.schema import Policy
 from hrpo.data import Metrics, Rollout
 from hrpo.engine.interface import DEFAULT, EngineOptions, TrainingKernels
@@ -141,21 +142,21 @@ def broken_replay(metrics: Metrics, *, exact: bool, rounded: Metrics | None = No
     """Return why an update must not be taken: what was sampled is not what is learnt from.
 
     Args:
-        metrics: of the update, with "replay_error", the largest difference of a token's log-probability when it was
-            sampled and when it was replayed, and "replay_error_mean", the mean.
+        metrics: of the update, with the largest difference of a token's log-probability when it was sampled and when
+            it was replayed, and the mean of these differences; see `replay_errors`.
         exact: the model computes in float32 or float64.
         rounded: the same of a replay beside one whose embeddings are rounded otherwise; tells a mistake in the code
             from weights so large that rounding decides.
 
     """
-    largest, mean = metrics.get("replay_error", 0.0), metrics.get("replay_error_mean", 0.0)
+    largest, mean = metrics.get(f"{LOGP_GAP}/max", 0.0), metrics.get(f"{LOGP_GAP}/mean", 0.0)
     if exact and largest > EXACT:
         said = f"differ by up to {largest:.2g} from those sampled, where rounding makes {EXACT:g} at most"
-        cause = _of_rounding(largest, (rounded or {}).get("replay_error", 0.0))
+        cause = _of_rounding(largest, (rounded or {}).get(f"{LOGP_GAP}/max", 0.0))
         cause = cause or "this is a bug of hrpo or of the model's code, please report it"
     elif not exact and mean > MEAN_BF16:
         said = f"differ by {mean:.2g} on average from those sampled, where rounding makes {MEAN_BF16:g} at most"
-        cause = _of_rounding(mean, (rounded or {}).get("replay_error_mean", 0.0), ", or set model.dtype to float32")
+        cause = _of_rounding(mean, (rounded or {}).get(f"{LOGP_GAP}/mean", 0.0), ", or set model.dtype to float32")
         cause = cause or "set model.dtype to float32, and please report it"
     else:
         return None
@@ -176,7 +177,7 @@ def replay_errors(gaps: Tensor) -> Metrics:
     """Return the largest, the mean and the 99 % quantile of the tokens' differences: (tokens,)."""
     quantile = gaps.kthvalue(max(1, math.ceil(0.99 * len(gaps)))).values
     largest, mean, most = torch.stack([gaps.max(), gaps.mean(), quantile]).tolist()
-    return {"replay_error": largest, "replay_error_mean": mean, "replay_error_99": most}
+    return {f"{LOGP_GAP}/max": largest, f"{LOGP_GAP}/mean": mean, f"{LOGP_GAP}/p99": most}
 
 
 @contextlib.contextmanager

@@ -226,7 +226,12 @@ def finished():
     """Results of two arms from three seeds; the second gains .1, .2 and .3 over the first."""
     settings = {"max_steps": 2, "task": {"name": "arithmetic"}, "eval": {"problems": 100}}
     right = {phase: dict.fromkeys(("greedy", "sampled"), "01" * 50) for phase in ("before", "after")}
-    metrics = {"step": [1, 2], "rollout_seconds": [30, 30], "update_seconds": [31, 31], "length": [9, 8]}
+    metrics = {
+        "step": [1, 2],
+        "rollout_seconds": [30, 30],
+        "update_seconds": [31, 31],
+        "completions/mean_length": [9, 8],
+    }
     return {
         (arm, seed): RunResult.from_json(
             {
@@ -260,7 +265,7 @@ def test_numbers_by_hand(finished):
     assert (length.mean, *length.interval) == pytest.approx((11, 11 - 10 * half, 11 + 10 * half))
     assert comparison.seconds == {"discrete": 122, "hybrid": 122}
     change = Change(1, first=[9] * 3, last=[8] * 3, change=-1, interval=(-1, -1))
-    assert comparison.training == {arm: {"length": change} for arm in ("discrete", "hybrid")}
+    assert comparison.training == {arm: {"completions/mean_length": change} for arm in ("discrete", "hybrid")}
     text = markdown(comparison)
     assert "| hybrid | 20.0% | 60.0% [35.2%, 84.8%] | 10.0% | 50.0% [25.2%, 74.8%] | 11.0 [8.5, 13.5] | " in text
     assert "| 0.100 [0.100, 0.100] | 2:02 |" in text

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from hrpo.common.metrics import with_trl_names
 from hrpo.config.old_names import with_new_names
 from hrpo.experiments.summary import markdown, summarize
 from hrpo.reports.results import DecodeMode, Evaluation, RunResult
@@ -15,14 +16,20 @@ KEPT = json.loads((STUDY / "hybrid-1.json").read_text())
 
 
 def test_every_result_of_the_study_is_written_back_as_it_was():
-    """But for its settings, which have the names of this version."""
+    """But for its settings and metrics, which have the names of this version."""
     texts = [path.read_text() for path in STUDY.rglob("*.json")]
     kept = [text for text in texts if "right" in json.loads(text)]
     assert len(kept) == 174
     for text in kept:
         data = json.loads(text)
         settings, _ = with_new_names(data["settings"])
-        assert json.dumps(RunResult.from_json(data).to_json()) == json.dumps({**data, "settings": settings})
+        written = RunResult.from_json(data).to_json()
+        assert json.dumps(written.pop("metrics")) == json.dumps(with_trl_names(data.pop("metrics"), others))
+        assert json.dumps(written) == json.dumps({**data, "settings": settings})
+
+
+def others(shares):
+    return [1 - share for share in shares]
 
 
 @pytest.mark.parametrize("name", ["modes", "ablations", "loss"])
@@ -39,8 +46,14 @@ def test_a_comparison_of_the_study_made_again(name):
     assert [line for line in markdown(comparison, name).splitlines() if line.startswith("|")] == rows
     assert leaves(json.loads(json.dumps(comparison.to_json()))) == {
         path: pytest.approx(value, rel=1e-9, abs=1e-12) if isinstance(value, float) else value
-        for path, value in leaves(before).items()
+        for path, value in leaves(renamed(before)).items()
     }
+
+
+def renamed(comparison):
+    """Its training metrics by the names of this version."""
+    training = {arm: with_trl_names(metrics) for arm, metrics in comparison["training"].items()}
+    return {**comparison, "training": training}
 
 
 def place(arm, seed):

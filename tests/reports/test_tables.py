@@ -39,7 +39,12 @@ def scores(**changes):
 def test_rows_of_a_run():
     metric = {"metric": 0.75, "metric_interval": [0.5, 1.0]}
     evaluation = Evaluation.from_json({"before": {"greedy": scores()}, "after": {"greedy": scores(**metric)}})
-    metrics = [{"reward": 0.125, "signal": 0.5}, {}, {"reward": 0.25, "signal": 0.75}, {"signal": 1.0}]
+    metrics = [
+        {"reward": 0.125, "frac_reward_zero_std": 0.5},
+        {},
+        {"reward": 0.25, "frac_reward_zero_std": 0.25},
+        {"frac_reward_zero_std": 0.0},
+    ]
     accuracy, lenient = "25.0% [12.5%, 75.0%]", "50.0% [12.5%, 75.0%]"
     assert run_rows(evaluation, metrics) == [
         ["greedy accuracy", accuracy, accuracy],
@@ -51,7 +56,7 @@ def test_rows_of_a_run():
         ["completions with one delimiter", "-", "-"],
         ["hidden ratio", "-", "-"],
         ["training reward", "0.125", "0.250"],
-        ["groups with a signal", "50%", "100%"],
+        ["groups without a signal", "50%", "0%"],
     ]
 
 

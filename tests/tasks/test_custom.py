@@ -498,7 +498,7 @@ async def reward(completions, completion_ids, trainer_state, log_extra, log_metr
     assert all(isinstance(c, str) == isinstance(p, str) for c, p in zip(completions, columns["prompts"]))
     log_extra("first", [ids[:1] for ids in completion_ids])
     log_metric("seen", trainer_state.global_step)
-    log_metric("length", 99)
+    log_metric("completions/mean_length", 99)
     return [None if trainer_state.global_step == 1 or n % 2 else float(n) for n in range(len(completions))]
 """
     )
@@ -508,9 +508,9 @@ async def reward(completions, completion_ids, trainer_state, log_extra, log_metr
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["seen"] for row in rows] == [0, 1, 2]
     assert ["reward" in row for row in rows] == [True, False, True]
-    assert all(row["length"] <= 4 for row in rows)  # a metric of hrpo's own
+    assert all(row["completions/mean_length"] <= 4 for row in rows)  # a metric of hrpo's own
     assert rows[0]["reward"] == 7  # 0, 2, ... 14
-    assert [row["signal"] for row in rows] == [1, 0, 1]
+    assert [row["frac_reward_zero_std"] for row in rows] == [0, 1, 0]
     samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
     assert [row["reward"] for row in samples] == [0, None, 2, None, *[None] * 4, 0, None, 2, None]
     assert all(row["first"].startswith("[") for row in samples)

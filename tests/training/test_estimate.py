@@ -125,7 +125,9 @@ print(peak_memory(torch.device("cpu")))
     done = subprocess.run([sys.executable, "-c", code, *settings], capture_output=True, text=True, check=True)
     peak = int(done.stdout.splitlines()[-1])
     (folder,) = tmp_path.iterdir()
-    longest = max(json.loads(line)["length"] for line in (folder / "metrics.jsonl").read_text().splitlines())
+    longest = max(
+        json.loads(line)["completions/mean_length"] for line in (folder / "metrics.jsonl").read_text().splitlines()
+    )
     config = TrainConfig(
         gradient_checkpointing=True if "--gradient_checkpointing=true" in words else "auto",
         model=ModelConfig("smollm2-135m", "bfloat16" if "--model.dtype=bfloat16" in words else "float32"),
@@ -158,7 +160,10 @@ def test_measured_in_two_processes(lora_rank, sharding, tmp_path):
     )
     in_processes(2, [str(script), str(tmp_path / "peak-"), *words])
     peaks = [int((tmp_path / f"peak-{rank}").read_text()) for rank in range(2)]
-    longest = max(json.loads(line)["length"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    longest = max(
+        json.loads(line)["completions/mean_length"]
+        for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    )
     config = TrainConfig(
         sharding=sharding,
         model=ModelConfig("smollm2-135m", lora_rank=lora_rank),

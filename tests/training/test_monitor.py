@@ -10,18 +10,39 @@ from hrpo.training.monitor import GUARDS, active, onsets, skipped_in_a_row
 
 # The quickstart's means over ten updates, at the start, in the middle and at the end.
 HEALTHY = [
-    {"reward": 0.45, "signal": 0.97, "length": 13.2, "entropy": 0.15, "kl": 0.003, "repeated_delimiter": 0.052},
-    {"reward": 0.80, "signal": 0.72, "length": 23.8, "entropy": 0.037, "kl": 0.022, "repeated_delimiter": 0.039},
-    {"reward": 0.91, "signal": 0.38, "length": 26.1, "entropy": 0.015, "kl": 0.023, "repeated_delimiter": 0.014},
+    {
+        "reward": 0.45,
+        "frac_reward_zero_std": 0.03,
+        "completions/mean_length": 13.2,
+        "entropy": 0.15,
+        "kl": 0.003,
+        "repeated_delimiter": 0.052,
+    },
+    {
+        "reward": 0.80,
+        "frac_reward_zero_std": 0.28,
+        "completions/mean_length": 23.8,
+        "entropy": 0.037,
+        "kl": 0.022,
+        "repeated_delimiter": 0.039,
+    },
+    {
+        "reward": 0.91,
+        "frac_reward_zero_std": 0.62,
+        "completions/mean_length": 26.1,
+        "entropy": 0.015,
+        "kl": 0.023,
+        "repeated_delimiter": 0.014,
+    },
 ]
 SICK = {
     "entropy": ({"entropy": 0.001}, r"entropy is 0\.001 nats a token.*rollout\.temperature"),
-    "longer": ({"length": 60}, "have grown from 13 to 60 tokens.*samples"),
-    "shorter": ({"length": 2}, "have shrunk from 13 to 2 tokens.*samples"),
-    "signal": ({"signal": 0.02}, r"2% of the groups have a signal \(mean reward 0\.91\).*hrpo check"),
+    "longer": ({"completions/mean_length": 60}, "have grown from 13 to 60 tokens.*samples"),
+    "shorter": ({"completions/mean_length": 2}, "have shrunk from 13 to 2 tokens.*samples"),
+    "signal": ({"frac_reward_zero_std": 0.98}, r"2% of the groups have a signal \(mean reward 0\.91\).*hrpo check"),
     "kl": ({"kl": 3.0}, r"is 3 nats a token.*loss\.beta"),
     "repeated delimiter": ({"repeated_delimiter": 0.5}, r"50% of the completions.*task\.rewards"),
-    "replay": ({"replay_error_99": 0.7}, r"0\.7 or more.*float32"),
+    "replay": ({"sampling/sampling_logp_difference/p99": 0.7}, r"0\.7 or more.*float32"),
 }
 
 
@@ -61,38 +82,53 @@ def test_one_odd_update_warns_of_nothing_but_its_replay():
 def test_metrics_that_a_run_has_not():
     """Without a KL, in supervised fine-tuning, and for the first updates."""
     assert active([]) == {}
-    assert active([{"nll": 1.0, "length": 20.0}] * 40) == {}
-    assert active([{"signal": 0.0, "reward": 0.0}] * 9) == {}
-    assert active([{"signal": 0.0, "reward": 0.0}] * 10).keys() == {"signal"}
+    assert active([{"nll": 1.0, "completions/mean_length": 20.0}] * 40) == {}
+    assert active([{"frac_reward_zero_std": 1, "reward": 0.0}] * 9) == {}
+    assert active([{"frac_reward_zero_std": 1, "reward": 0.0}] * 10).keys() == {"signal"}
 
 
 def test_replay_errors():
     gaps = torch.arange(1.0, 201.0) / 1000
     errors = replay_errors(gaps)
-    assert errors["replay_error"] == pytest.approx(0.2)
-    assert errors["replay_error_mean"] == pytest.approx(0.1005)
-    assert errors["replay_error_99"] == pytest.approx(0.198)
-    assert replay_errors(torch.tensor([0.5]))["replay_error_99"] == 0.5
+    assert errors["sampling/sampling_logp_difference/max"] == pytest.approx(0.2)
+    assert errors["sampling/sampling_logp_difference/mean"] == pytest.approx(0.1005)
+    assert errors["sampling/sampling_logp_difference/p99"] == pytest.approx(0.198)
+    assert replay_errors(torch.tensor([0.5]))["sampling/sampling_logp_difference/p99"] == 0.5
 
 
 def test_broken_replay():
-    fine = {"replay_error": 0.0009, "replay_error_mean": 1e-5}
+    fine = {"sampling/sampling_logp_difference/max": 0.0009, "sampling/sampling_logp_difference/mean": 1e-5}
     assert broken_replay(fine, exact=True) is None
-    assert "differ by up to 0.0011" in broken_replay({**fine, "replay_error": 0.0011}, exact=True)
-    rounded = {"replay_error": 3.0, "replay_error_mean": 0.09}
+    assert "differ by up to 0.0011" in broken_replay(
+        {**fine, "sampling/sampling_logp_difference/max": 0.0011}, exact=True
+    )
+    rounded = {"sampling/sampling_logp_difference/max": 3.0, "sampling/sampling_logp_difference/mean": 0.09}
     assert broken_replay(rounded, exact=False) is None
-    assert "0.11 on average" in broken_replay({**rounded, "replay_error_mean": 0.11}, exact=False)
+    assert "0.11 on average" in broken_replay({**rounded, "sampling/sampling_logp_difference/mean": 0.11}, exact=False)
     assert broken_replay({}, exact=True) is None
     nan = float("nan")  # is skipped, not reported as a bug
-    assert broken_replay({"replay_error": nan, "replay_error_mean": nan}, exact=True) is None
+    assert (
+        broken_replay(
+            {"sampling/sampling_logp_difference/max": nan, "sampling/sampling_logp_difference/mean": nan}, exact=True
+        )
+        is None
+    )
 
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_rounding_is_told_from_a_mistake(exact):
-    gaps = {"replay_error": 0.5, "replay_error_mean": 0.2}
+    gaps = {"sampling/sampling_logp_difference/max": 0.5, "sampling/sampling_logp_difference/mean": 0.2}
     assert "report it" in broken_replay(gaps, exact=exact)
-    assert "report it" in broken_replay(gaps, exact=exact, rounded={"replay_error": 0.01, "replay_error_mean": 0.005})
-    said = broken_replay(gaps, exact=exact, rounded={"replay_error": 0.1, "replay_error_mean": 0.1})
+    assert "report it" in broken_replay(
+        gaps,
+        exact=exact,
+        rounded={"sampling/sampling_logp_difference/max": 0.01, "sampling/sampling_logp_difference/mean": 0.005},
+    )
+    said = broken_replay(
+        gaps,
+        exact=exact,
+        rounded={"sampling/sampling_logp_difference/max": 0.1, "sampling/sampling_logp_difference/mean": 0.1},
+    )
     assert "report it" not in said
     assert "alone makes 0.1; lower optimizer.lr" in said
     assert ("float32" in said) != exact

@@ -176,7 +176,7 @@ def test_stopped_run_exits_with_3(capsys, tmp_path):
 
 
 def test_patience():
-    updates = [{"signal": 0.5}, {"signal": 0.0}, {"signal": 0.0}]
+    updates = [{"frac_reward_zero_std": 0.5}, {"frac_reward_zero_std": 1.0}, {"frac_reward_zero_std": 1.0}]
     assert without_signal(updates, 2)
     assert not without_signal(updates, 3)
     assert not without_signal(updates, 4)

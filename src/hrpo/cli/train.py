@@ -31,7 +31,7 @@ def _run_train(args: Namespace) -> None:
     with listening(lambda: "--resume goes on" if begun.exists() else "the same command begins the run") as stop:
         quiet_libraries()
         from hrpo.common.console import console, print_table
-        from hrpo.common.files import read_lines
+        from hrpo.common.metrics import read_metrics
         from hrpo.reports.run_report import problems_of, result_rows
         from hrpo.training.setup import latent_of
         from hrpo.training.train import train
@@ -39,7 +39,11 @@ def _run_train(args: Namespace) -> None:
         evaluation = train(config, resume=args.resume, stop=stop)
     mode = latent_of(config.algorithm, config.latent).mode
     title = f"{problems_of(evaluation)} held-out problems of {config.task.name}, {mode}; 95 % intervals"
-    print_table(title, ["", "before", "after"], result_rows(evaluation, read_lines(folder / "metrics.jsonl")))
+    print_table(
+        title,
+        ["", "before", "after"],
+        result_rows(evaluation, read_metrics(folder)),
+    )
     console.print(f"report: {folder / 'report.md'}")
 
 

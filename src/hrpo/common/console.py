@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from hrpo.common.metrics import MEAN_LENGTH, NO_SIGNAL
 from hrpo.common.output import failures_told, visible
 
 
@@ -84,10 +85,10 @@ class Bar:
 def metrics_note(metrics: Mapping[str, float]) -> str:
     """One line about an update."""
     if "nll" in metrics:
-        return f"nll {metrics['nll']:.4f} length {metrics['length']:.1f} {metrics['tokens_per_second']:.0f} tokens/s"
+        return f"nll {metrics['nll']:.4f} length {metrics[MEAN_LENGTH]:.1f} {metrics['tokens_per_second']:.0f} tokens/s"
     reward = f"{metrics['reward']:.3f}" if "reward" in metrics else "none"
     return (
-        f"reward {reward} signal {metrics['signal']:.0%} length {metrics['length']:.1f} "
+        f"reward {reward} signal {1 - metrics[NO_SIGNAL]:.0%} length {metrics[MEAN_LENGTH]:.1f} "
         f"kl {metrics.get('kl', 0.0):.4f} hidden {metrics['hidden_ratio']:.3f} "
         f"{metrics['tokens_per_second']:.0f} tokens/s"
     )

@@ -10,6 +10,7 @@ from typing import Any
 from hrpo.common import files
 from hrpo.common.errors import InputError
 from hrpo.common.files import read_lines
+from hrpo.common.metrics import read_metrics
 from hrpo.common.version import __version__
 from hrpo.evaluate import Answer
 from hrpo.reports.results import PHASES, DecodeMode, Evaluation, RunResult, mode_scores
@@ -38,7 +39,7 @@ def result_of_run(folder: Path, settings: Any, field: str, fix: str) -> RunResul
 
     """
     with _damage_told(folder, field, fix):
-        rows = read_lines(folder / "metrics.jsonl")
+        rows = read_metrics(folder)
         names = [name for name in rows[0] if all(name in row for row in rows)]
         result = {
             "run": folder.name,

@@ -10,24 +10,35 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from hrpo.common import files
+from hrpo.common.metrics import MEAN_LENGTH, NO_SIGNAL
 from hrpo.reports.results import DecodeMode, RunResult
 
 TITLES = {
     "reward": "mean reward",
     "nll": "-log p per token of the solutions (nats)",
-    "signal": "share of groups with a signal",
+    NO_SIGNAL: "share of groups without a signal",
     "accuracy": "accuracy on test problems, greedy, before and after",
     "format_rate": "completions with one delimiter",
-    "length": "completion length (tokens)",
+    MEAN_LENGTH: "completion length (tokens)",
     "hidden_ratio": "hidden ratio",
     "kl": "KL to the initial model (k3)",
     "entropy": "entropy of a token (nats)",
     "grad_norm": "gradient norm before clipping",
     "tokens_per_second": "completion tokens per second",
 }
-OF_RUN = ("reward", "nll", "signal", "format_rate", "length", "hidden_ratio", "kl", "grad_norm", "tokens_per_second")
-OF_COMPARISON = ("reward", "length", "hidden_ratio", "kl")
-OF_REPORT = ("reward", "nll", "accuracy", "length", "hidden_ratio", "kl", "entropy", "tokens_per_second")
+OF_RUN = (
+    "reward",
+    "nll",
+    NO_SIGNAL,
+    "format_rate",
+    MEAN_LENGTH,
+    "hidden_ratio",
+    "kl",
+    "grad_norm",
+    "tokens_per_second",
+)
+OF_COMPARISON = ("reward", MEAN_LENGTH, "hidden_ratio", "kl")
+OF_REPORT = ("reward", "nll", "accuracy", MEAN_LENGTH, "hidden_ratio", "kl", "entropy", "tokens_per_second")
 DASHES = ["-", "--", ":", "-."]
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000"]  # Okabe and Ito's
 SMOOTH = 5  # updates that a point of an arm's curve is the mean of

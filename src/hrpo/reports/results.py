@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Self, TypeVar
 
+from hrpo.common.metrics import with_trl_names
 from hrpo.config.old_names import with_new_names
 
 Interval = tuple[float, float]
@@ -173,7 +174,7 @@ class RunResult:
             versions=read(data, "versions", dict),
             evaluation=Evaluation.from_json(read(data, "evaluation", dict)),
             right=read(data, "right", dict),
-            metrics=read(data, "metrics", dict),
+            metrics=with_trl_names(read(data, "metrics", dict), lambda shares: [1 - share for share in shares]),
             decoded=read(data, "decoded", str) if "decoded" in data else None,
         )
         read(read(result.settings, "task", dict), "name", str)

@@ -7,6 +7,7 @@ from typing import Any
 from hrpo.common import files
 from hrpo.common.files import read_lines
 from hrpo.common.markdown import block, code, inline
+from hrpo.common.metrics import read_metrics
 from hrpo.reports.plots import plot_run
 from hrpo.reports.results import DecodeMode, Evaluation
 from hrpo.reports.tables import Table, run_rows
@@ -17,7 +18,7 @@ SAMPLES = 8
 
 def write_report(folder: Path) -> None:
     """Write report.md and curves.png from the files of a run folder."""
-    metrics = read_lines(folder / "metrics.jsonl")
+    metrics = read_metrics(folder)
     evaluation = json.loads((folder / "evaluation.json").read_text()) if (folder / "evaluation.json").is_file() else {}
     plot_run(metrics, folder / "curves.png")
     parts = [f"# {inline(folder.name)}\n", result_markdown(evaluation, metrics), _best(folder)]

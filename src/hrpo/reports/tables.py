@@ -6,6 +6,7 @@ from typing import Any
 
 from hrpo.common import console, markdown
 from hrpo.common.console import clock
+from hrpo.common.metrics import MEAN_LENGTH, NO_SIGNAL
 from hrpo.reports.comparisons import Comparison
 from hrpo.reports.plots import TITLES
 from hrpo.reports.results import DecodeMode, Evaluation, Interval, ModeScores, Scores
@@ -19,7 +20,7 @@ MEASURES = {
     "length": ("length", DecodeMode.SAMPLED, "length"),
     "hidden_ratio": ("hidden ratio", DecodeMode.SAMPLED, "hidden_ratio"),
 }
-TRAINED = {"reward": ".3f", "length": ".1f", "hidden_ratio": ".4f", "kl": ".3f"}  # metric -> how it is written
+TRAINED = {"reward": ".3f", MEAN_LENGTH: ".1f", "hidden_ratio": ".4f", "kl": ".3f"}  # metric -> how it is written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +111,7 @@ def run_rows(evaluation: Evaluation, metrics: Sequence[Mapping[str, Any]]) -> li
         rows.append([label, *(number(getattr(part, name) if part else None, form) for part in sampled)])
     for label, name, form in (
         ("training reward", "reward", ".3f"),
-        ("groups with a signal", "signal", ".0%"),
+        ("groups without a signal", NO_SIGNAL, ".0%"),
         ("training nll (nats per token)", "nll", ".3f"),
     ):
         values = [row[name] for row in metrics if name in row]  # not in updates where it was not finite

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from hrpo.common.metrics import CLIPPED, NO_SIGNAL, UNIQUE
 from hrpo.config.schema import Auto, ModelConfig, RolloutConfig, TaskConfig, length_limit
 from hrpo.models.turns import NO_END
 
@@ -27,8 +28,18 @@ class Signs:
     @classmethod
     def of_updates(cls, updates: Sequence[Mapping[str, float]]) -> "Signs":
         """Return the mean of what was logged in some updates."""
-        known = {name: [row[name] for row in updates if name in row] for name in cls.__dataclass_fields__}
-        return cls(**{name: sum(values) / len(values) if values else 0.0 for name, values in known.items()})
+
+        def mean(name: str) -> float:
+            values = [row[name] for row in updates if name in row]
+            return sum(values) / len(values) if values else 0.0
+
+        return cls(
+            reward=mean("reward"),
+            signal=1 - mean(NO_SIGNAL),
+            format_rate=mean("format_rate"),
+            truncation_rate=mean(CLIPPED),
+            distinct=mean(UNIQUE),
+        )
 
 
 def advice(signs: Signs, rollout: RolloutConfig, task: TaskConfig, ends: Sequence[str] = ("EOS",)) -> list[str]:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from hrpo.advantages import distinct_share, signal_share
+from hrpo.common.metrics import CLIPPED, MEAN_LENGTH, NO_SIGNAL, UNIQUE
 from hrpo.data import Metrics
 from hrpo.model import HybridCausalLM
 from hrpo.rewards import or_none
@@ -27,7 +28,7 @@ def metrics_of(update: Update, step: int, model: HybridCausalLM, *, samples: boo
     if not samples:
         return {
             "step": step,
-            "length": length,
+            MEAN_LENGTH: length,
             "tokens": tokens,
             "tokens_per_second": tokens / update.seconds,
             "update_seconds": update.seconds,
@@ -40,12 +41,12 @@ def metrics_of(update: Update, step: int, model: HybridCausalLM, *, samples: boo
         "step": step,
         **({} if update.rewards.isnan().all() else {"reward": update.rewards.nanmean().item()}),
         **({f"reward/{name}": mean for name, mean in update.means.items()} if several else {}),
-        "signal": signal_share(update.rewards, G),
-        "distinct": distinct_share(rollout.completion_ids, G),
+        NO_SIGNAL: 1 - signal_share(update.rewards, G),
+        UNIQUE: distinct_share(rollout.completion_ids, G),
         "format_rate": sum(text.count(DELIMITER) == 1 for text in texts) / len(texts),
         "repeated_delimiter": sum(text.count(DELIMITER) > 1 for text in texts) / len(texts),
-        "length": length,
-        "truncation_rate": rollout.truncated(model.eos_token_ids).float().mean().item(),
+        MEAN_LENGTH: length,
+        CLIPPED: rollout.truncated(model.eos_token_ids).float().mean().item(),
         "hidden_ratio": rollout.hidden_ratio().item(),
         "entropy": rollout.entropy().item(),
         **update.stats,

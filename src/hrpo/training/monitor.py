@@ -8,6 +8,7 @@ own first ten.
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from hrpo.common.metrics import LOGP_GAP, MEAN_LENGTH, NO_SIGNAL
 from hrpo.data import Metrics
 from hrpo.logprobs import QUANTILE_BF16
 
@@ -48,7 +49,7 @@ def _growth(updates: Sequence[Metrics], name: str) -> tuple[float, float] | None
 
 
 def _length(updates: Sequence[Metrics]) -> str | None:
-    lengths = _growth(updates, "length")
+    lengths = _growth(updates, MEAN_LENGTH)
     if lengths is None:
         return None
     first, last = lengths
@@ -66,17 +67,17 @@ def _length(updates: Sequence[Metrics]) -> str | None:
 
 
 def _signal(updates: Sequence[Metrics]) -> str | None:
-    signal, reward = _recent(updates, "signal"), _recent(updates, "reward")
-    if signal is None or reward is None or signal >= SIGNAL:
+    without, reward = _recent(updates, NO_SIGNAL), _recent(updates, "reward")
+    if without is None or reward is None or 1 - without >= SIGNAL:
         return None
     return (
-        f"{signal:.0%} of the groups have a signal (mean reward {reward:.2g}), so next to nothing is learnt; "
+        f"{1 - without:.0%} of the groups have a signal (mean reward {reward:.2g}), so next to nothing is learnt; "
         "hrpo check with these settings says what to change"
     )
 
 
 def _replay(updates: Sequence[Metrics]) -> str | None:
-    quantile = updates[-1].get("replay_error_99", 0.0) if updates else 0.0
+    quantile = updates[-1].get(f"{LOGP_GAP}/p99", 0.0) if updates else 0.0
     if quantile <= QUANTILE_BF16:
         return None
     return (

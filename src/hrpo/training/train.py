@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from hrpo.common import distributed, files
 from hrpo.common.console import bar, console, metrics_note
 from hrpo.common.errors import StoppedError
-from hrpo.common.files import read_lines
+from hrpo.common.metrics import NO_SIGNAL, read_metrics
 from hrpo.common.signals import Stop
 from hrpo.config.schema import TrainConfig
 from hrpo.data import Metrics
@@ -128,7 +128,7 @@ def saving(run: Run, stop: Stop) -> Iterator[None]:
 def _update(run: Run, stop: Stop) -> None:
     """Do the updates that are left, and say, log, save and validate on the way."""
     config = run.config
-    updates = distributed.from_main(lambda: read_lines(run.folder / "metrics.jsonl"))
+    updates = distributed.from_main(lambda: read_metrics(run.folder))
     main = distributed.is_main_process()
     with (
         tracking(config.report_to, config.run_folder, dataclasses.asdict(config), run.step)
@@ -185,7 +185,7 @@ def _validate(run: Run) -> None:
 def without_signal(updates: list[Metrics], patience: int) -> bool:
     """Whether none of the last `patience` updates had a group with a signal; never where patience is 0."""
     last = updates[-patience:] if patience else []
-    return len(last) == patience > 0 and not any(update.get("signal", 1) for update in last)
+    return len(last) == patience > 0 and all(update.get(NO_SIGNAL) == 1 for update in last)
 
 
 def _reason(updates: list[Metrics], run: Run) -> str:
