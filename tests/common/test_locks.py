@@ -14,7 +14,7 @@ from hrpo.common.errors import InputError, StoppedError
 from hrpo.config.schema import CheckConfig, EvalConfig, ModelConfig, RolloutConfig, TrainConfig
 from hrpo.evaluation.run import evaluate_checkpoints
 from hrpo.hub.export import export
-from hrpo.storage.run_dir import checkpoints, damage, lock_run
+from hrpo.storage.run_dir import checkpoints, lock_run, verify
 from hrpo.training import run
 from hrpo.training.run import Run
 from hrpo.training.train import train
@@ -60,7 +60,7 @@ def test_a_run_is_locked_before_its_checkpoints_are_looked_at(config, elsewhere,
     begun.save()
     begun.lock.release()
     elsewhere(config.run_folder)
-    monkeypatch.setattr("hrpo.training.run.whole_checkpoint", lambda *args: pytest.fail("looked at"))
+    monkeypatch.setattr("hrpo.training.run.latest_valid_checkpoint", lambda *args: pytest.fail("looked at"))
     with pytest.raises(InputError, match="name: another process trains"):
         Run(config, resume=True)
 
@@ -109,7 +109,11 @@ def test_a_folder_deleted_while_it_trains(config, monkeypatch):
 def test_a_folder_renamed_while_it_trains(config, tmp_path, monkeypatch, when):
     """The run goes on where the folder is, saves, and says so; under its own name it goes on from there."""
     place, moved = config.run_folder, tmp_path / "moved"
-    places = {"in an update": (Run, "train_step"), "in a write": (run, "seal"), "at the end": (Run, "evaluate")}
+    places = {
+        "in an update": (Run, "train_step"),
+        "in a write": (run, "write_checksums"),
+        "at the end": (Run, "evaluate"),
+    }
     method = getattr(*places[when])
 
     def renamed(*args):
@@ -124,7 +128,7 @@ def test_a_folder_renamed_while_it_trains(config, tmp_path, monkeypatch, when):
     assert not place.exists()
     saved = {"in an update": [1], "in a write": [4], "at the end": [4]}[when]
     assert list(checkpoints(moved)) == saved
-    assert all(damage(path) is None for path in checkpoints(moved).values())
+    assert all(verify(path) is None for path in checkpoints(moved).values())
     moved.rename(place)
     assert Run(config, resume=True).step == max([0, *saved])
 

@@ -21,7 +21,7 @@ from hrpo import HybridCausalLM, HybridGate, Lora
 from hrpo.cli.main import COMMANDS, main
 from hrpo.config.schema import TrainConfig
 from hrpo.models.names import local_folder
-from hrpo.storage.run_dir import seal
+from hrpo.storage.run_dir import write_checksums
 
 
 def types_in(settings: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -232,7 +232,7 @@ def make_runs() -> None:
         if damage is not None:
             path.write_bytes(damage(data))
         if path.parent.name == "checkpoint-2":
-            seal(path.parent)
+            write_checksums(path.parent)
     variant("runs/damaged", Path("runs/whole"))
     for number in (1, 2):
         state = Path(f"runs/damaged/checkpoint-{number}/trainer.json")

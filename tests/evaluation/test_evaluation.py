@@ -23,7 +23,7 @@ from hrpo.evaluation import store
 from hrpo.evaluation.entries import digest, make_entries
 from hrpo.evaluation.numbers import comparisons_of, numbers_of
 from hrpo.evaluation.questions import DIRECT_PROMPT
-from hrpo.storage.run_dir import seal
+from hrpo.storage.run_dir import write_checksums
 from hrpo.tasks.base import SYSTEM_PROMPT
 
 
@@ -409,7 +409,7 @@ def test_labels_of_checkpoints_of_the_same_name(tmp_path):
     runs = [str(tmp_path / run) for run in ("a", "b")]
     for folder in map(Path, folders):
         (folder / "trainer.json").write_text('{"step": 3}')
-        seal(folder)
+        write_checksums(folder)
     assert [entry.label for entry in make_entries(runs, ["own"], ["own"], 0, 0)] == ["a", "b"]
 
 

@@ -13,7 +13,7 @@ from hrpo.cli.main import main
 from hrpo.common.errors import InputError
 from hrpo.config.schema import TaskConfig
 from hrpo.rewards import or_none, score
-from hrpo.storage.run_dir import seal
+from hrpo.storage.run_dir import write_checksums
 from hrpo.tasks import Example, check_task, load_task, remembered
 from hrpo.tasks.base import SYSTEM_PROMPT, RewardContext
 
@@ -120,7 +120,7 @@ def test_evaluation_runs_no_file_that_a_checkpoint_names(tmp_path, task_file, ca
         saved = json.loads(settings.read_text())
     for changes in ({"name": path}, {"rewards": {f"{path}:f": 1.0}}):
         settings.write_text(json.dumps({**saved, "task": {**saved["task"], **changes}}))
-        seal(settings.parent)
+        write_checksums(settings.parent)
         words = ["eval", "--checkpoint", str(tmp_path / "run"), "--problems", "1"]
         if "name" in changes:
             with pytest.raises(SystemExit):
@@ -131,7 +131,7 @@ def test_evaluation_runs_no_file_that_a_checkpoint_names(tmp_path, task_file, ca
         assert not ran.exists()
     capsys.readouterr()
     settings.write_text(json.dumps({**saved, "task": {**saved["task"], "name": path}}))
-    seal(settings.parent)
+    write_checksums(settings.parent)
     main(["eval", "--checkpoint", str(tmp_path / "run"), "--problems", "1", "--task", path])
     assert ran.exists()
 

@@ -23,8 +23,8 @@ from hrpo.common.errors import InputError, StoppedError
 from hrpo.common.signals import SIGNALS
 from hrpo.config.schema import (
     CheckConfig,
+    CheckpointConfig,
     EvalConfig,
-    KeepConfig,
     LossConfig,
     ModelConfig,
     OptimizerConfig,
@@ -34,9 +34,9 @@ from hrpo.config.schema import (
     TrainConfig,
 )
 from hrpo.storage.retention import prune
-from hrpo.storage.run_dir import SUMS_FILE, checkpoints, damage, model_in, seal
+from hrpo.storage.run_dir import SUMS_FILE, checkpoints, model_in, verify, write_checksums
 from hrpo.tasks import load_task
-from hrpo.tasks.base import essence
+from hrpo.tasks.base import dedup_key
 from hrpo.tasks.held_out import hold_out
 from hrpo.trainer import Trainer
 from hrpo.training.run import Run
@@ -159,9 +159,9 @@ DAMAGES = {
 @pytest.mark.parametrize("how", DAMAGES)
 def test_damage_is_recognised(run, capsys, how):
     newest = run / "checkpoint-4"
-    assert damage(newest) is None
+    assert verify(newest) is None
     DAMAGES[how](newest)
-    assert damage(newest) is not None
+    assert verify(newest) is not None
     assert model_in(str(run)) == str(run / "checkpoint-2")
     assert f"{newest} is damaged" in (said := capsys.readouterr().err)
     assert said.endswith("going back to checkpoint-2\n")
@@ -185,7 +185,7 @@ def test_a_run_goes_back_from_a_damaged_checkpoint(trained, run, capsys):
     assert "checkpoint-4 is damaged (optimizer.safetensors is not as" in capsys.readouterr().err
     assert outcome(run) == outcome(trained / "run")
     assert {path.name for path in run.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4", "checkpoint-4.damaged"}
-    assert damage(run / "checkpoint-4") is None
+    assert verify(run / "checkpoint-4") is None
 
 
 def test_where_no_checkpoint_is_whole_nothing_is_thrown_away(run, capsys):
@@ -207,7 +207,7 @@ def test_an_optimizer_that_no_update_makes_is_refused(run, capsys, name, value):
     state = load_file(path)
     state[f"0.{name}"].fill_(value)
     save_file(state, path)
-    seal(path.parent)
+    write_checksums(path.parent)
     with pytest.raises(SystemExit):
         main(["train", "--config", str(run / "config.yaml"), "--output_dir", str(run.parent), "--resume"])
     assert f"optimizer.safetensors is damaged (0.{name} has values that no update makes)" in capsys.readouterr().err
@@ -404,7 +404,7 @@ def test_what_ends_a_run_saves_first(config, never, tmp_path, monkeypatch, how):
     saved = config.run_folder / "checkpoint-3"
     assert error.value.__notes__ == [f"saved first, in {saved}: --resume goes on from there"]
     assert sorted(checkpoints(config.run_folder)) == [2, 3]
-    assert damage(saved) is None
+    assert verify(saved) is None
     train(config, resume=True)
     assert outcome(config.run_folder) == outcome(never)
 
@@ -530,15 +530,15 @@ def test_a_full_disk(config, never, small_disk, capfd, monkeypatch, what):
     assert said.count("\n") == 1
     assert f"hrpo: stopped: the disk of {there.run_folder} is full" in said
     assert sorted(checkpoints(there.run_folder)) == [2]
-    assert damage(there.run_folder / "checkpoint-2") is None
+    assert verify(there.run_folder / "checkpoint-2") is None
     assert not list(there.run_folder.glob("*.tmp"))
     if what == "metrics":
         assert not (there.run_folder / "metrics.jsonl").read_text().endswith("\n")
     with pytest.raises(StoppedError, match="full"):  # still full
         train(there, resume=True)
-    assert damage(there.run_folder / "checkpoint-2") is None
+    assert verify(there.run_folder / "checkpoint-2") is None
     (small_disk / "ballast").unlink()
-    train(dataclasses.replace(there, keep=KeepConfig(save_total_limit=1)), resume=True)
+    train(dataclasses.replace(there, keep=CheckpointConfig(save_total_limit=1)), resume=True)
     assert outcome(there.run_folder) == outcome(never)
 
 
@@ -558,12 +558,12 @@ def test_held_out_problems_are_not_trained_on(tmp_path, task):
         settings = TaskConfig(num_fewshot=2, min_terms=2, max_terms=2)  # so few different ones that they come again
     whole = load_task(settings, seed=5)
     held_out, rest = hold_out(whole, 20, seed=5)
-    kept = {essence(example) for example in held_out}
+    kept = {dedup_key(example) for example in held_out}
     assert len(held_out) == len(kept) == 20
     places = range(len(rest.train)) if task == "list" else range(5000)
-    assert any(essence(whole.train[place]) in kept for place in places)
-    assert not any(essence(rest.train[place]) in kept for place in places)
-    assert not kept & {essence(example) for example in whole.test[:1000]}
+    assert any(dedup_key(whole.train[place]) in kept for place in places)
+    assert not any(dedup_key(rest.train[place]) in kept for place in places)
+    assert not kept & {dedup_key(example) for example in whole.test[:1000]}
     assert not kept & {"".join(message["content"].split()).casefold() for message in whole.preamble}
     assert hold_out(whole, 20, seed=5)[0] == held_out != hold_out(whole, 20, seed=6)[0]
     assert rest.train[1:3] == [rest.train[1], rest.train[2]]
@@ -587,13 +587,13 @@ def scored(run: Path, scores: dict[int, float]) -> None:
 )
 def test_which_checkpoints_stay(tmp_path, last, best, stay):
     scored(tmp_path / "run", {2: 0.3, 4: 0.5, 6: 0.5, 8: 0.1, 10: 0.2})
-    prune(tmp_path / "run", KeepConfig(last, best, problems=9))
+    prune(tmp_path / "run", CheckpointConfig(last, best, problems=9))
     assert sorted(checkpoints(tmp_path / "run")) == stay
     assert (tmp_path / "run" / "best").readlink() == Path("checkpoint-4" if 4 in stay else "checkpoint-10")
 
 
 def test_a_run_keeps_the_last_and_the_best(config, tmp_path, monkeypatch, capfd):
-    config = dataclasses.replace(config, keep=KeepConfig(save_total_limit=1, best=1, problems=4))
+    config = dataclasses.replace(config, keep=CheckpointConfig(save_total_limit=1, best=1, problems=4))
     found = []
 
     def watch(path):
@@ -618,7 +618,7 @@ def test_a_run_keeps_the_last_and_the_best(config, tmp_path, monkeypatch, capfd)
 
 def test_sealing_again_changes_nothing(run):
     before = (run / "checkpoint-4" / SUMS_FILE).read_text()
-    seal(run / "checkpoint-4")
+    write_checksums(run / "checkpoint-4")
     assert (run / "checkpoint-4" / SUMS_FILE).read_text() == before
 
 
@@ -632,7 +632,7 @@ def test_no_handle_stays_open(config):
     before = handles()
     for _ in range(3):
         begun.save()
-        damage(config.run_folder / "checkpoint-0")
+        verify(config.run_folder / "checkpoint-0")
     assert handles() == before
 
 

@@ -4,9 +4,9 @@ May import `common`.
 """
 
 from hrpo.config.schema import CheckConfig as CheckConfig
+from hrpo.config.schema import CheckpointConfig as CheckpointConfig
 from hrpo.config.schema import CompareConfig as CompareConfig
 from hrpo.config.schema import EvalConfig as EvalConfig
-from hrpo.config.schema import KeepConfig as KeepConfig
 from hrpo.config.schema import LatentConfig as LatentConfig
 from hrpo.config.schema import LossConfig as LossConfig
 from hrpo.config.schema import ModelConfig as ModelConfig

@@ -205,7 +205,7 @@ class CheckConfig:
 
 
 @dataclass(frozen=True)
-class KeepConfig:
+class CheckpointConfig:
     """Which checkpoints stay.
 
     Args:
@@ -282,7 +282,7 @@ class TrainConfig:
     sft: SftConfig = field(default_factory=SftConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     check: CheckConfig = field(default_factory=CheckConfig)
-    keep: KeepConfig = field(default_factory=KeepConfig)
+    keep: CheckpointConfig = field(default_factory=CheckpointConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     @property

@@ -72,26 +72,26 @@ def share_to_recompute(kept: int, weights: int) -> float:
     return 1 - most / max(most, kept)
 
 
-def kept_bytes(lm: Any, tokens: int, dtype: torch.dtype, twins: Collection[str] = ()) -> int:
+def kept_bytes(lm: Any, tokens: int, dtype: torch.dtype, replacements: Collection[str] = ()) -> int:
     """Return about what the blocks keep of so many tokens, computed in `dtype`: what linear layers read and write.
 
-    What else is kept, for SmolLM2-135M and sequences of 200 tokens: with twins a twentieth more in float32, a twelfth
-    in bfloat16; without compiled code a seventh and a quarter, and in bfloat16 as much as this where adapters are not
-    fused.
+    What else is kept, for SmolLM2-135M and sequences of 200 tokens: a twentieth more in float32 and a twelfth in
+    bfloat16 where a `TrainedBlock` stands in for each block; without compiled code a seventh and a quarter, and in
+    bfloat16 as much as this where adapters are not fused.
 
     Args:
         lm: the model.
         tokens: how many.
         dtype: of activations.
-        twins: names of blocks for which a `TrainedBlock` stands in: of what linear layers read they keep the last
-            one's of attention alone.
+        replacements: names of blocks that a `TrainedBlock` stands in for, which keeps, of what linear layers read, the
+            input of attention's last one alone.
 
     """
     features = 0
     for name, block in _blocks(lm):
         for part, layer in block.named_modules():
             if isinstance(layer, nn.Linear) and ".lora_" not in part:
-                read = name not in twins or "o_proj" in part
+                read = name not in replacements or "o_proj" in part
                 features += layer.out_features + (layer.in_features if read else 0)
     return tokens * dtype.itemsize * features
 

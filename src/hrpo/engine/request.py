@@ -10,7 +10,7 @@ from hrpo.common.memory import total_memory
 from hrpo.data import SHOWN_CANDIDATES, SamplingParams
 from hrpo.latent import LatentMode
 from hrpo.model import HybridCausalLM
-from hrpo.models.compat import check_usable
+from hrpo.models.compat import check_supported
 from hrpo.models.context import context_of, context_text
 
 
@@ -30,7 +30,7 @@ def check_request(
         InputError: the model cannot be used, or the request is beyond its context or beyond memory.
 
     """
-    check_usable(model)
+    check_supported(model)
     if not prompt_ids or not all(len(row) for row in prompt_ids):
         raise ValueError("prompt_ids: every prompt needs at least one token")
     embedded = len(model.embedding.weight)

@@ -12,7 +12,7 @@ from hrpo.common.errors import InputError
 from hrpo.config.schema import Scorer, TaskConfig
 from hrpo.evaluation.entries import OWN, Entry
 from hrpo.tasks import BENCHMARKS, Example, Task, is_file, load_task, remembered, takes_math_string
-from hrpo.tasks.base import SYSTEM_PROMPT, Message, loosely, make_preamble
+from hrpo.tasks.base import SYSTEM_PROMPT, Message, make_preamble, normalized
 from hrpo.tasks.benchmark import parsed
 from hrpo.tasks.judge import DELIMITER
 from hrpo.tasks.row_files import read
@@ -182,9 +182,9 @@ def _worked_examples(
             )
         if not Path(source).is_file():
             raise InputError("--shots_path", f"no file {source}")
-        tests = {loosely(problem.question) for problem in task.test}
+        tests = {normalized(problem.question) for problem in task.test}
         rows, _ = parsed(BENCHMARKS[config.name], read(Path(source)))
-        rows = [row for row in rows if loosely(row.question) not in tests]
+        rows = [row for row in rows if normalized(row.question) not in tests]
     else:
         rows = load_task(config, seed).train
     order = random.Random(f"shots/{seed}").sample(range(len(rows)), len(rows))

@@ -10,7 +10,7 @@ from hrpo.config.schema import EvalConfig, TaskConfig
 from hrpo.evaluate import Answer, evaluate
 from hrpo.evaluation.inference import load_for_inference
 from hrpo.latent import mode_of
-from hrpo.storage.run_dir import damage
+from hrpo.storage.run_dir import verify
 from hrpo.tasks import load_task
 
 
@@ -39,7 +39,7 @@ def trained_model(folder: Path, updates: int) -> Path:
 
     """
     checkpoint = folder / f"checkpoint-{updates}"
-    problem = damage(checkpoint) if checkpoint.is_dir() else "there is no such folder"
+    problem = verify(checkpoint) if checkpoint.is_dir() else "there is no such folder"
     if problem:
         raise InputError(
             "decode",

@@ -16,7 +16,7 @@ usable: PerModel[list[bool]] = PerModel(list)  # empty until a few tokens have s
 OF_SOMEBODYS_MODEL = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 
 
-def check_usable(model: HybridModel) -> None:
+def check_supported(model: HybridModel) -> None:
     """Refuse a model that cannot be fed latents, or that decodes something else than it reads.
 
     The first call runs a few tokens in four ways: as token ids, as their embeddings, as means of embeddings, and

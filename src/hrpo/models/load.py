@@ -17,7 +17,7 @@ from hrpo.gate import HybridGate
 from hrpo.latent import mode_of
 from hrpo.models.adapter import ADAPTER_CONFIG, add_adapter, load_adapter, require_full_weights
 from hrpo.models.base import HybridModel
-from hrpo.models.compat import check_usable
+from hrpo.models.compat import check_supported
 from hrpo.models.digests import base_digests, check_base
 from hrpo.models.float64 import stay_in_float64
 from hrpo.models.gate_file import GATE_FILE, read_gate
@@ -98,7 +98,7 @@ def load_model(
         gate = read_gate(source.folder / GATE_FILE, width)
     tokenizer = load_tokenizer(source.folder, trust_remote_code)
     model = assemble(lm, gate, settings, tokenizer, autocast).to(torch.device(device))
-    check_usable(model)
+    check_supported(model)
     if not model.eos_token_ids:
         log.warning("model.name: %s: %s", base, NO_END)
     return model
@@ -156,7 +156,7 @@ def _with_new_adapter(assemble: Assemble[M], lm: Any, lora: Lora, settings: Hybr
         return add_adapter(lm, lora)
     except ValueError as error:
         # PEFT refuses some architectures too; that no targets would help then is the better answer.
-        check_usable(assemble(lm, HybridGate(lm.get_input_embeddings().weight.shape[1]), settings, None, None))
+        check_supported(assemble(lm, HybridGate(lm.get_input_embeddings().weight.shape[1]), settings, None, None))
         raise InputError("model.lora_targets", first_line(error)) from error
 
 

@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hrpo.tasks.base import loosely
+from hrpo.tasks.base import normalized
 
 DEPTHS = (1, 2, 3, 5, 10, 20, 50, 100)
 ANSWER, PARAGRAPH, TITLE = "answer", "paragraph", "title"
@@ -58,10 +58,10 @@ def ranks(
         hits = (at for at, passage in enumerate(passages) if _occurs(wanted, _words(passage["text"])))
         found[ANSWER] = [next(hits, float("inf"))]
     for measure, field in ((PARAGRAPH, "text"), (TITLE, "title")):
-        texts = dict.fromkeys(loosely(paragraph[field]) for paragraph in needed if paragraph[field])
+        texts = dict.fromkeys(normalized(paragraph[field]) for paragraph in needed if paragraph[field])
         places: dict[str, float] = {}
         for at, passage in enumerate(passages):
-            places.setdefault(loosely(passage[field]), at)
+            places.setdefault(normalized(passage[field]), at)
         if texts:
             found[measure] = [places.get(text, float("inf")) for text in texts]
     return found

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from hrpo.common import files
 from hrpo.common.files import read_lines
-from hrpo.config.schema import KeepConfig
+from hrpo.config.schema import CheckpointConfig
 from hrpo.storage.run_dir import VALIDATION_FILE, checkpoints
 
 BEST = "best"  # a link to the best checkpoint
@@ -21,7 +21,7 @@ def ranked(folder: Path) -> list[Path]:
     return [found[step] for step in sorted(found.keys() & score.keys(), key=lambda step: (-score[step], step))]
 
 
-def prune(folder: Path, keep: KeepConfig) -> None:
+def prune(folder: Path, keep: CheckpointConfig) -> None:
     """Point the link to the best of the checkpoints that stay, then delete those neither new nor good enough."""
     newest, best = list(checkpoints(folder).values()), ranked(folder)
     stay = {*newest[: keep.save_total_limit or None], *best[: keep.best]}

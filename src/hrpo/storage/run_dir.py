@@ -59,7 +59,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return next(iter(checkpoints(folder).values()), None)
 
 
-def whole_checkpoint(folder: Path, field: str) -> Path | None:
+def latest_valid_checkpoint(folder: Path, field: str) -> Path | None:
     """Return the newest checkpoint whose files are what was written, and say which are not; None without any.
 
     Raises:
@@ -68,7 +68,7 @@ def whole_checkpoint(folder: Path, field: str) -> Path | None:
     """
     damaged = list[str]()
     for path in checkpoints(folder).values():
-        if (problem := damage(path)) is None:
+        if (problem := verify(path)) is None:
             for line in damaged:
                 warn(f"hrpo: {line}; going back to {path.name}")
             return path
@@ -80,20 +80,20 @@ def whole_checkpoint(folder: Path, field: str) -> Path | None:
 
 def model_in(name: str) -> str:
     """Return the newest whole checkpoint of a run folder, and any other model's name as it is."""
-    newest = whole_checkpoint(Path(name), "model.name")
+    newest = latest_valid_checkpoint(Path(name), "model.name")
     if newest is None and (Path(name) / "config.yaml").is_file():
         raise InputError("model.name", f"the run {name} has no checkpoint yet")
     return str(newest or name)
 
 
-def seal(checkpoint: Path) -> None:
+def write_checksums(checkpoint: Path) -> None:
     """Write the sha256 of every file, as `sha256sum --check` reads them; trainer.json's is last, to tell a cut list."""
     ordered = sorted(_files(checkpoint) - {SUMS_FILE}, key=lambda name: (name == STATE_FILE, name))
     lines = [f"{_sha256(checkpoint / name)}  {name}\n" for name in ordered]
     (checkpoint / SUMS_FILE).write_text("".join(lines))
 
 
-def damage(checkpoint: Path) -> str | None:
+def verify(checkpoint: Path) -> str | None:
     """Return what is wrong with a checkpoint; None where every file is what was written."""
     try:
         sums = dict(line.split("  ", 1)[::-1] for line in (checkpoint / SUMS_FILE).read_text().splitlines())
@@ -115,7 +115,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def tidy(folder: Path, step: int) -> None:
+def clean_run_dir(folder: Path, step: int) -> None:
     """Clear away what a killed run left half-written, and set aside the damaged checkpoints after the one taken."""
     for path in (*folder.glob("checkpoint-*.tmp"), *folder.glob("checkpoint-*.replaced")):
         shutil.rmtree(path)

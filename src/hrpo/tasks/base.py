@@ -229,9 +229,9 @@ def arguments(examples: Sequence[Example], context: RewardContext | None = None)
     }
 
 
-def essence(example: Example) -> str:
+def dedup_key(example: Example) -> str:
     """Return what two problems that are the same share: the question, without options and passages, spaces and case."""
-    return loosely(str(example.columns.get("stem", example.question)))
+    return normalized(str(example.columns.get("stem", example.question)))
 
 
 def prepare(
@@ -246,7 +246,7 @@ def prepare(
     dropped: Mapping[str, int] | None = None,
     reward: RewardFunction | None = None,
     metric: RewardFunction | None = None,
-    same: Callable[[Example], str] = essence,
+    same: Callable[[Example], str] = dedup_key,
 ) -> Task:
     """Make a task of rows: drop training rows that occur among the test rows, and set worked examples apart.
 
@@ -294,7 +294,7 @@ def prepare(
     )
 
 
-def loosely(text: str) -> str:
+def normalized(text: str) -> str:
     """Return a text without spaces and case."""
     return "".join(text.split()).casefold()
 

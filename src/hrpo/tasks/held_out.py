@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from hrpo.common.errors import InputError
 from hrpo.tasks import Example, Task
-from hrpo.tasks.base import essence
+from hrpo.tasks.base import dedup_key
 
 
 def hold_out(task: Task, count: int, seed: int) -> tuple[list[Example], Task]:
@@ -21,11 +21,11 @@ def hold_out(task: Task, count: int, seed: int) -> tuple[list[Example], Task]:
     shown = {message["content"] for message in task.preamble}
     drawn = random.Random(f"held out/{seed}").sample(range(len(task.train)), min(4 * count + 100, len(task.train)))
     candidates = [task.train[place] for place in drawn]
-    different = {essence(example): example for example in candidates if example.question not in shown}
+    different = {dedup_key(example): example for example in candidates if example.question not in shown}
     held_out = dict(list(different.items())[:count])
     rest: Sequence[Example] = Rest(task.train, frozenset(held_out))
     if isinstance(task.train, list):
-        rest = [example for example in task.train if essence(example) not in held_out]
+        rest = [example for example in task.train if dedup_key(example) not in held_out]
     if len(held_out) < count or not rest:
         raise InputError(
             "keep.problems",
@@ -48,6 +48,6 @@ class Rest(Sequence[Example]):
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        while essence(self.problems[index]) in self.held_out:
+        while dedup_key(self.problems[index]) in self.held_out:
             index = (index + 1) % len(self)
         return self.problems[index]

@@ -203,7 +203,7 @@ def _marked(prose: str) -> str:
 
 
 def _load() -> Callable[[str], str]:
-    """Return what answers questions by math-verify, in a process of its own; see aside.py.
+    """Return what answers questions by math-verify, in a process of its own; see scorer_process.py.
 
     Its own time limit is a SIGALRM: whole seconds, main thread only, and powerless while one big power is taken in C.
     """

@@ -41,7 +41,7 @@ def spoilt(model: HybridCausalLM, optimizer: torch.optim.Optimizer) -> list[str]
     return _first([name for name, value in values.items() if not full(value).isfinite().all()])
 
 
-def keep_batch(
+def dump_batch(
     run: Path,
     step: int,
     why: str,

@@ -35,14 +35,14 @@ from hrpo.storage.run_dir import (
     VALIDATION_FILE,
     append,
     check_run_folder,
+    clean_run_dir,
+    latest_valid_checkpoint,
     lines_until,
     load_optimizer,
     lock_run,
     optimizer_tensors,
     read_step,
-    seal,
-    tidy,
-    whole_checkpoint,
+    write_checksums,
 )
 from hrpo.tasks import load_task
 from hrpo.tasks.held_out import hold_out
@@ -51,7 +51,7 @@ from hrpo.training import setup
 from hrpo.training.evaluations import evaluation_in, initial_model, keep_evaluation
 from hrpo.training.length_filter import context_length, fitting
 from hrpo.training.metrics import metrics_of, samples_of
-from hrpo.training.nonfinite import keep_batch, not_finite, spoilt
+from hrpo.training.nonfinite import dump_batch, not_finite, spoilt
 from hrpo.training.processes import join_processes
 from hrpo.training.provenance import check_provenance, keep_provenance, provenance
 from hrpo.training.validate import check_config
@@ -77,7 +77,7 @@ class Run:
         check_run_folder(self.folder, self.settings, resume)
         if resume and distributed.is_main_process():
             self.lock = lock_run(self.folder)  # before its checkpoints are looked at
-        checkpoint = whole_checkpoint(self.folder, "--resume") if resume else None
+        checkpoint = latest_valid_checkpoint(self.folder, "--resume") if resume else None
         if resume and checkpoint is None:
             console.print(f"{self.folder} has no checkpoint yet: it begins anew")
         task = load_task(config.task, config.seed)
@@ -134,7 +134,7 @@ class Run:
             files.write_text(self.folder / DATE_FILE, f"{self.day}\n")
         for path, lines in logs.items():
             files.write_text(path, "".join(line + "\n" for line in lines))
-        tidy(self.folder, self.step)
+        clean_run_dir(self.folder, self.step)
 
     @property
     def step(self) -> int:
@@ -184,7 +184,7 @@ class Run:
         update = self.trainer.step()
         self.trainer.stepping = True  # until it is logged, whatever has become of it
         if update.broken or update.stats["skipped"]:
-            self._put_aside(update)
+            self._skip_update(update)
         elif names := self.spoilt():
             raise distributed.everywhere(
                 StoppedError(
@@ -203,7 +203,7 @@ class Run:
         """Return which weights and second moments are not finite that were so at the start."""
         return [name for name in spoilt(self.model, self.trainer.optimizer) if name not in self.never_finite]
 
-    def _put_aside(self, update: Update) -> None:
+    def _skip_update(self, update: Update) -> None:
         """Keep the batch of an update that was not taken, say so, and forget its gradients.
 
         Raises:
@@ -215,7 +215,7 @@ class Run:
         rewards = or_none(update.rewards) if self.trainer.algorithm.samples else []
         facts = {"rewards": rewards, "not_finite": bad}
         where = distributed.from_main(
-            lambda: keep_batch(self.folder, step, why, rollout, update.examples, update.completions, facts)
+            lambda: dump_batch(self.folder, step, why, rollout, update.examples, update.completions, facts)
         )
         self.trainer.forget_gradients()
         if update.broken:
@@ -244,7 +244,7 @@ class Run:
             model.write_files(draft)
             save_file(optimizer, draft / OPTIMIZER_FILE)
             (draft / STATE_FILE).write_text(json.dumps({"step": self.step, "threads": torch.get_num_threads()}) + "\n")
-            seal(draft)
+            write_checksums(draft)
         return path
 
     def save_unsaved(self, error: BaseException) -> Path | None:

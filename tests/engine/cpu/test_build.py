@@ -402,9 +402,9 @@ def test_a_compiled_block_is_the_block(dtype):
     plain = model.bare_lm.model
     x = torch.randn(1, 40, 24).to(dtype)
     embeddings = plain.rotary_emb(x, torch.arange(40).unsqueeze(0))
-    for own, twin in zip(plain.layers, blocks_of, strict=True):
+    for own, replacement in zip(plain.layers, blocks_of, strict=True):
         with torch.no_grad(), blocks.packed_block(own), blocks.laid_out(blocks._Mix()):
-            expected, found = own(x, position_embeddings=embeddings), twin(x, position_embeddings=embeddings)
+            expected, found = own(x, position_embeddings=embeddings), replacement(x, position_embeddings=embeddings)
         if dtype == torch.float32:
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
         else:

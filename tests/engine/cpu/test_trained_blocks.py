@@ -53,7 +53,7 @@ def learnt(model, rollout, **options):
     return logprobs.detach(), reference, gradients
 
 
-def twins(model) -> list[bool]:
+def replacements(model) -> list[bool]:
     """Of blocks that were tried, whether they were alike."""
     return list(known.of(model).training.values())
 
@@ -66,7 +66,7 @@ def test_gradients(arch, targets, recompute):
     model = adapted(arch, targets=targets)
     rollout = generate(model, PROMPTS, group_size=3, seed=3, **OPTIONS)
     *logprobs, gradients = learnt(model, rollout, recompute=recompute)
-    assert twins(model) == [True] * 3
+    assert replacements(model) == [True] * 3
     assert not any("forward" in vars(module) for module in model.modules())
     *expected, others = learnt(model, rollout, options=REFERENCE)
     for one, other in zip(logprobs, expected, strict=True):
@@ -84,7 +84,7 @@ def test_gradients_in_bfloat16(arch):
     model = adapted(arch, torch.bfloat16)
     rollout = generate(model, PROMPTS, group_size=3, seed=3, **OPTIONS)
     found = {apart: learnt(model, rollout, options=APART if apart else DEFAULT) for apart in (False, True)}
-    assert twins(model) == [True] * 3
+    assert replacements(model) == [True] * 3
     model.lm.float()
     expected = learnt(model, rollout, options=APART)
 

@@ -21,7 +21,7 @@ from hrpo.engine.cpu.linear import OneDNN, onednn_linear, product_dtype
 from hrpo.engine.cpu.mixing import mix_compiled
 from hrpo.engine.cpu.packed_attention import attend_packed
 from hrpo.engine.cpu.top_k import top_k_compiled
-from hrpo.engine.cpu.trained_blocks import TrainedBlock, standing_in, trained_blocks
+from hrpo.engine.cpu.trained_blocks import TrainedBlock, patched, trained_blocks
 from hrpo.engine.interface import Accelerator, DecodingKernels, EngineOptions, TrainingKernels
 from hrpo.engine.kv import KVLayout
 from hrpo.engine.packing_probe import read_together
@@ -215,5 +215,5 @@ class CpuTraining(TrainingKernels):
                 stack.enter_context(self.products())
                 if self.fuses:
                     stack.enter_context(fused_adapters(lm))
-            stack.enter_context(standing_in(ours, again=recomputing))
+            stack.enter_context(patched(ours, recomputing=recomputing))
             yield

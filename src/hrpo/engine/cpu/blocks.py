@@ -2,7 +2,7 @@
 
 Norm, attention with rotary embeddings, norm, SwiGLU, each half added to what came in: so are the blocks of Llama,
 Mistral, Qwen, SmolLM and others (Qwen3's have norms of queries and keys, too). A block that looks like one is tried
-beside its compiled twin, and keeps its own way where they differ. A decode step of all blocks is one call where
+beside its compiled replacement, and keeps its own way where they differ. A decode step of all blocks is one call where
 compiled code does their products, too.
 """
 
@@ -211,15 +211,15 @@ def compiled_blocks(lm: Any, library: Compiled, known: Collection[str] | None) -
         known: names of the blocks for which it may, where that has been tried.
 
     """
-    twins, lines = {}, _Lines()
+    replacements, lines = {}, _Lines()
     rotary = getattr(lm.base_model, "rotary_emb", None)
     for name, block in lm.named_modules():
         if name.rpartition(".")[2].isdigit() and (known is None or name in known):
             with contextlib.suppress(NotLikeLlamaError):
-                twin = CompiledBlock(block, library, lines)
-                if known is not None or alike(block, twin, rotary):
-                    twins[name] = twin
-    return twins
+                replacement = CompiledBlock(block, library, lines)
+                if known is not None or alike(block, replacement, rotary):
+                    replacements[name] = replacement
+    return replacements
 
 
 def _together(*layers: Any) -> PackedProduct:
@@ -247,13 +247,13 @@ class _Mix(Layout):
 
 
 @torch.no_grad()
-def alike(block: Any, twin: Any, rotary: Any) -> bool:
-    """Whether a block and its twin, of whatever kind, give the same for a few tokens."""
-    dtype, D = twin.dtype, len(twin.first_norm.scales)
+def alike(block: Any, replacement: Any, rotary: Any) -> bool:
+    """Whether a block and its replacement, of whatever kind, give the same for a few tokens."""
+    dtype, D = replacement.dtype, len(replacement.first_norm.scales)
     x = torch.sin(torch.arange(3.0 * D) * 1.7).view(1, 3, D).to(dtype)
     try:
         embeddings = rotary(x, torch.tensor([[0, 7, 40]]))
-        if not all(part.shape == (1, 3, twin.d) and part.dtype == dtype for part in embeddings):
+        if not all(part.shape == (1, 3, replacement.d) and part.dtype == dtype for part in embeddings):
             return False
         with packed_block(block), laid_out(_Mix()):
             expected = block(x, attention_mask=None, position_embeddings=embeddings)
@@ -261,7 +261,7 @@ def alike(block: Any, twin: Any, rotary: Any) -> bool:
         return False
     try:
         with packed_block(block), laid_out(_Mix()):
-            found = twin(x, position_embeddings=embeddings)
+            found = replacement(x, position_embeddings=embeddings)
     except Exception:  # of ours, which is a bug: the model's own block does the same
         if FAILURES_RAISE:
             raise

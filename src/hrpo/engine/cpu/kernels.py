@@ -403,11 +403,10 @@ def _trained_block(library: Compiled, shape: Shape) -> Pair:
         NotLikeLlamaError: adapters beside weights of this type are left to PEFT on this machine.
 
     """
-    H = math.gcd(shape.D, shape.H)  # the configuration wants heads that divide the width
     config = LlamaConfig(
         hidden_size=shape.D,
         intermediate_size=shape.I,
-        num_attention_heads=H,
+        num_attention_heads=(H := math.gcd(shape.D, shape.H)),  # the configuration wants a divisor of the width
         num_key_value_heads=math.gcd(H, shape.H_kv),
         head_dim=shape.d,
     )
@@ -418,7 +417,8 @@ def _trained_block(library: Compiled, shape: Shape) -> Pair:
     for name, parameter in block.named_parameters():
         if ".lora_" in name:
             parameter.data = parameter.data.float()
-    twin = TrainedBlock(block, {id(own): ours for own, ours in compiled_norms(block, library)}, library, Scratch())
+    norms = {id(own): ours for own, ours in compiled_norms(block, library)}
+    ours = TrainedBlock(block, norms, library, Scratch())
     layout = _layout(BLOCK_PROMPT, BLOCK_COMPLETION, library)
     x = _random(shape, 1, len(layout.positions), shape.D).requires_grad_()
     embeddings = LlamaRotaryEmbedding(config)(x, layout.positions.unsqueeze(0))
@@ -433,7 +433,7 @@ def _trained_block(library: Compiled, shape: Shape) -> Pair:
         with OneDNN(), fused_adapters(block):
             run(block)
 
-    return lambda: run(twin), theirs
+    return lambda: run(ours), theirs
 
 
 KERNELS = {

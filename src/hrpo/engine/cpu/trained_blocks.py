@@ -65,7 +65,7 @@ class TrainedBlock:
         except (AttributeError, KeyError) as error:
             raise NotLikeLlamaError(str(error)) from error
         self.dtype = self.first_norm.dtype
-        self.again = False  # see `standing_in`
+        self.recomputing = False  # see `patched`
         plain = {id(layer) for _, layer in linear_layers(block)}
         for layer in (*self.inward, *self.outward):
             if id(layer) not in plain or not (type(layer) is nn.Linear or simple(layer)):
@@ -162,7 +162,7 @@ class _Outward(torch.autograd.Function):
         middle = out.add_(x)
         (gate, up), low_inside = run(gate_and_up, block.normed(block.second_norm, middle))
         active = block.activated(gate, up)
-        if block.again:  # for what is kept: nobody reads the output
+        if block.recomputing:  # for what is kept: nobody reads the output
             y, low_down = torch.empty_like(x), low_of([down], active)
         else:
             (y,), low_down = run([down], active)
@@ -207,39 +207,39 @@ def trained_blocks(lm: Any, library: Compiled, tried: dict[str, bool]) -> dict[s
     Args:
         lm: a transformers model, with adapters or without.
         library: compiled code.
-        tried: by name, blocks that have been compared with their twins, and whether they were alike; is added to.
+        tried: by name, blocks that have been compared with their replacements, and whether they agree; is added to.
 
     """
     norms = {id(norm): compiled for norm, compiled in compiled_norms(lm, library)}
     rotary = getattr(lm.base_model, "rotary_emb", None)
-    twins, scratch = {}, Scratch()
+    replacements, scratch = {}, Scratch()
     for name, block in lm.named_modules():
         if name.rpartition(".")[2].isdigit() and tried.get(name, True):
             with contextlib.suppress(NotLikeLlamaError):
-                twin = TrainedBlock(block, norms, library, scratch)
+                replacement = TrainedBlock(block, norms, library, scratch)
                 if name not in tried:
                     with fused_adapters(block):
-                        tried[name] = alike(block, twin, rotary)
+                        tried[name] = alike(block, replacement, rotary)
                 if tried[name]:
-                    twins[name] = twin
-    return twins
+                    replacements[name] = replacement
+    return replacements
 
 
 @contextlib.contextmanager
-def standing_in(twins: Iterable[tuple[nn.Module, TrainedBlock]], *, again: bool = False) -> Iterator[None]:
-    """Within it, blocks do what their twins do.
+def patched(replacements: Iterable[tuple[nn.Module, TrainedBlock]], *, recomputing: bool = False) -> Iterator[None]:
+    """Within it, blocks do what their replacements do.
 
     Args:
-        twins: beside their blocks.
-        again: they run for what they keep alone; what they return is not read, and not computed to the end.
+        replacements: beside their blocks.
+        recomputing: they run for what they keep alone; what they return is not read, and not computed to the end.
 
     """
-    pairs = list(twins)
-    for block, twin in pairs:
-        vars(block)["forward"], twin.again = twin, again
+    pairs = list(replacements)
+    for block, replacement in pairs:
+        vars(block)["forward"], replacement.recomputing = replacement, recomputing
     try:
         yield
     finally:
-        for block, twin in pairs:
+        for block, replacement in pairs:
             del vars(block)["forward"]
-            twin.again = False
+            replacement.recomputing = False
