@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hrpo.data import Rollout, SamplingParams, left_pad, sample_key
+from hrpo.data import Rollout, SamplingParams, sample_key
 from hrpo.delimiter import DelimiterAutomaton, delimiter_automaton
+from hrpo.engine.buffer import RolloutBuffer, compacted
 from hrpo.engine.interface import DEFAULT, EngineOptions
 from hrpo.engine.packed_decoder import make_decoder
 from hrpo.engine.request import check_request, stored_candidates
@@ -124,9 +125,9 @@ class _Step:
 
 
 class _Decoding:
-    """A batch on its way: row n computes completion rows[n], whose next token is its t[n]-th; `ages` is t on the host.
+    """A batch on its way: row n computes completion rows[n], whose next token is its t[n]-th.
 
-    What has been decoded stands in tensors of N completions, which `rollout` returns.
+    What is decoded goes to `buffer`; `ages` is t on the host, which need not wait for the device to know it.
     """
 
     def __init__(
@@ -170,16 +171,10 @@ class _Decoding:
         self.pad = eos[0] if eos else 0
         self.eos = torch.tensor(eos, device=device, dtype=torch.long)
         self.automaton, self.state = automaton, automaton.start(0)  # (n,)
-        self.completion_ids = torch.full((N, self.T), self.pad, device=device)
-        self.completion_mask = torch.zeros_like(self.completion_ids)
-        self.hybrid_mask = torch.zeros_like(self.completion_ids, dtype=torch.bool)
-        self.sample_logprobs = torch.zeros_like(self.completion_ids, dtype=self.real)
-        self.gate_mean = torch.ones_like(self.sample_logprobs)
-        self.support_ids = torch.zeros((N, self.T, self.shown), dtype=torch.int32, device=device)
-        self.support_probs = torch.zeros((N, self.T, self.shown), dtype=self.real, device=device)
         D = model.gate.hidden_size
-        self.dense = torch.zeros((N, self.T, D), dtype=self.real, device=device) if stores else None
-
+        self.buffer = RolloutBuffer(
+            N, self.T, self.shown, D if stores else 0, pad=self.pad, real=self.real, device=device
+        )
         self.rows = self.t = torch.empty(0, dtype=torch.long, device=device)
         self.live = torch.empty(0, dtype=torch.bool, device=device)
         self.logits = torch.empty(0, self.V, dtype=self.real, device=device)  # in the model's dtype once there are any
@@ -230,13 +225,8 @@ class _Decoding:
 
     def record(self, step: _Step) -> None:
         """Note the tokens, and which rows they end."""
-        at = (self.rows, self.t)
         self.state = self.automaton.advance(self.state, step.token)
-        self.completion_ids[at] = torch.where(self.live, step.token, self.pad)
-        self.completion_mask[at] = self.live.long()
-        self.sample_logprobs[at] = torch.where(self.live, step.logprob, 0)
-        self.support_ids[at] = step.candidates[:, : self.shown].int()
-        self.support_probs[at] = step.probs[:, : self.shown]
+        self.buffer.write_tokens((self.rows, self.t), step.token, step.logprob, step.candidates, step.probs, self.live)
         self.live = self.live & ~torch.isin(step.token, self.eos)
 
     def drop_finished(self, step: _Step) -> int:
@@ -247,7 +237,7 @@ class _Decoding:
         alive = [row and age < self.T - 1 for row, age in zip(self.live.tolist(), self.ages, strict=True)]
         if all(alive) or (any(alive) and not self.compact):
             return 0
-        survivors = _survivors(alive)
+        survivors = compacted(alive)
         self.decoder.keep(survivors)
         self.ages = [self.ages[row] for row in survivors]
         index = torch.tensor(survivors, device=self.model.device, dtype=torch.long)
@@ -261,7 +251,7 @@ class _Decoding:
 
     def feed(self, step: _Step) -> None:
         """Feed each row its token, or while it thinks what the mode makes of token and latent."""
-        mode, at = self.mode, (self.rows, self.t)
+        mode = self.mode
         inputs = self.model.embed(step.token)  # (n, D)
         if mode.thinks:
             thinking = self.automaton.thinking(self.state) & self.live
@@ -273,12 +263,9 @@ class _Decoding:
                     mix=lambda weights: self.mix(step, weights),
                 )
             )
-            if self.dense is not None:
-                self.dense[at] = latents
             out, a = mode.feed(self.gate, inputs, latents, mode.token_share(step.distribution))
             inputs = torch.where(thinking.unsqueeze(1), out.to(inputs.dtype), inputs)
-            self.hybrid_mask[at] = thinking
-            self.gate_mean[at] = torch.where(thinking, a.mean(dim=1), 1)
+            self.buffer.write_inputs((self.rows, self.t), thinking, a, latents)
         del self.logits  # their memory serves the next ones
         self.logits = self.decoder.step(inputs)
         if mode.source == "hidden":
@@ -292,35 +279,8 @@ class _Decoding:
 
     def rollout(self) -> Rollout:
         """Return what has been decoded."""
-        ids, mask = left_pad(self.prompt_ids, self.pad, self.model.device)  # (B, P)
-        full = Rollout(
-            prompt_ids=ids,
-            prompt_mask=mask,
-            completion_ids=self.completion_ids,
-            completion_mask=self.completion_mask,
-            hybrid_mask=self.hybrid_mask,
-            sample_logprobs=self.sample_logprobs,
-            support_ids=self.support_ids,
-            support_probs=self.support_probs,
-            gate_mean=self.gate_mean,
-            group_size=self.G,
-            temperature=self.sampling.temperature,
-            top_k=self.K,
-            dense_latents=self.dense,
-            mode=self.mode,
-        )
+        full = self.buffer.rollout(self.prompt_ids, self.G, self.sampling, self.K, self.mode)
         return full if self.forced_ids is not None else full.select(0, len(full))
-
-
-def _survivors(alive: list[bool]) -> list[int]:
-    """Return which old row each new row is: those that stay keep their place, the last ones fill the gaps."""
-    count = sum(alive)
-    order = list(range(count))
-    gaps = [row for row in range(count) if not alive[row]]
-    movers = [row for row in range(count, len(alive)) if alive[row]]
-    for gap, mover in zip(gaps, movers, strict=True):
-        order[gap] = mover
-    return order
 
 
 def _inverse_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:
