@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hrpo import HybridCausalLM
+from hrpo import HybridCausalLM, Rollout
 from hrpo.config.schema import EvalConfig, ModelConfig, RolloutConfig, TaskConfig, TrainConfig
 from hrpo.engine.cpu.blocks import CompiledBlock
 from hrpo.engine.cpu.linear import PackedLinear
@@ -38,6 +38,13 @@ def trainer(folder: Path, model: str, dtype: str, problems: Sequence[str], **rol
             eval=EvalConfig(problems=0),
         )
     )
+
+
+def update(run: Run, rollout: Rollout) -> None:
+    """Learn from a rollout, however far the weights have moved since it was made; its groups' advantages spread."""
+    spread = torch.linspace(-1, 1, rollout.group_size, device=run.model.device)
+    stats = run.trainer.gradients(rollout, spread.repeat(len(rollout) // rollout.group_size))
+    run.trainer.optimizer_step(stats["loss"])
 
 
 @torch.no_grad()

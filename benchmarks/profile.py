@@ -71,16 +71,11 @@ def main() -> None:
                 max_new_tokens=64,
             )
             examples = trainer.trainer.batch(0)
-            advantages = torch.linspace(-1, 1, 8).repeat(4)
             rollout = trainer.trainer.roll_out(examples, key=0)
-            trainer.trainer.update(rollout, advantages)
+            ours.update(trainer, rollout)
             parts = {
                 "rollout": kinds(lambda trainer=trainer, examples=examples: trainer.trainer.roll_out(examples, key=0)),
-                "update": kinds(
-                    lambda trainer=trainer, rollout=rollout, advantages=advantages: trainer.trainer.update(
-                        rollout, advantages
-                    )
-                ),
+                "update": kinds(lambda trainer=trainer, rollout=rollout: ours.update(trainer, rollout)),
             }
         details[dtype] = parts
         for name, (wall, shares) in parts.items():

@@ -125,9 +125,10 @@ def scale(what: str, count: int, blocks: int, work: Path) -> None:
         chosen = set(random.Random(0).sample(range(count), QUESTIONS))
         write(asked, (question(row) for at, row in enumerate(lines(corpus)) if at in chosen))
     index = work / f"generated-{count}-{what}"
-    options = [] if what == "bm25" else ["--retriever", "dense", "--vectors", work / f"vectors-{count}-{what}.npy"]
-    if what == "given" and not options[-1].exists():
-        random_vectors(options[-1], count)
+    vectors = work / f"vectors-{count}-{what}.npy"
+    options = [] if what == "bm25" else ["--retriever", "dense", "--vectors", vectors]
+    if what == "given" and not vectors.exists():
+        random_vectors(vectors, count)
     if what == "dense" and not embedded(corpus, options[-1], count, blocks):
         return
     if not index.exists():

@@ -26,8 +26,8 @@ from torch.nn import functional as F
 from hrpo import HybridCausalLM
 from hrpo.common.metrics import MEAN_LENGTH
 from hrpo.engine.cpu.linear import CACHES, OneDNN
-from hrpo.engine.head import CPU_COLUMNS, ROWS
 from hrpo.engine.layers import linear_layers
+from hrpo.engine.select import accelerator_for
 from hrpo.models.names import resolve
 
 from . import ours
@@ -126,6 +126,7 @@ def products_alone(model: HybridCausalLM, prompts: list[int], length: int) -> fl
     """
     layers = [layer.base_layer.weight for _, layer in linear_layers(model.bare_lm) if isinstance(layer, LoraLayer)]
     head = model.bare_lm.get_output_embeddings().weight
+    positions, columns = accelerator_for(model.device).head_tile
 
     sizes = {size for weight in layers for size in weight.shape}
 
@@ -145,9 +146,9 @@ def products_alone(model: HybridCausalLM, prompts: list[int], length: int) -> fl
             through(fed, back=False)
             through(fed, back=True)
         tokens = PROMPTS * GROUP * length
-        for first in range(0, tokens, ROWS):
-            hidden = head.new_ones(min(ROWS, tokens - first), head.shape[1])
-            for part in head.split(CPU_COLUMNS):
+        for first in range(0, tokens, positions):
+            hidden = head.new_ones(min(positions, tokens - first), head.shape[1])
+            for part in head.split(columns):
                 F.linear(F.linear(hidden, part), part.t())
                 F.linear(hidden, part)
     return seconds + clock() - start

@@ -60,7 +60,6 @@ def measure(
             Path(folder), options.model, dtype, texts, prompts_per_step=count, group_size=GROUP, max_new_tokens=TOKENS
         )
         rollout = roll_out(trainer, options.prompts, count, retrieval=retrieval)
-        advantages = torch.linspace(-1, 1, GROUP).repeat(count).to(trainer.model.device)
         replays = {"hrpo": trainer.trainer.replay}
         if options.device == "cpu":
             replays[UNCOMPILED] = functools.partial(replay_uncompiled, trainer)
@@ -71,7 +70,7 @@ def measure(
             for name, way in replays.items():
                 trainer.trainer.replay = way  # type: ignore[method-assign]
                 start = clock()
-                trainer.trainer.update(rollout, advantages)
+                ours.update(trainer, rollout)
                 took = clock() - start
                 note(name, turn, took)
                 if turn:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from hrpo.tasks import BENCHMARKS, judge
 from hrpo.tasks.base import Example
-from hrpo.tasks.benchmark import parsed, read
+from hrpo.tasks.benchmark import parsed
 from hrpo.tasks.judge import normalise_answer, plain_tex
 from hrpo.tasks.number import last_number
+from hrpo.tasks.row_files import read
 
 FILES = {
     "gsm8k": ["gsm8k/train.jsonl", "gsm8k/test.jsonl"],
