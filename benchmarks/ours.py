@@ -13,8 +13,10 @@ from hrpo import HybridCausalLM, Rollout
 from hrpo.config.schema import EvalConfig, ModelConfig, RolloutConfig, TaskConfig, TrainConfig
 from hrpo.engine.cpu.blocks import CompiledBlock
 from hrpo.engine.cpu.linear import PackedLinear
+from hrpo.engine.cuda.blocks import DecodingBlock
+from hrpo.engine.cuda.graphs import capture
+from hrpo.engine.cuda.linear import JoinedLinear
 from hrpo.engine.interface import DEFAULT
-from hrpo.engine.packed_decoder import capture
 from hrpo.engine.select import accelerator_for
 from hrpo.training.run import Run
 
@@ -52,10 +54,10 @@ def decode_products(model: HybridCausalLM, rows: int, repeats: int = 20) -> floa
     """Return the seconds of a decode step's matrix products alone: the same layers and weights, in order."""
     products: dict[int, Any] = {}  # by what they are: layers that read the same tensor have one
     for module in accelerator_for(model.device).decoding(model, DEFAULT).inference_model().modules():
-        if isinstance(module, CompiledBlock):
+        if isinstance(module, CompiledBlock | DecodingBlock):
             found = [module.inward, module.outward, module.gate_and_up, module.down]
             products |= {id(product): (product.compute, product.in_features) for product in found}
-        elif isinstance(module, PackedLinear):
+        elif isinstance(module, PackedLinear | JoinedLinear):
             products[id(module.product)] = (module.product.compute, module.in_features)
         elif isinstance(module, nn.Linear):
             products[id(module)] = (module, module.in_features)
@@ -67,7 +69,7 @@ def decode_products(model: HybridCausalLM, rows: int, repeats: int = 20) -> floa
         return out
 
     if model.device.type == "cuda":
-        run, _ = capture(run)  # the time of the products, not that of asking for each
+        run = capture(run, run, None)  # the time of the products, not that of asking for each
     times = []
     for _ in range(repeats):
         start = clock()

@@ -1,11 +1,14 @@
 """What holds in all tests, and which combinations of parameters the fast suite takes."""
 
+import signal
 from collections import defaultdict
 
 import pytest
 
+from hrpo.engine import like_llama
+
 try:
-    from hrpo.engine.cpu import blocks, kernels
+    from hrpo.engine.cpu import kernels
 except ModuleNotFoundError:  # in tests of the engine without that room
     kernels = None
 
@@ -14,9 +17,13 @@ measured_times = kernels and kernels._times
 
 def pytest_configure() -> None:
     """Use all compiled code that there is, so that it is tested: what is faster differs between runs of tiny models."""
+    like_llama.FAILURES_RAISE = True
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # which shells ignore in what they start in the background,
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup this one
     if kernels is None:
         return
-    blocks.FAILURES_RAISE = True
     kernels._times = lambda library, shape, task, threads: dict.fromkeys(kernels.KERNELS[task], (1.0, 9.0))
 
 

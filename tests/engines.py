@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from hrpo import HybridCausalLM, Rollout
-from hrpo.engine import packed_decoder
+from hrpo.engine.cuda.accelerator import CudaAccelerator
 from hrpo.engine.interface import DEFAULT
 
 G = 4
@@ -71,13 +71,13 @@ def tensors(tree):
     return [x for x in tree_flatten(tree)[0] if isinstance(x, torch.Tensor)]
 
 
-def record(compute):
-    """What `packed_decoder.capture` does on a GPU."""
-    for _ in range(packed_decoder.WARM_UPS):
-        compute()
+def record(compute, warm_up, pool):
+    """What `graphs.capture` does on a GPU."""
+    warm_up()
     with Operations() as operations:
-        out = compute()
+        compute()
 
+    @torch.inference_mode()
     def repeat():
         for func, args, kwargs, results in operations.seen:
             given = {x.untyped_storage().data_ptr() for x in tensors((args, kwargs))}
@@ -85,4 +85,17 @@ def record(compute):
                 if old.untyped_storage().data_ptr() not in given:  # no view, nothing that was written in place
                     old.copy_(new)
 
-    return repeat, out
+    return repeat
+
+
+class CudaOnCpu(CudaAccelerator):
+    """The accelerator of CUDA devices, on tensors of a CPU; see `record`."""
+
+    look_every = 2
+
+    def serves(self, device):
+        return True
+
+
+CUDA_ON_CPU = dataclasses.replace(DEFAULT, accelerator=CudaOnCpu())
+EAGER_CUDA_ON_CPU = dataclasses.replace(CUDA_ON_CPU, static_shapes=False)

@@ -6,12 +6,12 @@ import math
 import pytest
 import torch
 from architectures import ARCHITECTURES, check_law_1, config_of
-from engines import SEVEN, STATIC, adapted, record, same_rollouts
+from engines import CUDA_ON_CPU, SEVEN, STATIC, adapted, record, same_rollouts
 from models import DELIMITER, PROMPTS, SAMPLER, VOCAB, plain_logprobs, random_lm, random_model
 from test_laws import ARCHS, check_interesting, same
 
 from hrpo import Rollout, generate, hrpo_loss, replay
-from hrpo.engine import packed_decoder
+from hrpo.engine.cuda import graphs
 from hrpo.engine.interface import DEFAULT, REFERENCE
 from hrpo.latent import LatentMode, mode_names, mode_of, nucleus
 
@@ -370,9 +370,9 @@ def test_hidden_states_of_captured_steps(mode, max_rows, monkeypatch):
     model = adapted("llama")
     options = {**SAMPLER, "group_size": G, "seed": 3, "latent_mode": mode, "max_rows": max_rows}
     expected = where_fed(generate(model, SEVEN, **options))
-    monkeypatch.setattr(packed_decoder, "CAPTURED_ON", ("cpu",))
-    monkeypatch.setattr(packed_decoder, "capture", record)
-    same_rollouts(expected, where_fed(generate(model, SEVEN, options=STATIC, **options)), 1e-8)
+    monkeypatch.setattr(graphs, "capture", record)
+    monkeypatch.setattr(graphs, "new_pool", lambda: None)
+    same_rollouts(expected, where_fed(generate(model, SEVEN, options=CUDA_ON_CPU, **options)), 1e-8)
 
 
 # ---- gradients ----------------------------------------------------------------------------------------------------

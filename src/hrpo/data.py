@@ -120,15 +120,16 @@ class Rollout:
     def select(self, first: int, last: int) -> "Rollout":
         """Return rows `first` to `last` (exclusive), trimmed to their longest prompt and completion."""
         G = self.group_size
+        prompts: slice | Tensor
         if first % G == 0 and last % G == 0:
-            prompts, group_size = torch.arange(first // G, last // G), G
+            prompts, group_size = slice(first // G, last // G), G
         elif first // G == (last - 1) // G:  # a part of one group
-            prompts, group_size = torch.tensor([first // G]), last - first
+            prompts, group_size = slice(first // G, first // G + 1), last - first
         else:  # parts of several groups: each row brings its own prompt
-            prompts, group_size = torch.arange(first, last) // G, 1
+            prompts, group_size = torch.arange(first, last, device=self.prompt_mask.device) // G, 1
         prompt_mask = self.prompt_mask[prompts]
-        P = int(prompt_mask.sum(dim=1).max())
-        T = int(self.lengths[first:last].max())
+        longest = torch.stack([prompt_mask.sum(dim=1).max(), self.lengths[first:last].max()])
+        P, T = map(int, longest.tolist())
         rows: dict[str, Any] = {
             name: value[first:last, :T]
             for name, value in vars(self).items()

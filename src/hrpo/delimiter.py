@@ -42,9 +42,13 @@ class DelimiterAutomaton:
 
     def to(self, device: torch.device) -> "DelimiterAutomaton":
         """Return it on a device."""
-        moved = copy.copy(self)
-        moved.table = self.table.to(device)
-        return moved
+        return self.with_table(self.table.to(device))
+
+    def with_table(self, table: Tensor) -> "DelimiterAutomaton":
+        """Return the same with its table somewhere else."""
+        other = copy.copy(self)
+        other.table = table
+        return other
 
     def start(self, rows: int) -> Tensor:
         """Return the state before the first token: (rows,)."""

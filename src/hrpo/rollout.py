@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,8 @@ from torch import Tensor
 from hrpo.data import Rollout, SamplingParams, sample_key
 from hrpo.delimiter import DelimiterAutomaton, delimiter_automaton
 from hrpo.engine.buffer import RolloutBuffer, compacted
-from hrpo.engine.interface import DEFAULT, EngineOptions
-from hrpo.engine.packed_decoder import make_decoder
+from hrpo.engine.decoders import make_decoder
+from hrpo.engine.interface import DEFAULT, EngineOptions, State
 from hrpo.engine.request import check_request, stored_candidates
 from hrpo.engine.select import accelerator_for
 from hrpo.latent import LatentMode, ThinkingStep, mode_of
@@ -90,44 +89,30 @@ def generate(
     decoding = _Decoding(
         model, prompt_ids, group_size, sampling, mode, sample_keys, eos, automaton, forced_ids, max_rows, options
     )
+    decoding.on_finished = on_finished or decoding.on_finished
     while decoding.admit():
-        step = decoding.choose()
-        decoding.record(step)
-        finished = decoding.drop_finished(step)
-        if finished and on_finished is not None:
-            on_finished(finished)
-        if decoding.ages:
-            decoding.feed(step)
+        decoding.choose()
+        decoding.drop_finished()
+        while decoding.ages and not decoding.can_admit():
+            decoding.step()
+            decoding.drop_finished()
+        decoding.feed()
     return decoding.rollout()
 
 
-@dataclass
-class _Step:
-    """One step of the n rows in the batch.
-
-    candidates, probs: (n, K) the likeliest tokens and their probabilities.
-    distribution: (n, K), or (n, V) without top_k: what tokens were sampled from.
-    token, logprob: (n,).
-    uniforms: (n,) the random numbers of the rows' places.
-    """
-
-    candidates: Tensor
-    probs: Tensor
-    distribution: Tensor
-    token: Tensor
-    logprob: Tensor
-    uniforms: Tensor
-
-    def keep(self, rows: Tensor) -> None:
-        """Keep these rows, in this order."""
-        for name, value in list(vars(self).items()):
-            setattr(self, name, value[rows])
-
-
 class _Decoding:
-    """A batch on its way: row n computes completion rows[n], whose next token is its t[n]-th.
+    """A batch on its way.
 
-    What is decoded goes to `buffer`; `ages` is t on the host, which need not wait for the device to know it.
+    rows: tensors by name, of the n rows in the batch, row n computes completion index[n]:
+        index, t (n,): the completion, and which token of it comes next.
+        live (n,): no end has come yet.
+        phase (n,): of the delimiter automaton.
+        token (n,), candidates (n, K): chosen last, and the likeliest tokens then.
+        distribution (n, K), or (n, V) without top_k: what tokens were sampled from.
+        uniforms (n,), hidden (n, D): the random numbers of their places; what the head read, with modes that feed it.
+    fed: logits (n, V) and hidden (n, D) of the next tokens, where they are not chosen yet.
+    ages: t on the host, which need not wait for the device to know it.
+    buffer: what has been decoded.
     """
 
     def __init__(
@@ -145,66 +130,96 @@ class _Decoding:
         options: EngineOptions,
     ) -> None:
         self.model, self.prompt_ids, self.G, self.sampling, self.mode = model, prompt_ids, group_size, sampling, mode
-        self.forced_ids, self.B, self.T = forced_ids, len(prompt_ids), sampling.max_new_tokens or 0
+        self.B, self.T = len(prompt_ids), sampling.max_new_tokens or 0
+        self.on_finished: Callable[[int], None] = lambda count: None
         self.V, self.K = model.vocab_size, min(sampling.top_k, model.vocab_size)
         self.real = torch.float64 if model.lm_dtype == torch.float64 else torch.float32
         N, device = self.B * self.G, model.device
-        draws = np.stack([np.random.default_rng(int(key) % 2**63).random(self.T) for key in sample_keys])  # (N, T)
-        self.uniforms = torch.from_numpy(draws).to(self.real).to(device)
-
         accelerator = accelerator_for(device, options)
         self.look_every = accelerator.look_every
         self.kernels = accelerator.decoding(model, options)
         self.at_a_time = min(self.B, max(1, (max_rows or N) // self.G))  # prompts
-        self.decoder = make_decoder(
-            self.kernels,
-            prompts=self.at_a_time,
-            longest_prompt=max(map(len, prompt_ids)),
-            max_new_tokens=self.T,
-        )
+        longest = max(map(len, prompt_ids))
+        self.decoder = make_decoder(self.kernels, prompts=self.at_a_time, longest_prompt=longest, max_new_tokens=self.T)
         self.gate = self.kernels.gate()
         accelerator.release_memory()  # what making the copies has left
         self.compact = options.compact and self.decoder.compacts
-        self.table = model.embedding_table().to(self.real) if mode.thinks and not self.K else None
-
+        keep = self.kernels.keep
+        draws = np.stack([np.random.default_rng(int(key) % 2**63).random(self.T) for key in sample_keys])  # (N, T)
+        self.uniforms = keep("uniforms", torch.from_numpy(draws).to(self.real).to(device))
+        self.forced_ids = None if forced_ids is None else keep("forced_ids", forced_ids)
+        self.automaton = automaton.with_table(keep("automaton", automaton.table))
+        self.eos = keep("eos", torch.tensor(eos, device=device, dtype=torch.long))
+        whole = mode.thinks and not self.K
+        self.table = keep("embeddings", model.embedding_table().to(self.real)) if whole else None
         self.shown, stores = stored_candidates(mode, self.K, self.V)
-        self.pad = eos[0] if eos else 0
-        self.eos = torch.tensor(eos, device=device, dtype=torch.long)
-        self.automaton, self.state = automaton, automaton.start(0)  # (n,)
-        D = model.gate.hidden_size
+        self.D, self.pad = model.gate.hidden_size, eos[0] if eos else 0
         self.buffer = RolloutBuffer(
-            N, self.T, self.shown, D if stores else 0, pad=self.pad, real=self.real, device=device
+            N, self.T, self.shown, self.D if stores else 0, pad=self.pad, real=self.real, device=device, keep=keep
         )
-        self.rows = self.t = torch.empty(0, dtype=torch.long, device=device)
-        self.live = torch.empty(0, dtype=torch.bool, device=device)
-        self.logits = torch.empty(0, self.V, dtype=self.real, device=device)  # in the model's dtype once there are any
-        self.hidden = torch.empty(0, D, dtype=self.real, device=device)  # what the head read to give the logits
+        self.rows: State = {}
+        self.fed: tuple[Tensor, Tensor] | None = None
         self.ages: list[int] = []
-        self.taken = self.steps = 0
+        self.taken = self.steps = self.finished = 0
+
+    def can_admit(self) -> bool:
+        """Whether there are prompts waiting, and rows for them."""
+        free = self.at_a_time - -(-len(self.ages) // self.G)  # prompts whose rows have room
+        return self.taken < self.B and free > 0 and (not self.ages or (self.compact and self.decoder.refills))
 
     def admit(self) -> bool:
         """Take waiting prompts into the free rows; whether there is anything to decode."""
-        G = self.G
-        free = self.at_a_time - -(-len(self.ages) // G)  # prompts whose rows have room
-        count = min(free, self.B - self.taken)
-        if count and (not self.ages or (self.compact and self.decoder.refills)):
-            first = self.decoder.admit(self.prompt_ids[self.taken : self.taken + count], G)  # (count, V)
-            fresh = torch.arange(self.taken * G, (self.taken + count) * G, device=self.model.device)
-            self.taken += count
-            self.rows, self.t = torch.cat([self.rows, fresh]), torch.cat([self.t, torch.zeros_like(fresh)])
-            self.live = torch.cat([self.live, fresh >= 0])
-            self.state = torch.cat([self.state, self.automaton.start(len(fresh))])
-            self.logits = torch.cat([self.logits.to(first.dtype), first.repeat_interleave(G, dim=0)])
-            if self.mode.source == "hidden":
-                read = self.decoder.hidden.to(self.real)
-                self.hidden = torch.cat([self.hidden, read.repeat_interleave(G, dim=0)])
-            self.ages += [0] * len(fresh)
+        if self.can_admit():
+            G, free = self.G, self.at_a_time - -(-len(self.ages) // self.G)
+            first, last = self.taken, min(self.B, self.taken + free)
+            logits = self.decoder.admit(self.prompt_ids[first:last], G).repeat_interleave(G, dim=0)
+            hidden = self.read().repeat_interleave(G, dim=0)
+            index = torch.arange(first * G, last * G, device=self.model.device)
+            start = {"index": index, "t": 0 * index, "live": index >= 0, "phase": self.automaton.start(len(index))}
+            if self.fed and self.ages:
+                self.rows = {name: torch.cat([self.rows[name], value]) for name, value in start.items()}
+                logits, hidden = (torch.cat(pair) for pair in zip(self.fed, (logits, hidden), strict=True))
+            else:
+                self.rows = start
+            self.fed = logits, hidden
+            self.taken = last
+            self.ages += [0] * len(index)
         return bool(self.ages)
 
-    def choose(self) -> _Step:
-        """Choose each row's next token."""
-        K, tau, logits = self.K, self.sampling.temperature, self.logits
-        uniforms = self.uniforms[self.rows, self.t]
+    def read(self) -> Tensor:
+        """Return what the head read last where the mode is fed that, (n, D); else nothing, (n, 0)."""
+        hidden = self.decoder.hidden
+        return (hidden if self.mode.source == "hidden" else hidden[:, :0]).to(self.real)
+
+    def choose(self) -> None:
+        """Choose each row's next token, by the logits that are there."""
+        assert self.fed is not None
+        (logits, hidden), self.fed = self.fed, None
+        self.rows = self._chosen(self.rows, logits, hidden)
+
+    def step(self) -> None:
+        """Feed each row what was chosen, and choose its next token: one step that can be repeated."""
+        key = self.decoder.ready()
+        sampler = (self.sampling.temperature, self.sampling.greedy, self.K, self.shown, self.pad, self.mode)
+        self.rows = self.kernels.repeat(self._step, self.rows, key and (key, *sampler))
+        self.ages = [age + 1 for age in self.ages]
+
+    def _step(self, rows: State) -> State:
+        logits = self._logits(rows)
+        return self._chosen({**rows, "t": rows["t"] + 1}, logits, self.read())
+
+    def feed(self) -> None:
+        """Feed each row what was chosen, and wait with the next tokens for rows that come in."""
+        if self.ages:
+            self.decoder.ready()
+            self.fed = self._logits(self.rows), self.read()
+            self.rows["t"] = self.rows["t"] + 1
+            self.ages = [age + 1 for age in self.ages]
+
+    def _chosen(self, rows: State, logits: Tensor, hidden: Tensor) -> State:
+        """Choose tokens and write them down: logits (n, V)."""
+        K, tau, at, live = self.K, self.sampling.temperature, (rows["index"], rows["t"]), rows["live"]
+        uniforms = self.uniforms[at]
         found, candidates, total = self.kernels.top_k(logits, K or self.shown, self.real)  # (n, K) twice, (n,)
         if K:
             probs = distribution = torch.softmax(found / tau, dim=1)
@@ -212,70 +227,63 @@ class _Decoding:
             distribution = torch.softmax(logits.to(self.real) / tau, dim=1)  # (n, V)
             probs = distribution.gather(1, candidates)
         if self.forced_ids is not None:
-            token = torch.where(self.live, self.forced_ids[self.rows, self.t], self.pad)
+            token = torch.where(live, self.forced_ids[at], self.pad)
         elif self.sampling.greedy:
             token = logits.argmax(dim=1)
         else:
             pick = _inverse_cdf(distribution, uniforms)
             token = candidates.gather(1, pick).squeeze(1) if K else pick.squeeze(1)
             if self.mode.likeliest:
-                token = torch.where(self.automaton.thinking(self.state), candidates[:, 0], token)
+                token = torch.where(self.automaton.thinking(rows["phase"]), candidates[:, 0], token)
         logprob = logits.gather(1, token.unsqueeze(1)).squeeze(1).to(self.real) - total
-        return _Step(candidates, probs, distribution, token, logprob, uniforms)
+        self.buffer.write_tokens(at, token, logprob, candidates, probs, live)
+        chosen = {"token": token, "candidates": candidates, "distribution": distribution, "uniforms": uniforms}
+        chosen["live"] = live & ~torch.isin(token, self.eos)
+        chosen["phase"] = self.automaton.advance(rows["phase"], token)
+        return {**rows, **chosen, "hidden": hidden}
 
-    def record(self, step: _Step) -> None:
-        """Note the tokens, and which rows they end."""
-        self.state = self.automaton.advance(self.state, step.token)
-        self.buffer.write_tokens((self.rows, self.t), step.token, step.logprob, step.candidates, step.probs, self.live)
-        self.live = self.live & ~torch.isin(step.token, self.eos)
+    def _logits(self, rows: State) -> Tensor:
+        """Feed each row its token, or while it thinks what the mode makes of token and latent: logits (n, V)."""
+        mode = self.mode
+        inputs = self.model.embed(rows["token"])  # (n, D)
+        if mode.thinks:
+            thinking = self.automaton.thinking(rows["phase"]) & rows["live"]
+            latents = mode.latent(
+                ThinkingStep(
+                    probs=rows["distribution"],
+                    hidden=rows["hidden"] if mode.source == "hidden" else None,
+                    uniforms=rows["uniforms"],
+                    mix=lambda weights: self._mix(rows["candidates"], weights),
+                )
+            )
+            out, a = mode.feed(self.gate, inputs, latents, mode.token_share(rows["distribution"]))
+            inputs = torch.where(thinking.unsqueeze(1), out.to(inputs.dtype), inputs)
+            self.buffer.write_inputs((rows["index"], rows["t"]), thinking, a, latents)
+        return self.decoder.step(inputs)
 
-    def drop_finished(self, step: _Step) -> int:
-        """Drop rows that have finished, where that is possible and worth a look; return how many were dropped."""
+    def _mix(self, candidates: Tensor, weights: Tensor) -> Tensor:
+        """Return the weighted sum of embeddings, of all tokens or of the candidates: (n, V or K) -> (n, D)."""
+        return self.kernels.mix(candidates, weights) if self.table is None else weights @ self.table
+
+    def drop_finished(self) -> None:
+        """Drop rows that have finished, where that is possible and worth a look."""
         self.steps += 1
         if self.steps % self.look_every and max(self.ages) != self.T - 1:
-            return 0
-        alive = [row and age < self.T - 1 for row, age in zip(self.live.tolist(), self.ages, strict=True)]
-        if all(alive) or (any(alive) and not self.compact):
-            return 0
-        survivors = compacted(alive)
+            return
+        alive = [row and age < self.T - 1 for row, age in zip(self.rows["live"].tolist(), self.ages, strict=True)]
+        size = self.decoder.rows_for(sum(alive)) if self.compact or not any(alive) else len(alive)
+        finished = self.taken * self.G - sum(alive)
+        if finished > self.finished:
+            self.on_finished(finished - self.finished)
+        self.finished = finished
+        if size == len(alive):
+            return
+        spare = size - sum(alive)  # finished rows that stay
+        survivors = compacted([row or (spare := spare - 1) >= 0 for row in alive])
         self.decoder.keep(survivors)
         self.ages = [self.ages[row] for row in survivors]
         index = torch.tensor(survivors, device=self.model.device, dtype=torch.long)
-        self.rows, self.t, self.live, self.state = (x[index] for x in (self.rows, self.t, self.live, self.state))
-        if not self.ages:
-            self.logits = self.logits[:0]
-        if self.mode.source == "hidden":
-            self.hidden = self.hidden[index]
-        step.keep(index)
-        return len(alive) - len(survivors)
-
-    def feed(self, step: _Step) -> None:
-        """Feed each row its token, or while it thinks what the mode makes of token and latent."""
-        mode = self.mode
-        inputs = self.model.embed(step.token)  # (n, D)
-        if mode.thinks:
-            thinking = self.automaton.thinking(self.state) & self.live
-            latents = mode.latent(
-                ThinkingStep(
-                    probs=step.distribution,
-                    hidden=self.hidden if mode.source == "hidden" else None,
-                    uniforms=step.uniforms,
-                    mix=lambda weights: self.mix(step, weights),
-                )
-            )
-            out, a = mode.feed(self.gate, inputs, latents, mode.token_share(step.distribution))
-            inputs = torch.where(thinking.unsqueeze(1), out.to(inputs.dtype), inputs)
-            self.buffer.write_inputs((self.rows, self.t), thinking, a, latents)
-        del self.logits  # their memory serves the next ones
-        self.logits = self.decoder.step(inputs)
-        if mode.source == "hidden":
-            self.hidden = self.decoder.hidden.to(self.real)
-        self.t = self.t + 1
-        self.ages = [age + 1 for age in self.ages]
-
-    def mix(self, step: _Step, weights: Tensor) -> Tensor:
-        """Return the weighted sum of embeddings, of all tokens or of the candidates: (n, V or K) -> (n, D)."""
-        return self.kernels.mix(step.candidates, weights) if self.table is None else weights @ self.table
+        self.rows = {name: value[index] for name, value in self.rows.items()}
 
     def rollout(self) -> Rollout:
         """Return what has been decoded."""

@@ -16,7 +16,7 @@ from hrpo import HybridCausalLM, generate, hrpo_loss, replay
 from hrpo.engine import packing
 from hrpo.engine.cpu import packed_attention
 from hrpo.engine.cpu.accelerator import CpuAccelerator
-from hrpo.engine.cpu.adapters import fused_adapters
+from hrpo.engine.cpu.adapters import PRODUCTS
 from hrpo.engine.cpu.build import compiled
 from hrpo.engine.cpu.kernels import _PackedAttention
 from hrpo.engine.cpu.linear import LinearParts, OneDNN, PackedLinear, PackedProduct, product_dtype
@@ -179,7 +179,7 @@ def test_fused_adapters_are_those_of_peft(dtype):
         return out, *torch.autograd.grad(out, (x, A, B), toward)
 
     expected = run()
-    with fused_adapters(lm.base_model.model):
+    with PRODUCTS.fused(lm.base_model.model):
         assert "forward" in vars(layer) or product_dtype(dtype, CPU) != dtype
         actual = run()
         with lm.disable_adapter():
@@ -191,7 +191,7 @@ def test_fused_adapters_are_those_of_peft(dtype):
 
 
 def fused(lm) -> set[str]:
-    with fused_adapters(lm):
+    with PRODUCTS.fused(lm):
         return {name for name, layer in lm.named_modules() if "forward" in vars(layer)}
 
 

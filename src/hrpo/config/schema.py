@@ -115,7 +115,7 @@ class RolloutConfig:
         top_k: candidates kept at each step; 0 keeps the whole vocabulary. The paper's text has none, its code 50.
         max_prompt_tokens: longest prompt that is trained on; 0 takes what the model's context leaves.
         long_prompts: "drop" leaves problems with a longer prompt out, and says how many; "refuse" does not start.
-        static_shapes: decode in steps that are all alike, which CUDA repeats as a captured graph; finished rows stay.
+        static_shapes: decode in few different steps, captured as CUDA graphs and repeated; auto does so on CUDA alone.
         engine: who samples them: "hybrid", the model itself, or your own (docs/add-an-engine.md).
     """
 
@@ -126,7 +126,7 @@ class RolloutConfig:
     top_k: bounds.Count = 50
     max_prompt_tokens: bounds.Tokens = 0
     long_prompts: LongPrompts = "drop"
-    static_shapes: bool = False
+    static_shapes: bool | Auto = "auto"
     engine: str = "hybrid"
 
 

@@ -1,6 +1,7 @@
 """Where completions are written while they are decoded, a token of each row at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,11 +23,21 @@ class RolloutBuffer:
         pad: the token after the end.
         real: dtype of numbers.
         device: where it lies.
+        keep: see `DecodingKernels`; what it keeps is written over by the next rollout, and a copy of it returned.
 
     """
 
     def __init__(
-        self, N: int, T: int, candidates: int, dense: int, *, pad: int, real: torch.dtype, device: torch.device
+        self,
+        N: int,
+        T: int,
+        candidates: int,
+        dense: int,
+        *,
+        pad: int,
+        real: torch.dtype,
+        device: torch.device,
+        keep: Callable[[str, Tensor], Tensor],
     ) -> None:
         self.pad = pad
         self.completion_ids = torch.full((N, T), pad, device=device)
@@ -37,6 +48,9 @@ class RolloutBuffer:
         self.support_ids = torch.zeros((N, T, candidates), dtype=torch.int32, device=device)
         self.support_probs = torch.zeros((N, T, candidates), dtype=real, device=device)
         self.dense_latents = torch.zeros((N, T, dense), dtype=real, device=device) if dense else None
+        self.fresh = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        for name, value in self.fresh.items():
+            setattr(self, name, keep(name, value))
 
     def write_tokens(
         self, at: Places, token: Tensor, logprob: Tensor, candidates: Tensor, probs: Tensor, live: Tensor
@@ -54,14 +68,17 @@ class RolloutBuffer:
         self.hybrid_mask[at] = thinking
         self.gate_mean[at] = torch.where(thinking, a.mean(dim=1), 1)
         if self.dense_latents is not None:
-            self.dense_latents[at] = latents
+            self.dense_latents[at] = torch.where(thinking.unsqueeze(1), latents, 0)
 
     def rollout(
         self, prompts: Sequence[Sequence[int]], group_size: int, sampling: SamplingParams, top_k: int, mode: LatentMode
     ) -> Rollout:
         """Return what was written, with the prompts that it completes."""
         ids, mask = left_pad(prompts, self.pad, self.completion_ids.device)  # (B, P)
-        written = {name: value for name, value in vars(self).items() if name != "pad"}
+        written: dict[str, Any] = {"dense_latents": self.dense_latents}
+        for name, fresh in self.fresh.items():  # the room that came empty, where another was written to
+            kept = getattr(self, name)
+            written[name] = kept if kept is fresh else fresh.copy_(kept)
         return Rollout(
             prompt_ids=ids,
             prompt_mask=mask,

@@ -5,7 +5,7 @@ it does faster, and gives the same numbers.
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from hrpo.engine.inference_model import inference_model
 from hrpo.engine.kv import KVLayout
+from hrpo.engine.spans import Packing
 from hrpo.gate import HybridGate
 from hrpo.model import HybridCausalLM
 
@@ -31,8 +32,8 @@ class EngineOptions:
             small updates away).
         chunked_head: head and log-softmax for some completion positions and a part of the vocabulary at a time (needs
             packed).
-        static_shapes: decode with steps that are all alike, over the full length and without dropping rows (so
-            compact does nothing), and on CUDA capture one as a graph to repeat (needs packed).
+        static_shapes: decode in few different steps, which a device may capture and repeat, see `StaticDecoder` (needs
+            packed); None: where the device does.
         accelerator: a name of `hrpo.engine.select.ACCELERATORS`, or one of your own; "auto" takes the first that
             serves the model's device.
 
@@ -42,11 +43,26 @@ class EngineOptions:
     compact: bool = True
     folded_adapter: bool = True
     chunked_head: bool = True
-    static_shapes: bool = False
+    static_shapes: bool | None = None
     accelerator: "str | Accelerator" = "auto"
 
 
 HEAD_TILE = (512, 32768)  # positions and tokens of the vocabulary that the head takes at a time
+
+
+State = dict[str, Tensor]  # of the n rows of a batch, by name
+
+
+def at_least_float32(x: Tensor) -> torch.dtype:
+    """Return the dtype of x, or float32 where that is wider."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def sdpa(query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
+    """Attend causally, or where a mask is true: (n, H, S, d), (n, H_kv, s, d), (n, H_kv, s, d_v) -> (n, H, S, d_v)."""
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True
+    )
 
 
 class DecodingKernels:
@@ -58,8 +74,31 @@ class DecodingKernels:
 
     """
 
+    sdpa = staticmethod(sdpa)  # attention of prompts
+
     def __init__(self, model: HybridCausalLM, options: EngineOptions) -> None:
         self.model, self.options = model, options
+        self.static = bool(options.static_shapes)
+        self.kept: dict[Hashable, Any] = {}  # from one batch to the next, where steps are repeated
+
+    def keep(self, name: str, tensor: Tensor) -> Tensor:
+        """Return a tensor with these numbers for `repeat`: where it repeats, the one of this name and shape."""
+        return tensor
+
+    def forget_steps(self) -> None:
+        """Forget what was captured: what it wrote to has gone."""
+
+    def repeat(self, step: Callable[[State], State], state: State, key: Hashable) -> State:
+        """Do a decode step, or repeat one that was captured.
+
+        Args:
+            step: what it computes; it reads no tensors but those of the state, of the decoder and from `keep`, and
+                changes nothing when it is done again.
+            state: of the rows.
+            key: what its operations depend on, beside `keep`; None: they cannot be repeated.
+
+        """
+        return step(state)
 
     def inference_model(self) -> Any:
         """Return a copy of the bare language model that computes the same, faster and without gradient."""
@@ -84,6 +123,16 @@ class DecodingKernels:
 
         """
         return None
+
+    def scores(self, query: Tensor, keys: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+        """Return scaled scores with a bias added, float32 at least: (m, q, d), (m, d, t), (m, 1, t) -> (m, q, t).
+
+        Keys with large biases, as Qwen2 has, give scores of hundreds, which bfloat16 would round to whole numbers.
+        """
+        wide = at_least_float32(query)
+        with torch.autocast(query.device.type, enabled=False):
+            query, keys = query.to(wide) * scale, keys.to(wide)
+            return torch.bmm(query, keys) if bias is None else torch.baddbmm(bias, query, keys)
 
     def top_k(self, logits: Tensor, k: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """Return the k largest logits of each row, their tokens, and the log of the sum of all exponentials.
@@ -111,18 +160,16 @@ class TrainingKernels:
 
     head_tile = HEAD_TILE
     linear = staticmethod(F.linear)  # products of the head
+    sdpa = staticmethod(sdpa)  # attention of padded sequences, where `attend` does not serve
 
-    def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, sequences: Tensor, group_size: int, scale: float
-    ) -> Tensor | None:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float) -> Tensor | None:
         """Attend in packed groups, with gradient; None: not served.
 
         Args:
             query: (S, H, d).
             key: (S, H_kv, d).
             value: (S, H_kv, d_v).
-            sequences: (B * (1 + G), 4), see `PackedGroups`.
-            group_size: G.
+            packing: of the groups.
             scale: of the scores.
 
         Returns:

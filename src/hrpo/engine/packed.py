@@ -54,32 +54,34 @@ class PackedReplay:
             with model.precision(), packed_attention(lm), self.kernels.running(lm), self._blocks(lm, reference):
                 hidden = run_packed(lm, inputs, layout.positions, layout).index_select(0, layout.predicts_from)
             head = lm.get_output_embeddings()
-        mask = rollout.completion_mask.bool()
         dtype = model.autocast or head.weight.dtype
         chosen = head_logprobs(
             hidden.to(dtype),
             head.weight.to(dtype),
             None if head.bias is None else head.bias.to(dtype),
-            rollout.completion_ids[mask],
+            _at(rollout.completion_ids, layout.tokens),
             temperature=1.0 if self.policy == "model" else rollout.temperature,
-            candidates=rollout.support_ids[mask] if self.policy == "sampler" and rollout.top_k else None,
+            candidates=_at(rollout.support_ids, layout.tokens) if self.policy == "sampler" and rollout.top_k else None,
             kernels=self.kernels,
-            tile=None if self.chunked_head else (int(mask.sum()), len(head.weight)),
+            tile=None if self.chunked_head else (len(layout.tokens), len(head.weight)),
         )  # (tokens,)
-        return torch.zeros_like(rollout.sample_logprobs).masked_scatter(mask, chosen)
+        none = torch.zeros_like(rollout.sample_logprobs)
+        return none.flatten().index_copy(0, layout.tokens, chosen).view_as(none)
 
     def _inputs(self, *, reference: bool) -> Tensor:
         """Return what is fed: (S, D)."""
-        model, rollout, fed = self.model, self.rollout, self.layout.fed
-        prompt_ids = rollout.prompt_ids[rollout.prompt_mask.bool()]
-        tokens = model.embed(torch.cat([prompt_ids, rollout.completion_ids[fed]]), reference=reference)
-        mixed = torch.cat([torch.zeros_like(prompt_ids, dtype=torch.bool), rollout.hybrid_mask[fed]])  # (S,)
-        if reference or not bool(mixed.any()):
+        model, rollout, layout = self.model, self.rollout, self.layout
+        prompt_ids = _at(rollout.prompt_ids, layout.prompt_tokens)
+        tokens = model.embed(torch.cat([prompt_ids, _at(rollout.completion_ids, layout.fed)]), reference=reference)
+        if reference:
             return tokens
-        at = fed & rollout.hybrid_mask
-        share = rollout.gate_mean[at].unsqueeze(1)
-        out, _ = rollout.mode.feed(model.gate, tokens[mixed], _latents(model, rollout, at), share)
-        return tokens.index_put((mixed,), out.to(tokens.dtype))
+        mixed = _at(rollout.hybrid_mask, layout.fed).nonzero().squeeze(1)  # (n,), of what is fed
+        if not len(mixed):
+            return tokens
+        at, places = layout.fed[mixed], len(prompt_ids) + mixed  # (n,) each
+        share = _at(rollout.gate_mean, at).unsqueeze(1)
+        out, _ = rollout.mode.feed(model.gate, tokens[places], _latents(model, rollout, at), share)
+        return tokens.index_copy(0, places, out.to(tokens.dtype))
 
     def _blocks(self, lm: Any, reference: bool) -> contextlib.AbstractContextManager[None]:
         """Return the context in which blocks keep only their inputs; nothing where there is no backward pass."""
@@ -95,11 +97,16 @@ class PackedReplay:
 
 
 def _latents(model: HybridCausalLM, rollout: Rollout, at: Tensor) -> Tensor:
-    """The latents of some positions, (N, T) bools -> (n, D); only the embeddings that occur are looked up."""
+    """Return the latents of some places, (n,) -> (n, D); only the embeddings that occur are looked up."""
     if rollout.dense_latents is not None:
-        return rollout.dense_latents[at]
-    ids, places = torch.unique(rollout.support_ids[at], return_inverse=True)
-    weights = rollout.mode.weigh(rollout.support_probs[at])
+        return _at(rollout.dense_latents, at)
+    ids, places = torch.unique(_at(rollout.support_ids, at), return_inverse=True)
+    weights = rollout.mode.weigh(_at(rollout.support_probs, at))
     with torch.no_grad():
         table = model.embed(ids).to(weights.dtype)
     return mix_candidates(places, weights, table)
+
+
+def _at(x: Tensor, places: Tensor) -> Tensor:
+    """Return what stands at some places of the first two axes as one: (N, T, ...), (n,) -> (n, ...)."""
+    return x.flatten(0, 1).index_select(0, places)

@@ -1,11 +1,10 @@
 """What a language model computes while decoding: prompts once, then a token a row, rows coming and going.
 
-`PackedDecoder` is the fast one, and `StaticDecoder` the same with steps that a CUDA graph can repeat; `PlainDecoder`
-keeps to the padded batches and the cache of transformers, serves every architecture, and is what the tests compare
-with.
+`PackedDecoder` is the fast one; `PlainDecoder` keeps to the padded batches and the cache of transformers, serves every
+architecture, and is what the tests compare with.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -13,16 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hrpo.data import left_pad
-from hrpo.engine.attention import Layout, run_packed, use_packed_attention
-from hrpo.engine.interface import DecodingKernels
+from hrpo.engine.attention import Layout, run_packed
+from hrpo.engine.interface import DecodingKernels, at_least_float32
 from hrpo.engine.kv import KVLayout, PromptGroups, zeros
-from hrpo.engine.packing_probe import packs_up_to
 from hrpo.model import HybridCausalLM
 
 FIRST_CAPACITY = 64  # positions of completions that keys and values have room for at first; doubled when full
 PREFILL_TOKENS = 8192  # of prompts in one forward
-CAPTURED_ON = ("cuda",)  # devices on which steps of static shapes are captured; elsewhere they run one by one
-WARM_UPS = 3  # runs before a capture, as many as PyTorch's documentation takes
 
 
 class Decoder(Protocol):
@@ -39,36 +35,17 @@ class Decoder(Protocol):
     def admit(self, prompts: Sequence[Sequence[int]], group_size: int) -> Tensor:
         """Compute prompts, each for group_size new rows at the end of the batch; logits of each prompt (b, V)."""
 
+    def ready(self) -> Hashable:
+        """Get ready for the next step: what its operations depend on; None where that is ever something else."""
+
     def step(self, inputs: Tensor) -> Tensor:
         """Feed one input a row: (n, D) -> logits (n, V)."""
 
+    def rows_for(self, count: int) -> int:
+        """Return how many rows the batch shrinks to where so many are left."""
+
     def keep(self, rows: list[int]) -> None:
         """Let row i of the batch be what row rows[i] was; drop the others."""
-
-
-def make_decoder(
-    kernels: DecodingKernels,
-    *,
-    prompts: int,
-    longest_prompt: int,
-    max_new_tokens: int,
-) -> Decoder:
-    """Return the fast decoder where it serves the model, the plain one elsewhere.
-
-    Args:
-        kernels: of the model that decodes.
-        prompts: the most prompts at a time.
-        longest_prompt: tokens of the longest prompt to come.
-        max_new_tokens: the most tokens of a completion.
-
-    """
-    model, options = kernels.model, kernels.options
-    if not options.packed or longest_prompt + max_new_tokens > packs_up_to(model):
-        return PlainDecoder(model)
-    lm = kernels.inference_model()
-    use_packed_attention(lm)
-    kind = StaticDecoder if options.static_shapes else PackedDecoder
-    return kind(lm, kernels, prompts=prompts, longest_prompt=longest_prompt, max_new_tokens=max_new_tokens)
 
 
 class PlainDecoder:
@@ -103,6 +80,14 @@ class PlainDecoder:
             hook.remove()
         return logits[:, -1]
 
+    def ready(self) -> Hashable:
+        """See `Decoder`."""
+        return None
+
+    def rows_for(self, count: int) -> int:
+        """See `Decoder`."""
+        return count
+
     def step(self, inputs: Tensor) -> Tensor:
         """See `Decoder`."""
         self.mask = F.pad(self.mask, (0, 1), value=1)
@@ -135,11 +120,12 @@ class PackedDecoder(Layout):
     """
 
     compacts = refills = True
+    least_seats = 1  # of a slot
 
     def __init__(
         self, lm: Any, kernels: DecodingKernels, *, prompts: int, longest_prompt: int, max_new_tokens: int
     ) -> None:
-        self.lm, self.kernels, self.model, self.device = lm, kernels, kernels.model, kernels.model.device
+        self.lm, self.kernels, self.device = lm, kernels, kernels.model.device
         self.prompts, self.longest_prompt, self.max_new_tokens = prompts, longest_prompt, max_new_tokens
         self.longest = longest_prompt + max_new_tokens
         self.shared: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> keys and values of prompts
@@ -149,6 +135,11 @@ class PackedDecoder(Layout):
         self.slots: list[int] = []  # of each row
         self.ages: list[int] = []  # of each row: completion tokens fed
         self.prefilling: _Prompts | None = None
+
+    @property
+    def model(self) -> HybridCausalLM:
+        """Whose copy decodes."""
+        return self.kernels.model
 
     @torch.inference_mode()
     def admit(self, prompts: Sequence[Sequence[int]], group_size: int) -> Tensor:
@@ -178,6 +169,14 @@ class PackedDecoder(Layout):
             logits: Tensor = self.lm.get_output_embeddings()(hidden)
         return logits
 
+    def ready(self) -> Hashable:
+        """See `Decoder`."""
+        return None
+
+    def rows_for(self, count: int) -> int:
+        """See `Decoder`."""
+        return count
+
     @torch.inference_mode()
     def step(self, inputs: Tensor) -> Tensor:
         """See `Decoder`."""
@@ -192,7 +191,7 @@ class PackedDecoder(Layout):
         return logits
 
     def compute(self, inputs: Tensor) -> Tensor:
-        """Run the model at the rows' ages; doing it again changes nothing: (n, D) -> logits (n, V)."""
+        """Run the model at the rows' ages: (n, D) -> logits (n, V)."""
         return self.head(self.run(inputs, self.prompt_length + self.age))
 
     @torch.inference_mode()
@@ -201,7 +200,7 @@ class PackedDecoder(Layout):
         self.slots, self.ages = [self.slots[row] for row in rows], [self.ages[row] for row in rows]
         self.move(self.own, [(to, row) for to, row in enumerate(rows) if to != row])
         for slot in reversed(range(len(self.lengths))):  # the last slots move into those that are empty
-            if slot not in self.slots:
+            if slot not in self.slots and len(self.lengths) > self.fewest_slots(len(rows)):
                 end = len(self.lengths) - 1
                 if slot != end:
                     self.move(self.shared, [(slot, end)])
@@ -209,6 +208,10 @@ class PackedDecoder(Layout):
                     self.slots = [slot if at == end else at for at in self.slots]
                 self.lengths.pop()
         self.arrange()
+
+    def fewest_slots(self, rows: int) -> int:
+        """Return how many slots stay, used or not, where so many rows do."""
+        return 0
 
     def move(self, store: dict[int, tuple[Tensor, Tensor]], moves: list[tuple[int, int]]) -> None:
         """Copy what stands at some places of a store to others: (to, from) each."""
@@ -227,10 +230,10 @@ class PackedDecoder(Layout):
         for row, slot in enumerate(self.slots):
             members[slot].append(row)
         self.groups = PromptGroups(members, list(self.lengths))
-        self.R = max(map(len, members))
+        self.R = max(self.least_seats, *map(len, members))
         self.in_order = self.slots == [row // self.R for row in range(len(members) * self.R)]
-        # An empty seat repeats the slot's first row; nobody reads what it gives.
-        seated = [row for group in members for row in group + group[:1] * (self.R - len(group))]
+        # An empty seat repeats the slot's first row, or any; nobody reads what it gives.
+        seated = [row for group in members for row in group + (group or [0])[:1] * (self.R - len(group))]
         places = {row: slot * self.R + seat for slot, group in enumerate(members) for seat, row in enumerate(group)}
         self.members = torch.tensor(seated, device=self.device)  # (b * R,) rows
         self.places = torch.tensor([places[row] for row in range(len(places))], device=self.device)  # (n,) seats
@@ -247,7 +250,7 @@ class PackedDecoder(Layout):
         """0 up to the last position that may be seen, minus infinity beyond, per head: (m,) -> (m * H_kv, 1, t)."""
         keys, _ = next(iter(self.shared.values()))
         beyond = torch.arange(positions or self.t, device=self.device) > last.unsqueeze(1)  # (m, t)
-        bias = torch.zeros(beyond.shape, device=self.device, dtype=_at_least_float32(keys))
+        bias = torch.zeros(beyond.shape, device=self.device, dtype=at_least_float32(keys))
         bias.masked_fill_(beyond, -torch.inf)
         return bias.repeat_interleave(keys.shape[1], dim=0).unsqueeze(1)
 
@@ -280,15 +283,14 @@ class PackedDecoder(Layout):
         prompt_keys, prompt_values = prompt_keys[:b, ..., :P].flatten(0, 1), prompt_values[:b, :, :P].flatten(0, 1)
         own_keys, own_values = (x.flatten(0, 1) for x in self.write(layer, key, value))  # (n * H_kv, ...)
 
-        # Scores and softmax are float32 at least: keys with large biases, as Qwen2 has, give scores of hundreds, which
-        # bfloat16 rounds to whole numbers.
-        q = (query.to(_at_least_float32(query)) * scale).view(n, heads, -1, query.shape[2])  # (n, H_kv, per, d)
-        on_prompt = self.by_row(_scores(self.by_slot(q), prompt_keys, self.prompt_bias), heads)  # (n, H_kv, per, P)
-        on_own = _scores(q.flatten(0, 1), own_keys, self.own_bias)  # (n * H_kv, per, t)
-        weights = torch.softmax(torch.cat([on_prompt, on_own.view(*on_prompt.shape[:3], -1)], dim=3), dim=3)
-        weights = weights.to(value.dtype)
-        out = self.by_row(torch.bmm(self.by_slot(weights[..., :P]), prompt_values), heads)  # (n, H_kv, per, d_v)
-        out = torch.baddbmm(out.flatten(0, 1), weights[..., P:].flatten(0, 1), own_values)
+        q = query.view(n, heads, -1, query.shape[2])  # (n, H_kv, per, d)
+        scores = self.kernels.scores
+        on_prompt = self.by_row(scores(self.by_slot(q), prompt_keys, self.prompt_bias, scale), heads)
+        on_own = scores(q.flatten(0, 1), own_keys, self.own_bias, scale)  # (n * H_kv, per, t)
+        both = torch.cat([on_prompt, on_own.view(*on_prompt.shape[:-1], -1)], dim=-1)  # (..., H_kv, per, P + t)
+        weights = torch.softmax(both, dim=-1).to(value.dtype).view(n, heads, -1, both.shape[-1])
+        out = self.by_row(torch.bmm(self.by_slot(weights[..., :P]), prompt_values), heads)  # (..., H_kv, per, d_v)
+        out = torch.baddbmm(out.reshape(n * heads, *out.shape[-2:]), weights[..., P:].flatten(0, 1), own_values)
         return out.view(n, query.shape[1], -1)
 
     def by_slot(self, x: Tensor) -> Tensor:
@@ -297,9 +299,9 @@ class PackedDecoder(Layout):
         return seats.view(-1, self.R, *x.shape[1:]).transpose(1, 2).flatten(2, 3).flatten(0, 1)
 
     def by_row(self, x: Tensor, heads: int) -> Tensor:
-        """The other way round: (b * H_kv, R * per, m) -> (n, H_kv, per, m)."""
-        seats = x.view(-1, heads, self.R, x.shape[1] // self.R, x.shape[2]).transpose(1, 2).flatten(0, 1)
-        return seats if self.in_order else seats[self.places]
+        """The other way round: (b * H_kv, R * per, m) -> (n, H_kv, per, m); (b, R, H_kv, per, m) of rows in order."""
+        seats = x.view(-1, heads, self.R, x.shape[1] // self.R, x.shape[2]).transpose(1, 2)
+        return seats if self.in_order else seats.flatten(0, 1)[self.places]
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Write each row's key and value, (n, H_kv, d) each, where they belong; return all that may be seen."""
@@ -329,80 +331,8 @@ class PackedDecoder(Layout):
             self.shared[layer] = (keys, values)
         keys, values = (x[taken : taken + count] for x in self.shared[layer])
         keys[..., : k.shape[2]], values[:, :, : v.shape[2]] = k.transpose(2, 3), v
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+        out = self.kernels.sdpa(q, k, v, scale)
         return out.transpose(1, 2).flatten(0, 1)[prompts.unpad]
-
-
-class StaticDecoder(PackedDecoder):
-    """Steps that do the same operations, on the same tensors, from a batch's first token to its last.
-
-    So a CUDA graph can repeat them. A step attends to all positions that there will ever be; a bias that the device
-    makes from its own `age` and `prompt_length` hides those that do not belong to a row yet. A batch keeps its rows
-    until all have finished; the next one sits in its tensors, and its steps are captured anew only where it has another
-    number of rows. Models that look at positions on the host, as some long-context RoPEs do, cannot be captured.
-    """
-
-    compacts = refills = False
-    shape = (0, 0)  # rows and prompts of the batch
-    repeat: Callable[[], None] | None = None  # the captured step
-
-    def kv(self, layer: int) -> KVLayout | None:
-        """Return nothing: PyTorch's operations can be captured, kernels need not be."""
-        return None
-
-    @torch.inference_mode()
-    def step(self, inputs: Tensor) -> Tensor:
-        """See `Decoder`. Where steps are captured, the next one overwrites logits and hidden states."""
-        if self.device.type not in CAPTURED_ON:
-            logits = self.compute(inputs)
-        else:
-            if self.repeat is None:
-                self.inputs = inputs.clone()
-                self.repeat, self.logits = capture(lambda: self.compute(self.inputs))
-                self.read = self.hidden
-            self.inputs.copy_(inputs)
-            self.repeat()
-            logits, self.hidden = self.logits, self.read  # the same tensors, computed anew
-        self.age += 1
-        return logits
-
-    def compute(self, inputs: Tensor) -> Tensor:
-        """See `PackedDecoder`."""
-        self.prompt_bias = self.bias(self.prompt_length[:: self.R] - 1, self.P)
-        self.own_bias = self.bias(self.age)
-        return super().compute(inputs)
-
-    def arrange(self) -> None:
-        """Seat a new batch, in the tensors of the last one where that had as many rows."""
-        shape = (len(self.slots), len(self.lengths))
-        if shape == self.shape:
-            self.prompt_length.copy_(torch.tensor(self.lengths).repeat_interleave(self.R))
-            self.age.zero_()
-        elif self.slots:
-            if len(self.slots) > self.rows:
-                self.make_room(len(self.slots), self.max_new_tokens)
-            super().arrange()
-            self.P, self.t, self.together = self.longest_prompt, self.max_new_tokens, False
-            self.shape, self.repeat = shape, None
-
-
-def capture(compute: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-    """Capture a function as a CUDA graph: return what repeats it, on the same tensors, and the result it overwrites.
-
-    Args:
-        compute: may not wait for the device; called a few times.
-
-    """
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # libraries set themselves up in their first calls, which no graph can hold
-        for _ in range(WARM_UPS):
-            compute()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = compute()
-    return graph.replay, out
 
 
 class _Prompts:
@@ -437,14 +367,3 @@ def _enlarged(x: Tensor, *shape: int) -> Tensor:
     room = zeros(x, *shape)
     room[tuple(slice(size) for size in x.shape)] = x
     return room
-
-
-def _at_least_float32(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
-
-
-def _scores(q: Tensor, keys: Tensor, bias: Tensor | None) -> Tensor:
-    """(n, m, d), (n, d, t), (n, 1, t) -> (n, m, t), in the dtype of q, autocast or not."""
-    with torch.autocast(q.device.type, enabled=False):
-        keys = keys.to(q.dtype)
-        return torch.bmm(q, keys) if bias is None else torch.baddbmm(bias, q, keys)

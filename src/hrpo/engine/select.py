@@ -8,7 +8,11 @@ import torch
 
 from hrpo.engine.interface import DEFAULT, Accelerator, EngineOptions
 
-ACCELERATORS = {"cpu": "hrpo.engine.cpu.accelerator:CpuAccelerator", "torch": "hrpo.engine.interface:Accelerator"}
+ACCELERATORS = {
+    "cpu": "hrpo.engine.cpu.accelerator:CpuAccelerator",
+    "cuda": "hrpo.engine.cuda.accelerator:CudaAccelerator",
+    "torch": "hrpo.engine.interface:Accelerator",
+}
 
 
 def accelerator_for(device: torch.device, options: EngineOptions = DEFAULT) -> Accelerator:

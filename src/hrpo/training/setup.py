@@ -79,7 +79,8 @@ def make_trainer(config: TrainConfig, model: HybridCausalLM, task: Task) -> Trai
         exact=model.rounding != torch.bfloat16 and config.model.quantization == "none",
     )
     rows = rollout.prompts_per_step * rollout.group_size
-    engine = engine_of(rollout.engine)(EngineOptions(static_shapes=rollout.static_shapes), rows)
+    static = None if rollout.static_shapes == "auto" else rollout.static_shapes
+    engine = engine_of(rollout.engine)(EngineOptions(static_shapes=static), rows)
     write = functools.partial(teacher_forced_rollout, model, task, target=config.sft.target)
     return Trainer(model, task, algorithm, optimizer, engine, settings, write=write, sharded=sharded)
 

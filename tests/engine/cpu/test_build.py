@@ -15,7 +15,9 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from hrpo import generate
-from hrpo.engine.cpu import blocks, build, kernels, linear
+from hrpo.engine import like_llama
+from hrpo.engine.attention import laid_out, packed_block
+from hrpo.engine.cpu import build, kernels, linear
 from hrpo.engine.cpu.accelerator import CpuAccelerator
 from hrpo.engine.cpu.blocks import CompiledBlock
 from hrpo.engine.cpu.build import MACHINES, Compiled
@@ -24,9 +26,9 @@ from hrpo.engine.cpu.linear import LinearParts, PackedProduct, product_dtype
 from hrpo.engine.cpu.mixing import mix_compiled
 from hrpo.engine.cpu.norms import CompiledNorm, compiled_norms
 from hrpo.engine.cpu.top_k import top_k_compiled
+from hrpo.engine.decoders import make_decoder
 from hrpo.engine.interface import DEFAULT, REFERENCE, DecodingKernels
 from hrpo.engine.kv import KVLayout, PromptGroups, zeros
-from hrpo.engine.packed_decoder import make_decoder
 from hrpo.engine.packing_probe import packs_up_to
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
@@ -403,7 +405,7 @@ def test_a_compiled_block_is_the_block(dtype):
     x = torch.randn(1, 40, 24).to(dtype)
     embeddings = plain.rotary_emb(x, torch.arange(40).unsqueeze(0))
     for own, replacement in zip(plain.layers, blocks_of, strict=True):
-        with torch.no_grad(), blocks.packed_block(own), blocks.laid_out(blocks._Mix()):
+        with torch.no_grad(), packed_block(own), laid_out(like_llama._Mix()):
             expected, found = own(x, position_embeddings=embeddings), replacement(x, position_embeddings=embeddings)
         if dtype == torch.float32:
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
@@ -582,8 +584,8 @@ def test_a_failure_of_compiled_blocks_is_told(monkeypatch, caplog):
     model = random_model("llama", torch.float32)
     with pytest.raises(TypeError, match="odd"):
         generate(model, PROMPTS, group_size=2, **SAMPLER)
-    monkeypatch.setattr(blocks, "FAILURES_RAISE", False)
+    monkeypatch.setattr(like_llama, "FAILURES_RAISE", False)
     with caplog.at_level(logging.ERROR, "hrpo"):
         rollout = generate(model, PROMPTS, group_size=2, **SAMPLER)
     assert len(rollout) == 2 * len(PROMPTS)
-    assert "compiled code failed on its blocks, which run as they are; please report it" in caplog.text
+    assert "our own code failed on its blocks, which run as they are; please report it" in caplog.text

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from hrpo.common.per_model import PerModel
 from hrpo.engine.checkpointing import kept_bytes, share_to_recompute
 from hrpo.engine.cpu import malloc
-from hrpo.engine.cpu.adapters import fused_adapters
+from hrpo.engine.cpu.adapters import PRODUCTS
 from hrpo.engine.cpu.decode_attention import attend_compiled
 from hrpo.engine.cpu.inference_model import packed_gate, packed_model, with_compiled_blocks
 from hrpo.engine.cpu.kernels import kernels_for
@@ -25,6 +25,7 @@ from hrpo.engine.cpu.trained_blocks import TrainedBlock, patched, trained_blocks
 from hrpo.engine.interface import Accelerator, DecodingKernels, EngineOptions, TrainingKernels
 from hrpo.engine.kv import KVLayout
 from hrpo.engine.packing_probe import read_together
+from hrpo.engine.spans import Packing
 from hrpo.gate import HybridGate
 from hrpo.model import HybridCausalLM
 
@@ -168,13 +169,9 @@ class CpuTraining(TrainingKernels):
             return onednn_linear(x, weight, bias)
         return F.linear(x, weight, bias)
 
-    def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, sequences: Tensor, group_size: int, scale: float
-    ) -> Tensor | None:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float) -> Tensor | None:
         """See `TrainingKernels`."""
-        if not self.library:
-            return None
-        return attend_packed(self.library, query, key, value, sequences, group_size, scale)
+        return attend_packed(self.library, query, key, value, packing, scale) if self.library else None
 
     def products(self) -> contextlib.AbstractContextManager[Any]:
         """See `TrainingKernels`."""
@@ -214,6 +211,6 @@ class CpuTraining(TrainingKernels):
             if lm not in self.complete:
                 stack.enter_context(self.products())
                 if self.fuses:
-                    stack.enter_context(fused_adapters(lm))
+                    stack.enter_context(PRODUCTS.fused(lm))
             stack.enter_context(patched(ours, recomputing=recomputing))
             yield

@@ -8,23 +8,18 @@ compiled code does their products, too.
 
 import contextlib
 import ctypes
-import logging
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from hrpo.engine.attention import Layout, laid_out, layout_in_use, packed_block
+from hrpo.engine.attention import Layout, layout_in_use
 from hrpo.engine.cpu.build import Compiled
 from hrpo.engine.cpu.decode_attention import Step, step_of
 from hrpo.engine.cpu.linear import CompiledLayer, PackedLinear, PackedProduct
 from hrpo.engine.cpu.norms import CompiledNorm
-
-FAILURES_RAISE = False  # whether a failure of our own code ends the program, as it does in tests
-log = logging.getLogger("hrpo")
-# Largest difference from the model's own block, over 1: they sum in another order. In bfloat16, a few of its steps.
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2**-5}
+from hrpo.engine.like_llama import NotLikeLlamaError, alike
 
 
 class _Norm(ctypes.Structure):
@@ -40,10 +35,6 @@ class _Block(ctypes.Structure):
         *((name, CompiledLayer) for name in ("inward", "outward", "gate_and_up", "down")),
         *((name, _Norm) for name in ("first", "second", "q_norm", "k_norm")),
     )
-
-
-class NotLikeLlamaError(Exception):
-    """A block is laid out in another way."""
 
 
 class _Member(NamedTuple):
@@ -137,6 +128,7 @@ class CompiledBlock(nn.Module):
         # Compiled code trusts in what it is told of types.
         products = (self.inward, self.outward, self.gate_and_up, self.down)
         self.dtype, self.H = self.first_norm.dtype, self.inward.sizes[0] // self.d
+        self.width = len(self.first_norm.scales)
         rotate, swiglu = (library.find(name, self.first_norm.norm.weight) for name in ("rotate", "swiglu"))
         if not rotate or not swiglu or any(part.dtype != self.dtype for part in (*norms, *products)):
             raise NotLikeLlamaError("it computes in several types")
@@ -233,38 +225,3 @@ def _together(*layers: Any) -> PackedProduct:
 
 def _norm(norm: CompiledNorm | None) -> _Norm:
     return _Norm() if norm is None else _Norm(norm.scales.data_ptr(), norm.eps, norm.twice)
-
-
-class _Mix(Layout):
-    """Attention of a trial: no attention, but all that goes in shows in what comes out."""
-
-    longest = 1
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """See `Layout`."""
-        mixed = (key * key + value).repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-        return query * (scale + layer / 64) + mixed
-
-
-@torch.no_grad()
-def alike(block: Any, replacement: Any, rotary: Any) -> bool:
-    """Whether a block and its replacement, of whatever kind, give the same for a few tokens."""
-    dtype, D = replacement.dtype, len(replacement.first_norm.scales)
-    x = torch.sin(torch.arange(3.0 * D) * 1.7).view(1, 3, D).to(dtype)
-    try:
-        embeddings = rotary(x, torch.tensor([[0, 7, 40]]))
-        if not all(part.shape == (1, 3, replacement.d) and part.dtype == dtype for part in embeddings):
-            return False
-        with packed_block(block), laid_out(_Mix()):
-            expected = block(x, attention_mask=None, position_embeddings=embeddings)
-    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):  # of somebody's block
-        return False
-    try:
-        with packed_block(block), laid_out(_Mix()):
-            found = replacement(x, position_embeddings=embeddings)
-    except Exception:  # of ours, which is a bug: the model's own block does the same
-        if FAILURES_RAISE:
-            raise
-        log.exception("%s: compiled code failed on its blocks, which run as they are; please report it", type(block))
-        return False
-    return bool(((found - expected).abs() <= TOLERANCE[dtype] * (1 + expected.abs())).all())

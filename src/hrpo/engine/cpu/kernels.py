@@ -32,8 +32,8 @@ from transformers.models.llama.modeling_llama import (
 from hrpo.common.files import write_text
 from hrpo.common.locks import one_at_a_time
 from hrpo.engine.attention import laid_out, layout_in_use, packed_block
-from hrpo.engine.cpu.adapters import fused_adapters
-from hrpo.engine.cpu.blocks import NotLikeLlamaError, activated, rotated
+from hrpo.engine.cpu.adapters import PRODUCTS
+from hrpo.engine.cpu.blocks import activated, rotated
 from hrpo.engine.cpu.build import DTYPES, Compiled, compiled
 from hrpo.engine.cpu.decode_attention import attend_compiled
 from hrpo.engine.cpu.linear import OneDNN, PackedProduct
@@ -45,8 +45,10 @@ from hrpo.engine.cpu.trained_blocks import Scratch, TrainedBlock
 from hrpo.engine.inference_model import LinearParts
 from hrpo.engine.interface import DEFAULT, DecodingKernels, TrainingKernels
 from hrpo.engine.kv import KVLayout
+from hrpo.engine.like_llama import NotLikeLlamaError
 from hrpo.engine.packed_decoder import PackedDecoder
 from hrpo.engine.packing import PackedGroups
+from hrpo.engine.spans import Packing
 from hrpo.gate import mix_candidates
 from hrpo.model import HybridCausalLM
 
@@ -368,13 +370,9 @@ class _PackedAttention(TrainingKernels):
     def __init__(self, library: Compiled | None) -> None:
         self.library = library
 
-    def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, sequences: Tensor, group_size: int, scale: float
-    ) -> Tensor | None:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float) -> Tensor | None:
         """See `TrainingKernels`."""
-        if not self.library:
-            return None
-        return attend_packed(self.library, query, key, value, sequences, group_size, scale)
+        return attend_packed(self.library, query, key, value, packing, scale) if self.library else None
 
 
 def _layout(prompt: int, completion: int, library: Compiled | None) -> PackedGroups:
@@ -430,7 +428,7 @@ def _trained_block(library: Compiled, shape: Shape) -> Pair:
         torch.autograd.grad(out, inputs, x.detach())
 
     def theirs() -> None:
-        with OneDNN(), fused_adapters(block):
+        with OneDNN(), PRODUCTS.fused(block):
             run(block)
 
     return lambda: run(ours), theirs

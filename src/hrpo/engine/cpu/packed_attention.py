@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hrpo.engine.cpu.build import Compiled
 from hrpo.engine.kv import PADDING
+from hrpo.engine.spans import Packing
 
 
 class _Packed(ctypes.Structure):
@@ -56,12 +57,12 @@ class PackedAttention(torch.autograd.Function):
 
 
 def attend_packed(
-    library: Compiled, query: Tensor, key: Tensor, value: Tensor, sequences: Tensor, group_size: int, scale: float
+    library: Compiled, query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float
 ) -> Tensor | None:
     """Return what `TrainingKernels.attend` does; None where the library does not serve such tensors."""
     if not serves(library, query, key, value):
         return None
-    arguments = (query, key, value, sequences, group_size, library, scale)
+    arguments = (query, key, value, packing.sequences, packing.group_size, library, scale)
     out: Tensor = PackedAttention.apply(*arguments)  # type: ignore[no-untyped-call]
     return out
 

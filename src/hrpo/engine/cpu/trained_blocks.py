@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hrpo.engine.adapters import Adapted, adapted
 from hrpo.engine.attention import layout_in_use
-from hrpo.engine.cpu.adapters import Adapted, adapted, fused_adapters, low_of, run, run_back, simple
-from hrpo.engine.cpu.blocks import NotLikeLlamaError, activated, alike, rotated
+from hrpo.engine.cpu.adapters import PRODUCTS
+from hrpo.engine.cpu.blocks import activated, rotated
 from hrpo.engine.cpu.build import Compiled
 from hrpo.engine.cpu.norms import CompiledNorm, compiled_norms
 from hrpo.engine.layers import linear_layers
+from hrpo.engine.like_llama import NotLikeLlamaError, alike
 
 
 class Scratch:
@@ -64,11 +66,11 @@ class TrainedBlock:
             self.layer, self.d, self.scale = attention.layer_idx, attention.head_dim, attention.scaling
         except (AttributeError, KeyError) as error:
             raise NotLikeLlamaError(str(error)) from error
-        self.dtype = self.first_norm.dtype
+        self.dtype, self.width = self.first_norm.dtype, len(self.first_norm.scales)
         self.recomputing = False  # see `patched`
         plain = {id(layer) for _, layer in linear_layers(block)}
         for layer in (*self.inward, *self.outward):
-            if id(layer) not in plain or not (type(layer) is nn.Linear or simple(layer)):
+            if id(layer) not in plain or not (type(layer) is nn.Linear or PRODUCTS.simple(layer)):
                 raise NotLikeLlamaError("its linear layers are of another kind")
             if adapted(layer).weight.dtype != self.dtype:
                 raise NotLikeLlamaError("it computes in several types")
@@ -130,7 +132,7 @@ class _Inward(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, block: TrainedBlock, cosine: Tensor, sine: Tensor, layers: list[Adapted], *_: Tensor
     ) -> tuple[Tensor, ...]:
-        outs, low = run(layers, block.normed(block.first_norm, x))
+        outs, low = PRODUCTS.run(layers, block.normed(block.first_norm, x))
         query, key, value = (out.view(len(x), -1, block.d) for out in outs)
         ctx.save_for_backward(x, cosine, sine, low, *_trained(layers))
         ctx.block, ctx.layers = block, [layer._replace(A=None, B=None) for layer in layers]
@@ -145,7 +147,7 @@ class _Inward(torch.autograd.Function):
         flat = [grad.reshape(len(x), -1) for grad in (query, key, grads[2])]
         needs_x = ctx.needs_input_grad[0]
         normed = block.normed(block.first_norm, x)
-        for_normed, parameters = run_back(layers, normed, low, flat, needs_x=needs_x)
+        for_normed, parameters = PRODUCTS.run_back(layers, normed, low, flat, needs_x=needs_x)
         for_x = block.normed_back(block.first_norm, x, for_normed) if needs_x else None
         return for_x, None, None, None, None, *parameters
 
@@ -158,14 +160,14 @@ class _Outward(torch.autograd.Function):
         ctx: Any, attended: Tensor, x: Tensor, block: TrainedBlock, layers: list[Adapted], *_: Tensor
     ) -> Tensor:
         o, *gate_and_up, down = layers
-        (out,), low = run([o], attended)
+        (out,), low = PRODUCTS.run([o], attended)
         middle = out.add_(x)
-        (gate, up), low_inside = run(gate_and_up, block.normed(block.second_norm, middle))
+        (gate, up), low_inside = PRODUCTS.run(gate_and_up, block.normed(block.second_norm, middle))
         active = block.activated(gate, up)
         if block.recomputing:  # for what is kept: nobody reads the output
-            y, low_down = torch.empty_like(x), low_of([down], active)
+            y, low_down = torch.empty_like(x), PRODUCTS.low_of([down], active)
         else:
-            (y,), low_down = run([down], active)
+            (y,), low_down = PRODUCTS.run([down], active)
             y.add_(middle)
         ctx.save_for_backward(attended, middle, gate, up, low, low_inside, low_down, *_trained(layers))
         ctx.block, ctx.layers = block, [layer._replace(A=None, B=None) for layer in layers]
@@ -177,12 +179,14 @@ class _Outward(torch.autograd.Function):
         block, layers = ctx.block, _with(ctx.layers, trained)
         o, *gate_and_up, down = layers
         grad = grad.contiguous()
-        for_active, for_down = run_back([down], block.activated(gate, up), low_down, [grad])
+        for_active, for_down = PRODUCTS.run_back([down], block.activated(gate, up), low_down, [grad])
         both = block.activated_back(gate, up, for_active)
-        for_normed, for_gate_and_up = run_back(gate_and_up, block.normed(block.second_norm, middle), low_inside, both)
+        for_normed, for_gate_and_up = PRODUCTS.run_back(
+            gate_and_up, block.normed(block.second_norm, middle), low_inside, both
+        )
         del for_active, both
         for_middle = block.normed_back(block.second_norm, middle, for_normed, grad)
-        for_attended, for_o = run_back([o], attended, low, [for_middle])
+        for_attended, for_o = PRODUCTS.run_back([o], attended, low, [for_middle])
         return for_attended, for_middle, None, None, *for_o, *for_gate_and_up, *for_down
 
 
@@ -218,7 +222,7 @@ def trained_blocks(lm: Any, library: Compiled, tried: dict[str, bool]) -> dict[s
             with contextlib.suppress(NotLikeLlamaError):
                 replacement = TrainedBlock(block, norms, library, scratch)
                 if name not in tried:
-                    with fused_adapters(block):
+                    with PRODUCTS.fused(block):
                         tried[name] = alike(block, replacement, rotary)
                 if tried[name]:
                     replacements[name] = replacement
