@@ -277,7 +277,7 @@ class Trainer:
 
     def token_budget(self, rollout: Rollout) -> int:
         """Return the tokens of a micro-batch."""
-        return self.settings.max_tokens or rollout.whole_groups(*self.accelerator.microbatch_tokens)
+        return self.settings.max_tokens or rollout.whole_groups(*self.accelerator.microbatch(self.model))
 
     def replay(
         self, rollout: Rollout, *, policy: Policy = "model", with_reference: bool

@@ -10,8 +10,11 @@ import torch
 from transformers import AutoConfig, LlamaConfig
 from two_processes import in_processes
 
+from hrpo.common.errors import StoppedError
 from hrpo.config.schema import ModelConfig, RolloutConfig, TrainConfig
+from hrpo.engine.checkpointing import fitting_tokens
 from hrpo.models.names import local_folder
+from hrpo.training.advice import told_out_of_memory
 from hrpo.training.estimate import estimate_memory
 
 LLAMA = LlamaConfig(
@@ -174,3 +177,24 @@ def test_measured_in_two_processes(lora_rank, sharding, tmp_path):
     print(lora_rank, sharding, [f"{peak / 1e9:.2f}" for peak in peaks], f"{estimate / 1e9:.2f} GB")
     for peak in peaks:
         assert 0.8 * peak < estimate < 1.2 * peak
+
+
+def test_a_micro_batch_fits_an_accelerator():
+    assert fitting_tokens(100, 10**9) == 16384
+    assert fitting_tokens(100_000, 10**9) == 8192
+    assert fitting_tokens(10**9, 10**9) == 2048  # the fewest: blocks are computed anew then
+    small = estimated(CONFIG, LLAMA, cpu=False, memory=30_000_000)
+    large = estimated(CONFIG, LLAMA, cpu=False, memory=80 * 2**30)
+    assert small["activations"] < large["activations"]
+
+
+def test_no_memory_left_is_one_line():
+    with (
+        pytest.raises(StoppedError) as told,
+        told_out_of_memory(ModelConfig(lora_rank=0, dtype="float32"), "auto"),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
+    assert str(told.value) == (
+        "out of memory (CUDA out of memory): lower max_tokens_per_microbatch, set gradient_checkpointing to true, "
+        "train adapters (model.lora_rank 32), set model.dtype to bfloat16, or lower rollout.prompts_per_step"
+    )

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any, NoReturn, TypeVar, cast
 
 import torch
@@ -20,8 +21,23 @@ from hrpo.common.errors import MainFailedError
 from hrpo.common.signals import SIGNALS
 
 BUCKET = 2**25  # numbers that are added up at a time: 128 MB of float32
+LONGEST = timedelta(hours=2)  # that others wait for what one process does alone
+_groups: dict[str, dist.ProcessGroup] = {}
 T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)
+
+
+def objects() -> dist.ProcessGroup | None:
+    """Return the group in which processes tell each other what is no tensor, over gloo whatever device they train on.
+
+    One of them may write a checkpoint of many gigabytes meanwhile; NCCL would let the others wait on the GPU, and end
+    the job after ten minutes. All processes have to call it for the first time together.
+    """
+    if dist.get_backend() == "gloo":
+        return None  # the default group is one
+    if "objects" not in _groups:
+        _groups["objects"] = dist.new_group(backend="gloo", timeout=LONGEST)
+    return _groups["objects"]
 
 
 def count() -> int:
@@ -59,7 +75,7 @@ def gather(value: T) -> list[T]:
     if count() == 1:
         return [value]
     packed: list[Any] = [None] * count()
-    dist.all_gather_object(packed, _pack(value))
+    dist.all_gather_object(packed, _pack(value), group=objects())
     return [_unpack(data) for data in packed]
 
 
@@ -73,7 +89,7 @@ def all_reduce_sum(numbers: dict[str, float]) -> dict[str, float]:
 def barrier() -> None:
     """Go on when all processes have come here."""
     if count() > 1:
-        dist.barrier()
+        dist.barrier(group=objects())
 
 
 def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
@@ -119,7 +135,7 @@ def from_main(compute: Callable[[], T]) -> T:
         return compute()
     message: list[Any] = [None]
     if not is_main_process():
-        dist.broadcast_object_list(message, src=0)
+        dist.broadcast_object_list(message, src=0, group=objects())
         value, failed = _unpack(message[0])
         if failed:
             raise everywhere(MainFailedError())
@@ -127,10 +143,10 @@ def from_main(compute: Callable[[], T]) -> T:
     try:
         value = compute()
     except BaseException as error:
-        dist.broadcast_object_list([_pack((None, True))], src=0)
+        dist.broadcast_object_list([_pack((None, True))], src=0, group=objects())
         everywhere(error)
         raise
-    dist.broadcast_object_list([_pack((value, False))], src=0)
+    dist.broadcast_object_list([_pack((value, False))], src=0, group=objects())
     return value
 
 

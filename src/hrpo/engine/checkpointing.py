@@ -13,6 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 Context = Callable[[nn.Module], AbstractContextManager[Any]]
 LEAST_KEPT = 256_000_000  # bytes of activations that are kept in any case
+MICROBATCH = (2048, 16384)  # tokens on an accelerator: fewer leave it idle, more are no faster
 
 
 class _Recomputed(nn.Module):
@@ -56,6 +57,20 @@ def recomputed_blocks(lm: Any, share: float, context: Context) -> Iterator[None]
     finally:
         for name, block in chosen:
             lm.set_submodule(name, block)
+
+
+def fitting_tokens(per_token: int, room: int) -> int:
+    """Return the most tokens of a micro-batch, a power of two, whose activations stay within the room.
+
+    Args:
+        per_token: bytes that all blocks keep of one.
+        room: bytes. Where it is too small for the fewest tokens, blocks have to be computed anew.
+
+    """
+    tokens = MICROBATCH[1]
+    while tokens > MICROBATCH[0] and tokens * per_token > room:
+        tokens //= 2
+    return tokens
 
 
 def share_to_recompute(kept: int, weights: int) -> float:

@@ -195,7 +195,7 @@ class Accelerator:
     """PyTorch alone."""
 
     head_tile = HEAD_TILE
-    microbatch_tokens = (16384, 16384)  # of a micro-batch where nothing is said: least and most
+    microbatch_tokens = (16384, 16384)  # least and most of a micro-batch, see `microbatch`
     look_every = 16  # decode steps between looks at what has finished: each look waits for the device
 
     def serves(self, device: torch.device) -> bool:
@@ -213,6 +213,10 @@ class Accelerator:
     def packed_bytes(self, dtype: torch.dtype) -> int:
         """Return the bytes of a weight of this dtype in a copy that decodes; 0 where it is shared with the model."""
         return 0
+
+    def microbatch(self, model: HybridCausalLM) -> tuple[int, int]:
+        """Return the least and the most tokens of a micro-batch where nothing is said."""
+        return self.microbatch_tokens
 
     def checkpointing_share(self, model: HybridCausalLM, tokens: int) -> float:
         """Return the share of blocks to recompute in the backward pass of so many tokens where nothing is said."""

@@ -1,8 +1,12 @@
 """What to change when rewards teach nothing: signs of a run, and the options that help."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
+from hrpo.common.errors import StoppedError
 from hrpo.common.metrics import CLIPPED, NO_SIGNAL, UNIQUE
 from hrpo.config.schema import Auto, ModelConfig, RolloutConfig, TaskConfig, length_limit
 from hrpo.models.turns import NO_END
@@ -99,6 +103,11 @@ def memory_advice(peak: int, available: int, model: ModelConfig, gradient_checkp
     """Return what to change where the estimated peak, in bytes, comes near what there is."""
     if peak <= 0.9 * available:
         return []
+    ways = ", ".join(_ways_to_less_memory(model, gradient_checkpointing))
+    return [f"the run may need {peak / 1e9:.1f} GB of {available / 1e9:.1f} GB: {ways}"]
+
+
+def _ways_to_less_memory(model: ModelConfig, gradient_checkpointing: bool | Auto) -> list[str]:
     ways = ["lower max_tokens_per_microbatch"]
     if gradient_checkpointing is not True:
         ways.append("set gradient_checkpointing to true")
@@ -106,4 +115,20 @@ def memory_advice(peak: int, available: int, model: ModelConfig, gradient_checkp
         ways.append("train adapters (model.lora_rank 32)")
     if model.dtype != "bfloat16":
         ways.append("set model.dtype to bfloat16")
-    return [f"the run may need {peak / 1e9:.1f} GB of {available / 1e9:.1f} GB: {', '.join(ways)}"]
+    return ways
+
+
+@contextlib.contextmanager
+def told_out_of_memory(model: ModelConfig, gradient_checkpointing: bool | Auto) -> Iterator[None]:
+    """Within it, an accelerator that has no memory left is told in one line, with what to change.
+
+    Raises:
+        StoppedError: in place of PyTorch's error.
+
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        ways = ", ".join(_ways_to_less_memory(model, gradient_checkpointing))
+        first = str(error).split(". ")[0]
+        raise StoppedError(f"out of memory ({first}): {ways}, or lower rollout.prompts_per_step") from error

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 
 from hrpo.config.schema import Auto, LatentConfig, ModelConfig, RolloutConfig, Sharding, length_limit
-from hrpo.engine.checkpointing import share_to_recompute
+from hrpo.engine.checkpointing import fitting_tokens, share_to_recompute
 from hrpo.engine.interface import Accelerator
 from hrpo.engine.select import accelerator_for
 from hrpo.latent import mode_of
 from hrpo.models.context import context_of
 from hrpo.training.shapes import Shape, shape_of
 
+USABLE = 0.8  # of an accelerator's free memory
 LIBRARIES = 450_000_000  # Python, torch and transformers in a process on a CPU, measured
 
 
@@ -28,6 +29,7 @@ def estimate_memory(
     max_tokens_per_microbatch: int,
     gradient_checkpointing: bool | Auto,
     cpu: bool,
+    memory: int = 80 * 2**30,
     processes: int = 1,
     sharding: Sharding = "none",
 ) -> dict[str, int]:
@@ -47,6 +49,7 @@ def estimate_memory(
         max_tokens_per_microbatch: see `TrainConfig`.
         gradient_checkpointing: see `TrainConfig`.
         cpu: on a CPU weights are packed again for decoding, in float32 all but the head's. There is a compiler.
+        memory: bytes of an accelerator, by which a micro-batch is chosen.
         processes: that share the groups, and the parameters where `sharding` is "fsdp".
         sharding: see `TrainConfig`.
 
@@ -61,6 +64,7 @@ def estimate_memory(
         shape=shape_of(lm_config),
         longest=length_limit(rollout.max_new_tokens, context_of(lm_config)),
         cpu=cpu,
+        memory=memory,
         processes=processes,
         shards=processes if sharding == "fsdp" else 1,
     )
@@ -82,6 +86,7 @@ class _Need:
         shape: of the model.
         longest: tokens of a completion.
         cpu: on a CPU.
+        memory: of the device, elsewhere.
         processes: how many there are.
         shards: processes that share the parameters.
 
@@ -96,6 +101,7 @@ class _Need:
     shape: Shape
     longest: int
     cpu: bool
+    memory: int
     processes: int
     shards: int
 
@@ -154,9 +160,16 @@ class _Need:
         """Of a microbatch."""
         group = self.prompt + self.rollout.group_size * self.longest
         least, most = self.accelerator.microbatch_tokens
+        if not self.cpu:
+            least = most = fitting_tokens(self._kept(share=0.0), self.room)
         budget = self.max_tokens or min(max(group, least), most)
         tokens = min(budget, self.own * group)
         return tokens // group * group if tokens > group else tokens  # groups are not cut where they need not be
+
+    @cached_property
+    def room(self) -> int:
+        """Bytes for activations on an accelerator."""
+        return round(USABLE * max(0, self.memory - sum(self.always().values()) - self.trained * 4 // self.shards))
 
     def always(self) -> dict[str, int]:
         """What is held all the time."""
@@ -180,7 +193,7 @@ class _Need:
         if self.cpu:
             copy = (shape.in_linears + (shape.hidden * shape.vocabulary if self.half else 0)) * self.packed
         else:
-            copy = 0 if self.half or not self.rank else shape.in_linears * self.stored
+            copy = shape.in_linears * self.act  # the layers, joined
         gathered = shape.total * self.stored + (self.adapters + shape.gate) * 4
         return {
             "decoding copy": copy,
@@ -208,13 +221,16 @@ class _Need:
         """What writing a checkpoint needs: the first process gathers AdamW's state into main memory."""
         return {"whole AdamW": self.trained * 8 if self.shards > 1 and self.cpu else 0}
 
-    def _kept(self) -> int:
+    def _kept(self, share: float | None = None) -> int:
         """Return the bytes that all blocks keep for their backward pass, per token, where some are recomputed."""
         block, passed = self._block()
         recompute, blocks = self.recompute, self.shape.blocks
-        share = float(recompute) if recompute != "auto" else 0.0
-        if recompute == "auto" and self.cpu:
+        if share is None and recompute != "auto":
+            share = float(recompute)
+        elif share is None and self.cpu:
             share = share_to_recompute(self.tokens * passed, self.shape.total * self.stored)
+        elif share is None:
+            share = share_to_recompute(self.tokens * block * blocks, self.room)
         again = math.ceil(share * blocks)
         return again * self.shape.hidden * self.act + (blocks - again) * block + (block if again else 0)
 
@@ -233,7 +249,7 @@ class _Need:
             passed = act * (shape.outs + shape.blocks * shape.heads)
         else:
             block = (6 * D + 2 * kv + 4 * inner + 7 * rank) * act
-            block += 4 * (6 * D + inner) if self.half and rank else 0
+            block += 4 * (6 * D + inner) if self.half and rank and self.cpu else 0
             passed = act * (shape.outs + shape.ins)
         block += (D + 4 * kv) * act if not self.cpu or act == 8 else 0
         return block, passed

@@ -11,6 +11,7 @@ import yaml
 from hrpo.common import distributed
 from hrpo.common.console import console, print_table
 from hrpo.common.errors import InputError
+from hrpo.common.memory import total_memory
 from hrpo.config.schema import RolloutConfig, TrainConfig, length_limit
 from hrpo.models.adapter import require_full_weights
 from hrpo.models.context import context_of
@@ -47,6 +48,7 @@ def show_plan(config: TrainConfig, *, resume: bool = False) -> None:
         max_tokens_per_microbatch=config.max_tokens_per_microbatch,
         gradient_checkpointing=config.gradient_checkpointing,
         cpu=not torch.cuda.is_available(),
+        memory=total_memory(torch.device("cuda")) if torch.cuda.is_available() else 0,
         processes=distributed.planned(),
         sharding=config.sharding,
     )

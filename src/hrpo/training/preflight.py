@@ -15,7 +15,7 @@ from hrpo.common.errors import InputError
 from hrpo.common.memory import peak_memory, total_memory
 from hrpo.config.schema import TrainConfig
 from hrpo.tasks.judge import DELIMITER
-from hrpo.training.advice import Signs, advice, memory_advice
+from hrpo.training.advice import Signs, advice, memory_advice, told_out_of_memory
 from hrpo.training.length_filter import show_dropped
 from hrpo.training.run import Run
 
@@ -62,7 +62,8 @@ def check_run(config: TrainConfig) -> Check:
     with tempfile.TemporaryDirectory() as folder:
         run = Run(dataclasses.replace(config, output_dir=folder))
         show_dropped(run.trainer.task)
-        return check(run)
+        with told_out_of_memory(config.model, config.gradient_checkpointing):
+            return check(run)
 
 
 def check(run: Run) -> Check:

@@ -18,7 +18,7 @@ from hrpo.config.schema import TrainConfig
 from hrpo.data import Metrics
 from hrpo.reports.run_report import write_report
 from hrpo.storage.retention import prune, scores
-from hrpo.training.advice import Signs, advice
+from hrpo.training.advice import Signs, advice, told_out_of_memory
 from hrpo.training.length_filter import show_dropped
 from hrpo.training.monitor import active, onsets, skipped_in_a_row
 from hrpo.training.nonfinite import FOLDER as SKIPPED
@@ -55,7 +55,8 @@ def train(config: TrainConfig, *, resume: bool = False, stop: Stop | None = None
     """
     try:
         run = Run(config, resume=resume)
-        return _whole(run, stop or Stop())
+        with told_out_of_memory(config.model, config.gradient_checkpointing):
+            return _whole(run, stop or Stop())
     except (OSError, SafetensorError) as error:
         if not files.is_full(error):
             raise

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hrpo.common.per_model import PerModel
 from hrpo.engine.adapters import AdapterProducts
+from hrpo.engine.checkpointing import fitting_tokens, kept_bytes, share_to_recompute
 from hrpo.engine.cuda import attention
 from hrpo.engine.cuda.graphs import CapturedSteps
 from hrpo.engine.cuda.inference_model import InferenceModel, signature
@@ -20,14 +21,23 @@ from hrpo.engine.spans import Packing
 from hrpo.model import HybridCausalLM
 
 PRODUCTS = AdapterProducts()
+UNCOUNTED = 1.25  # what blocks keep in all, over what their linear layers read and write
+USABLE = 0.8  # of the memory that is free: the rest is for the head, and for holes
+OF_TRAINED = 12  # bytes of gradient and AdamW for each number that is trained
 
 
 @dataclass
 class Known:
-    """What is kept of a model between rollouts: how it decodes, by options, and names of blocks that allow more."""
+    """What is kept of a model.
+
+    decoding: how it decodes, by options.
+    blocks: names of those that decode with fewer kernels; None: not tried yet.
+    room: bytes for activations, as they were free at the first update; None before.
+    """
 
     decoding: dict[EngineOptions, "CudaDecoding"] = field(default_factory=dict)
     blocks: list[str] | None = None
+    room: int | None = None
 
 
 known: PerModel[Known] = PerModel(Known)
@@ -51,6 +61,35 @@ class CudaAccelerator(Accelerator):
     def training(self, model: HybridCausalLM, options: EngineOptions) -> TrainingKernels:
         """See `Accelerator`."""
         return CudaTraining(model)
+
+    def packed_bytes(self, dtype: torch.dtype) -> int:
+        """See `Accelerator`: layers that are joined are copied."""
+        return dtype.itemsize
+
+    def microbatch(self, model: HybridCausalLM) -> tuple[int, int]:
+        """See `Accelerator`; as many as the memory allows that is free at the first update."""
+        tokens = fitting_tokens(_kept(model, 1), _room(model))
+        return tokens, tokens
+
+    def checkpointing_share(self, model: HybridCausalLM, tokens: int) -> float:
+        """See `Accelerator`; none where a micro-batch fits as it is."""
+        return share_to_recompute(_kept(model, tokens), _room(model))
+
+
+def _kept(model: HybridCausalLM, tokens: int) -> int:
+    """Return about the bytes that all blocks keep of so many tokens."""
+    return round(UNCOUNTED * kept_bytes(model.bare_lm, tokens, model.autocast or model.lm_dtype))
+
+
+def _room(model: HybridCausalLM) -> int:
+    """Return the bytes that activations may take."""
+    learnt = known.of(model)
+    if learnt.room is None:
+        free, _ = torch.cuda.mem_get_info(model.device)
+        free += torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
+        to_come = OF_TRAINED * sum(p.numel() for p in model.parameters() if p.requires_grad)
+        learnt.room = max(0, round(USABLE * (free - to_come)))
+    return learnt.room
 
 
 class CudaDecoding(DecodingKernels):
