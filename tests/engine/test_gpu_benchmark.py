@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 NOT_THERE = ["jsonargparse", "math_verify", "statsmodels", "rich", "matplotlib", "gguf", "datasets", "trl", "pyarrow"]
@@ -28,6 +29,7 @@ def test_without_a_gpu_it_says_so():
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="a pretended GPU needs a C++ compiler")
+@pytest.mark.skipif(torch.version.cuda is not None, reason="a pretended GPU needs a PyTorch without CUDA")
 def test_all_of_it_on_a_pretended_gpu(tmp_path):
     command = [sys.executable, "-m", "benchmarks.gpu", "--pretend", "--out", str(tmp_path)]
     assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0

@@ -8,9 +8,13 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 
 FOLDER = Path(__file__).parent.parent / "pretended_gpu"
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="a pretended GPU needs a C++ compiler")
+pytestmark = [
+    pytest.mark.skipif(shutil.which("g++") is None, reason="a pretended GPU needs a C++ compiler"),
+    pytest.mark.skipif(torch.version.cuda is not None, reason="a pretended GPU needs a PyTorch without CUDA"),
+]
 
 
 def slow(*values):

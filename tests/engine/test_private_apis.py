@@ -90,10 +90,16 @@ def test_numbers_of_sympy_know_their_precision():
     assert sympy.Float("0.1", 15)._prec > 1
 
 
+def test_traced_code_has_a_limit_of_variants():
+    """`torch._dynamo.config.recompile_limit` is the number of variants that a function is compiled in."""
+    assert torch._dynamo.config.recompile_limit > 0
+
+
 OURS = {"_check_right", "_reference", "_exit", "_replace"}  # of hrpo's own classes, and public in spite of their names
 LISTED = {
     "_attn_implementation",
     "_disable_adapters",
+    "_dynamo",
     "_is_amx_tile_supported",
     "_is_avx512_bf16_supported",
     "_is_mkldnn_bf16_supported",

@@ -207,3 +207,22 @@ def test_no_step_waits_for_the_gpu(techniques, top_k):
 
     waits(8)  # what is made once
     assert 0 < waits(8) == waits(8)
+
+
+@pytest.mark.parametrize("arch", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
+def test_a_step_is_traced_as_one_graph(arch, monkeypatch):
+    """`torch.compile` with `fullgraph` raises where it has to break one."""
+    traced = []
+
+    def compiler(function, **options):
+        assert options["fullgraph"]
+        return compile_(function, backend=lambda module, inputs: traced.append(module) or module.forward, **options)
+
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", compiler)
+    monkeypatch.setattr(graphs.CapturedSteps, "run", lambda self, step, state, key: step(state))
+    model = adapted(arch)
+    options = dataclasses.replace(CUDA_ON_CPU, torch_compile=True)
+    same_rollouts(roll_out(model, SEVEN, DEFAULT), roll_out(model, SEVEN, options), 1e-8)
+    assert 0 < len(traced) < 5  # one for each number of rows
+    torch.compiler.reset()

@@ -116,6 +116,7 @@ class RolloutConfig:
         max_prompt_tokens: longest prompt that is trained on; 0 takes what the model's context leaves.
         long_prompts: "drop" leaves problems with a longer prompt out, and says how many; "refuse" does not start.
         static_shapes: decode in few different steps, captured as CUDA graphs and repeated; auto does so on CUDA alone.
+        torch_compile: fuse the operations of such steps by torch.compile; each takes a while at first.
         engine: who samples them: "hybrid", the model itself, or your own (docs/add-an-engine.md).
     """
 
@@ -127,6 +128,7 @@ class RolloutConfig:
     max_prompt_tokens: bounds.Tokens = 0
     long_prompts: LongPrompts = "drop"
     static_shapes: bool | Auto = "auto"
+    torch_compile: bool = False
     engine: str = "hybrid"
 
 

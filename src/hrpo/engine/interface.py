@@ -34,6 +34,7 @@ class EngineOptions:
             packed).
         static_shapes: decode in few different steps, which a device may capture and repeat, see `StaticDecoder` (needs
             packed); None: where the device does.
+        torch_compile: compile such steps by `torch.compile`, which fuses small operations and takes minutes at first.
         accelerator: a name of `hrpo.engine.select.ACCELERATORS`, or one of your own; "auto" takes the first that
             serves the model's device.
 
@@ -44,6 +45,7 @@ class EngineOptions:
     folded_adapter: bool = True
     chunked_head: bool = True
     static_shapes: bool | None = None
+    torch_compile: bool = False
     accelerator: "str | Accelerator" = "auto"
 
 

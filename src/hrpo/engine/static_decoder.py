@@ -6,12 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hrpo.engine.attention import bind_layout
 from hrpo.engine.interface import DecodingKernels
 from hrpo.engine.kv import KVLayout
 from hrpo.engine.packed_decoder import PackedDecoder
 
 FEWEST_POSITIONS = 256  # of completions that a step attends to; twice as many whenever they are full
 PROMPT_STEP = 64  # room for prompts is made for multiples of so many tokens, so that the next batch finds it, too
+STEPS = 64  # different ones that there may be in a process
 PLACED = ("members", "places", "row", "prompt_length", "age", "prompt_bias")  # what `arrange` works out
 
 
@@ -33,6 +35,12 @@ class StaticDecoder(PackedDecoder):
         room = -(-longest_prompt // PROMPT_STEP) * PROMPT_STEP
         super().__init__(lm, kernels, prompts=prompts, longest_prompt=room, max_new_tokens=max_new_tokens)
         self.together = False
+        bind_layout(lm, self)
+        self.forward = self._forward
+        if kernels.options.torch_compile:
+            limit = torch._dynamo.config.recompile_limit
+            torch._dynamo.config.recompile_limit = max(STEPS, limit)
+            self.forward = torch.compile(self._forward, fullgraph=True, dynamic=False)
         self.placed: dict[tuple[int, int, int], dict[str, Tensor]] = {}  # for each number of rows, slots and seats
 
     def fits(self, prompts: int, longest_prompt: int, max_new_tokens: int) -> bool:
@@ -73,7 +81,17 @@ class StaticDecoder(PackedDecoder):
     def step(self, inputs: Tensor) -> Tensor:
         """See `Decoder`; doing it again changes nothing until the next `ready`."""
         self.own_bias = self.bias(self.age)
-        return self.compute(inputs)
+        self.hidden, logits = self.forward(inputs, self.prompt_length + self.age)
+        return logits
+
+    def _forward(self, inputs: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, D), (n,) -> hidden states (n, D), logits (n, V)."""
+        with self.model.precision():
+            out = self.lm.base_model(
+                inputs_embeds=inputs.unsqueeze(0), position_ids=positions.unsqueeze(0), use_cache=False
+            )
+            hidden = out.last_hidden_state[0]
+            return hidden, self.lm.get_output_embeddings()(hidden)
 
     def rows_for(self, count: int) -> int:
         """See `Decoder`."""

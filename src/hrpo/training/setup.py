@@ -80,7 +80,7 @@ def make_trainer(config: TrainConfig, model: HybridCausalLM, task: Task) -> Trai
     )
     rows = rollout.prompts_per_step * rollout.group_size
     static = None if rollout.static_shapes == "auto" else rollout.static_shapes
-    engine = engine_of(rollout.engine)(EngineOptions(static_shapes=static), rows)
+    engine = engine_of(rollout.engine)(EngineOptions(static_shapes=static, torch_compile=rollout.torch_compile), rows)
     write = functools.partial(teacher_forced_rollout, model, task, target=config.sft.target)
     return Trainer(model, task, algorithm, optimizer, engine, settings, write=write, sharded=sharded)
 

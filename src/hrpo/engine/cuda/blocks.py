@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hrpo.engine.attention import layout_in_use
+from hrpo.engine.attention import Layout, layout_in_use
 from hrpo.engine.cuda.linear import JoinedProduct, product_of
 from hrpo.engine.like_llama import NotLikeLlamaError, alike
 
@@ -61,6 +61,7 @@ class DecodingBlock(nn.Module):
             self.eps = {norm: float(norm.variance_epsilon) for norm in norms}
         except AttributeError as error:
             raise NotLikeLlamaError(str(error)) from error
+        self.layout: Layout | None = None  # see `bind_layout`
         self.rotary, self.dtype, self.width = rotary, self.inward.dtype, self.inward.in_features
         products = (self.inward, self.outward, self.gate_and_up, self.down)
         if any(part.dtype != self.dtype for part in products) or any(norm.weight.dtype != self.dtype for norm in norms):
@@ -78,7 +79,7 @@ class DecodingBlock(nn.Module):
             both = torch.cat([self.norm(self.q_norm, query), self.norm(self.k_norm, key)], dim=1)
         both = torch.addcmul(both * cosine, both.roll(d // 2, 2), sine)
         query, key = torch.split(both, heads, dim=1)
-        attended = layout_in_use().attend(self.layer, query, key, value, self.scale)  # (S, H, d)
+        attended = (self.layout or layout_in_use()).attend(self.layer, query, key, value, self.scale)  # (S, H, d)
         x = self.outward.compute(attended.flatten(1), x)
         gate, up = torch.split(self.gate_and_up.compute(self.norm(self.second_norm, x)), self.gate_and_up.sizes, dim=1)
         return self.down.compute(F.silu(gate).mul_(up), x).unsqueeze(0)
