@@ -26,9 +26,8 @@ LONGEST = 512  # tokens of a completion where nobody says another limit; the pap
 
 def length_limit(asked: int | Auto, context: int | None) -> int:
     """Return the most tokens of a completion: what is asked for; for auto `LONGEST`, or half of a shorter context."""
-    if asked != "auto":
-        return asked
-    return LONGEST if context is None else min(LONGEST, max(1, context // 2))
+    shorter = LONGEST if context is None else min(LONGEST, max(1, context // 2))
+    return shorter if asked == "auto" else asked
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ class RolloutConfig:
         max_prompt_tokens: longest prompt that is trained on; 0 takes what the model's context leaves.
         long_prompts: "drop" leaves problems with a longer prompt out, and says how many; "refuse" does not start.
         static_shapes: decode in few different steps, captured as CUDA graphs and repeated; auto does so on CUDA alone.
-        torch_compile: fuse the operations of such steps by torch.compile; each takes a while at first.
+        torch_compile: fuse the operations of such steps by torch.compile, which takes a while at first.
         engine: who samples them: "hybrid", the model itself, or your own (docs/add-an-engine.md).
     """
 
@@ -244,10 +243,11 @@ class TrainConfig:
         max_steps: optimizer steps, one rollout each.
         seed: of data order, sampling and initial gate.
         max_tokens_per_microbatch: tokens of a micro-batch, a group's prompt counted once; lower it when memory runs
-            out. 0 takes a group, or 1,024 to 4,096, on a CPU, where more is no faster, and 16,384 elsewhere.
+            out. 0 takes a group, or 1,024 to 4,096, on a CPU, where more is no faster; elsewhere up to 16,384, as
+            memory allows.
         gradient_checkpointing: keep only the inputs of the model's blocks and compute the rest anew in the backward
-            pass: less memory, more time. auto does it on a CPU, for as many blocks as it takes for the others to keep
-            no more than what the weights take, or 256 MB.
+            pass: less memory, more time. auto does it for as many blocks as memory asks for; on a CPU, so that the
+            others keep no more than what the weights take, or 256 MB.
         sharding: with several processes, "fsdp" leaves each its share of the parameters, of their gradients and of the
             optimizer's state (torch's fully_shard); "none" gives each all of them.
         save_every: updates between checkpoints; the last is always kept.
@@ -311,15 +311,13 @@ class CompareConfig:
     """A comparison of runs that differ in some settings, each from several seeds.
 
     Args:
-        modes: latent modes, and sft for supervised fine-tuning with as many updates; the first is what the others are
-            compared with.
+        modes: latent modes, and sft with as many updates; the first is what the others are compared with.
         arms: any settings instead, by dotted names under a name of one's own, {low: {latent.r_min: 0.9}}; {arm} in the
             runs' name stands for that.
         decode: modes in which an arm's trained models answer the test problems once more, {low: [discrete, swapped]};
             each makes an arm of its own.
         seeds: of the runs of each.
-        results: a folder for the comparison and a small JSON of each finished run, which is not trained again then;
-            empty: that of the runs.
+        results: a folder for the comparison and a JSON of each finished run, not trained again; empty: the runs' own.
         report: what the comparison's files there are called: REPORT.json, REPORT.md and REPORT.png.
     """
 
