@@ -1,5 +1,6 @@
 """What holds in all tests, and which combinations of parameters the fast suite takes."""
 
+import os
 import signal
 from collections import defaultdict
 
@@ -17,6 +18,7 @@ measured_times = kernels and kernels._times
 
 def pytest_configure() -> None:
     """Use all compiled code that there is, so that it is tested: what is faster differs between runs of tiny models."""
+    os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # runs of a few tokens; tests of a GPU ask for it themselves
     like_llama.FAILURES_RAISE = True
     signal.signal(
         signal.SIGINT, signal.default_int_handler
