@@ -226,3 +226,16 @@ def test_a_step_is_traced_as_one_graph(arch, monkeypatch):
     same_rollouts(roll_out(model, SEVEN, DEFAULT), roll_out(model, SEVEN, options), 1e-8)
     assert 0 < len(traced) < 5  # one for each number of rows
     torch.compiler.reset()
+
+
+def test_what_cannot_be_captured_runs_step_by_step(monkeypatch, caplog):
+    def capture(*_):
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(graphs, "capture", capture)
+    monkeypatch.setattr(graphs, "new_pool", lambda: None)
+    model = adapted("llama")
+    for _ in range(2):
+        same_rollouts(roll_out(model, SEVEN, DEFAULT), roll_out(model, SEVEN, CUDA_ON_CPU), 1e-8)
+    told = "decode steps run one by one, as they cannot be captured: operation not permitted when stream is capturing"
+    assert [record.message for record in caplog.records if "one by one" in record.message] == [told]

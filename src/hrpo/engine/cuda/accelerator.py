@@ -151,7 +151,9 @@ class CudaDecoding(DecodingKernels):
 
     def forget_steps(self) -> None:
         """See `DecodingKernels`."""
+        capturable = self.steps.capturable
         self.steps = CapturedSteps()
+        self.steps.capturable = capturable
 
 
 class CudaTraining(TrainingKernels):

@@ -22,22 +22,38 @@ class CapturedSteps:
     def __init__(self) -> None:
         self.steps: dict[Hashable, tuple[State, Callable[[], None]]] = {}
         self.pool: Any = None
+        self.capturable = True
 
     def run(self, step: Callable[[State], State], state: State, key: Hashable) -> State:
-        """Do a step: the first of its kind is captured, the others repeat it. The state that comes back is its own."""
+        """Do a step: the first of its kind is captured, the others repeat it. The state that comes back is its own.
+
+        A model that waits for the device in a step, as some long-context RoPEs do, cannot be captured, which is said.
+        """
+        if not self.capturable:
+            return step(state)
         shapes = tuple((name, value.shape, value.dtype) for name, value in state.items())
         kept = self.steps.get((key, shapes))
         if kept is None:
-            own = {name: value.clone() for name, value in state.items()}
-            if self.pool is None:
-                self.pool = new_pool()
-            kept = self.steps[key, shapes] = own, capture(lambda: _in_place(step, own), lambda: step(own), self.pool)
+            try:
+                kept = self.steps[key, shapes] = self._captured(step, state)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                self.capturable = False
+                log.warning("decode steps run one by one, as they cannot be captured: %s", str(error).split("\n")[0])
+                return step(state)
         own, repeat = kept
         for name, value in state.items():
             if value is not own[name]:
                 own[name].copy_(value)
         repeat()
         return dict(own)
+
+    def _captured(self, step: Callable[[State], State], state: State) -> tuple[State, Callable[[], None]]:
+        """Capture a step; return the state that it works on, and what repeats it."""
+        own = {name: value.clone() for name, value in state.items()}
+        self.pool = self.pool or new_pool()
+        return own, capture(lambda: _in_place(step, own), lambda: step(own), self.pool)
 
 
 def _in_place(step: Callable[[State], State], state: State) -> None:
